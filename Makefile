@@ -1,0 +1,48 @@
+# `make` alone lists what there is. PYTHON picks the interpreter: 3.11 or 3.12.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXTRAS := api,workers,engine,triton,local,demo-model,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test check fmt lint clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(STAMP)  ## create .venv and install the locked dependencies
+
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in [(3, 11), (3, 12)] and \
+	  f"Darkroom needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@echo "Installing into $(VENV) (2 GB; about two minutes the first time)"
+	@$(PYTHON) -m venv $(VENV) || { echo "No venv module: on Debian, apt install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
+	  --constraint requirements.lock --editable '.[$(EXTRAS)]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## 24 prompts through the whole stack into demo-output/
+	@$(BIN)/darkroom up --port 0 --data-dir .darkroom/demo -- \
+	  $(BIN)/darkroom batch submit examples/prompts.csv --wait --out demo-output
+
+up: $(STAMP)  ## the whole stack in the foreground until Ctrl-C, data in .darkroom/
+	@$(BIN)/darkroom up
+
+test: $(STAMP)  ## every test that needs no GPU
+	@$(BIN)/pytest
+
+check: $(STAMP) lint test  ## format, lint, types, import arrows, then the tests
+
+lint: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+fmt: $(STAMP)  ## format, and mend what can be mended
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:  ## remove the demo's pictures and the stack's data
+	rm -rf demo-output .darkroom

@@ -1,0 +1,1 @@
+"""HTTP: translates between the contract and the core; decides nothing."""

@@ -1,0 +1,62 @@
+"""`python -m api`: the HTTP server."""
+
+import argparse
+import ipaddress
+import sys
+
+import uvicorn
+
+from api.app import create_app
+from darkroom.errors import SetupError
+from darkroom.readiness import print_checks
+from darkroom.settings import Settings, load_settings
+
+
+def main() -> int:
+    """Serve until SIGTERM, which lets requests in flight finish."""
+    parser = argparse.ArgumentParser(
+        prog="python -m api",
+        description="The HTTP API: takes jobs and batches, answers polls.",
+        epilog="Configured by DARKROOM_* variables; see .env.example.",
+    )
+    parser.add_argument("--check", action="store_true", help="only check what it would connect to")
+    arguments = parser.parse_args()
+    settings = load_settings()
+    if arguments.check:
+        return print_checks(settings)
+    try:
+        refuse_open_door(settings)
+        app = create_app(settings)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    uvicorn.run(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 * 2**10,
+    )
+    return 0
+
+
+def refuse_open_door(settings: Settings) -> None:
+    """Raises SetupError when anybody who reaches the port could use it without a key."""
+    if settings.auth == "on" or _is_loopback(settings.api_host):
+        return
+    raise SetupError(
+        f"DARKROOM_AUTH=off, but DARKROOM_API_HOST={settings.api_host} is not loopback: "
+        "anybody could submit jobs. Set DARKROOM_AUTH=on, or listen on 127.0.0.1"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The HTTP application, put together from settings."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Final
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import batches, errors, health, jobs, models
+from api.openapi import openapi
+from api.tools import Tools
+from darkroom import __version__
+from darkroom.catalogue import load_catalogue
+from darkroom.database import open_sessions
+from darkroom.queue import Bell, open_redis
+from darkroom.settings import Settings
+from darkroom.storage import S3Store
+
+MAX_JSON_BYTES: Final = 64 * 2**10
+_STREAMED: Final = "/v1/batches"  # counts its own bytes, against its own limit
+
+_DESCRIPTION: Final = """\
+Turns prompts into images, in batches. Submit a job or a file of them; poll, or wait with
+`Prefer: wait`; fetch the image. A 202 means the job is committed and will reach exactly one end.
+Errors are RFC 9457 problems with a stable `code`.
+"""
+
+
+def open_tools(settings: Settings) -> Tools:
+    """Everything but the connections, which are made when first needed."""
+    return Tools(
+        settings=settings,
+        sessions=open_sessions(settings.database_url.get_secret_value()),
+        catalogue=load_catalogue(settings.models_dir, settings.default_model),
+        store=S3Store(settings),
+        redis=open_redis(settings),
+        bell=Bell(settings),
+    )
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Raises SetupError when the model catalogue cannot be read."""
+    held = open_tools(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        held.bell.close()
+
+    app = FastAPIOffline(  # /docs from our own files: a stack without internet has docs too
+        redoc_url=None,
+        title="Darkroom",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+    )
+    app.state.tools = held
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    for router in (jobs.router, batches.router, models.router, health.router):
+        app.include_router(router)
+    app.add_api_route("/", _front_page, include_in_schema=False)
+    app.add_middleware(BodyLimit)
+    errors.install(app)
+    return app
+
+
+def _front_page() -> RedirectResponse:
+    return RedirectResponse("/docs")
+
+
+class BodyLimit:
+    """Refuses a body past its limit while it comes in, before anything parses it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count what passes, except where a route streams."""
+        if scope["type"] != "http" or scope["path"] == _STREAMED:
+            await self._app(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > MAX_JSON_BYTES:
+                detail = f"the body is larger than {MAX_JSON_BYTES:,} bytes"
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+            return message
+
+        await self._app(scope, counted, send)

@@ -1,0 +1,178 @@
+"""Errors as RFC 9457 problems: one table from what happened to what the client reads."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field, ValidationError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from darkroom.database import is_unavailable
+from darkroom.errors import (
+    DarkroomError,
+    ImageNotReady,
+    InputProblem,
+    InvalidInput,
+    NotFound,
+    StorageUnavailable,
+)
+from darkroom.idempotency import KeyReused
+from darkroom.problems import input_problems, problems_of
+
+PROBLEM_JSON: Final = "application/problem+json"
+RETRY_AFTER_S: Final = 5
+
+logger = logging.getLogger(__name__)
+
+
+class ProblemItem(BaseModel):
+    """One thing wrong with the input, and where."""
+
+    loc: list[str | int]
+    code: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; `code` is stable, `detail` is for people."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[ProblemItem] | None = Field(None, description="Of input errors: all of them.")
+
+
+_CODES: Final[dict[type[DarkroomError], tuple[HTTPStatus, str]]] = {
+    NotFound: (HTTPStatus.NOT_FOUND, "not_found"),
+    ImageNotReady: (HTTPStatus.CONFLICT, "image_not_ready"),
+    StorageUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "storage_unavailable"),
+    KeyReused: (HTTPStatus.CONFLICT, "idempotency_key_reused"),
+}
+
+
+class Refused(Exception):
+    """A request that HTTP itself turns down: wrong type, too large, no key."""
+
+    def __init__(self, status: HTTPStatus, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    errors: Sequence[InputProblem] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """A problem+json response; 429 and 503 say when to come back."""
+    items = None if errors is None else [_item(error) for error in errors]
+    body = Problem(
+        title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, errors=items
+    )
+    busy = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if busy else {}
+    return JSONResponse(
+        body.model_dump(exclude_none=True),
+        status_code=status,
+        headers={**retry, **(headers or {})},
+        media_type=PROBLEM_JSON,
+    )
+
+
+def _item(error: InputProblem) -> ProblemItem:
+    return ProblemItem(loc=list(error.loc), code=error.code, message=error.message)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app a problem, the router's own 404 and 405 included."""
+    app.add_exception_handler(InvalidInput, _invalid_input)
+    app.add_exception_handler(ValidationError, _invalid_model)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(DarkroomError, _known)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(DBAPIError, _database)
+    app.add_exception_handler(PoolTimeout, _no_database)
+    app.add_exception_handler(HTTPException, _router)
+    app.add_exception_handler(Exception, _bug)
+
+
+def _invalid(problems: Sequence[InputProblem]) -> JSONResponse:
+    first = problems[0]
+    where = ".".join(str(part) for part in first.loc)
+    rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    detail = f"{where}: {first.message}{rest}; nothing was created"
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_input", detail, errors=problems)
+
+
+async def _invalid_input(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, InvalidInput)
+    return _invalid(error.problems)
+
+
+async def _invalid_model(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ValidationError)
+    return _invalid(input_problems(error))
+
+
+async def _invalid_request(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return _invalid(problems_of(error.errors()))
+
+
+async def _known(_: Request, error: Exception) -> JSONResponse:
+    status, code = _CODES.get(type(error), (HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error"))  # type: ignore[arg-type]
+    return problem(status, code, str(error))
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refused)
+    challenge = {"WWW-Authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else {}
+    return problem(error.status, error.code, error.detail, headers=challenge)
+
+
+async def _database(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, DBAPIError)
+    if is_unavailable(error):
+        return await _no_database(request, error)
+    return await _bug(request, error)
+
+
+async def _no_database(_: Request, error: Exception) -> JSONResponse:
+    logger.warning("database unavailable: %s", type(error).__name__)
+    detail = "the database cannot be reached; nothing was accepted, try again"
+    return problem(HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", detail)
+
+
+async def _router(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).name.lower()
+    return problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+async def _bug(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    detail = "this is a bug; the server's log says more"
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail)
+
+
+def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """`responses=` of a route: the problems it may answer with."""
+    return {
+        status.value: {
+            "description": status.phrase,
+            "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in (*statuses, HTTPStatus.SERVICE_UNAVAILABLE)
+    }

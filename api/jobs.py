@@ -1,0 +1,151 @@
+"""/v1/jobs: submit, look, wait, list, fetch the image."""
+
+import asyncio
+import re
+import time
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import RedirectResponse
+
+from api.errors import documented
+from api.repeats import Key, respond
+from api.resources import JobView, Page
+from api.tools import TenantId, Tools, Uses
+from darkroom import idempotency, jobs
+from darkroom.errors import ImageNotReady
+from darkroom.idempotency import Answer
+from darkroom.jobs import Submission
+from darkroom.params import JobInput, Label
+from darkroom.status import FINISHED, Status
+
+MAX_WAIT_S: Final = 60
+_POLL_S: Final = (0.05, 0.1, 0.2, 0.4)  # then the last, until the time is up
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+Prefer = Annotated[
+    str | None, Header(description="`wait=SECONDS`, at most 60: answer when the job has ended.")
+]
+Limit = Annotated[int, Query(ge=1, le=100)]
+Cursor = Annotated[str | None, Query(pattern=r"^(job|bat)_[0-9a-f]{32}$")]
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=JobView,
+    responses=documented(HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY),
+)
+async def create_job(
+    job: JobInput, tenant_id: TenantId, use: Uses, prefer: Prefer = None, key: Key = None
+) -> Response:
+    """Queue one picture. The 202 means it is committed: it will be drawn, whatever dies."""
+    answer = await run_in_threadpool(_submit, use, tenant_id, job, key)
+    use.bell.ring()  # after the commit, so that the worker it wakes can see the row
+    seconds = _seconds(prefer)
+    if not seconds:
+        return respond(answer)
+    submitted = JobView.model_validate_json(answer.body)
+    ended = await _wait(use, tenant_id, submitted.id, seconds)
+    return respond(replace(answer, body=ended.model_dump_json()))
+
+
+def _submit(use: Tools, tenant_id: str, job: JobInput, key: str | None) -> Answer:
+    params = use.catalogue.resolve(job)
+    submission = Submission(job, params, use.catalogue.models[params.model].microbatch_key(params))
+    with use.sessions.begin() as session:
+
+        def act() -> str:
+            [job_id] = jobs.submit(session, tenant_id, [submission])
+            return use.job_view(jobs.find(session, tenant_id, job_id)).model_dump_json()
+
+        if key is None:
+            return Answer(act(), replayed=False)
+        asked = b"job " + job.model_dump_json().encode()
+        return idempotency.once(session, tenant_id, key, request=asked, act=act)
+
+
+@router.get("/{job_id}", responses=documented(HTTPStatus.NOT_FOUND))
+async def show_job(
+    job_id: str,
+    tenant_id: TenantId,
+    use: Uses,
+    response: Response,
+    prefer: Prefer = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> JobView:
+    """The job now, or with `Prefer: wait` once it has ended."""
+    view = await _wait(use, tenant_id, job_id, _seconds(prefer))
+    etag = f'W/"{view.status}-{view.attempt}"'
+    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
+    if if_none_match is not None and etag in if_none_match:
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)  # type: ignore[return-value]
+    response.headers.update(headers)
+    return view
+
+
+def _seconds(prefer: str | None) -> float:
+    """What `Prefer: wait=N` asks for (RFC 7240); anything else is no preference."""
+    wanted = re.search(r"\bwait=(\d{1,4})\b", prefer or "")
+    return min(float(wanted[1]), MAX_WAIT_S) if wanted else 0
+
+
+async def _wait(use: Tools, tenant_id: str, job_id: str, seconds: float) -> JobView:
+    deadline = time.monotonic() + seconds
+    pauses = iter(_POLL_S)
+    while True:
+        view = await run_in_threadpool(_show, use, tenant_id, job_id)
+        left = deadline - time.monotonic()
+        if view.status in FINISHED or left <= 0:
+            return view
+        await asyncio.sleep(min(left, next(pauses, _POLL_S[-1])))
+
+
+def _show(use: Tools, tenant_id: str, job_id: str) -> JobView:
+    with use.sessions.begin() as session:
+        return use.job_view(jobs.find(session, tenant_id, job_id))
+
+
+@router.get("", responses=documented(HTTPStatus.UNPROCESSABLE_ENTITY))
+def list_jobs(
+    tenant_id: TenantId,
+    use: Uses,
+    status: Status | None = None,
+    batch_id: Annotated[str | None, Query(pattern=r"^bat_[0-9a-f]{32}$")] = None,
+    label: Annotated[Label | None, Query()] = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> Page[JobView]:
+    """Newest first; the jobs of a batch in the order of its rows."""
+    with use.sessions.begin() as session:
+        found = jobs.page(
+            session,
+            tenant_id,
+            limit=limit + 1,
+            after=cursor,
+            status=status,
+            batch_id=batch_id,
+            label=label,
+        )
+        views = [use.job_view(job) for job in found[:limit]]
+    return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
+
+
+@router.get(
+    "/{job_id}/image",
+    status_code=HTTPStatus.FOUND,
+    response_class=RedirectResponse,
+    responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+)
+def show_image(job_id: str, tenant_id: TenantId, use: Uses) -> RedirectResponse:
+    """Redirects to a fresh URL of the image, which needs no key."""
+    with use.sessions.begin() as session:
+        job = jobs.find(session, tenant_id, job_id)
+    if job.image_key is None:
+        raise ImageNotReady(f"job {job_id} is {job.status}; it has no image")
+    url = use.store.presign(job.image_key, ttl_s=use.settings.image_url_ttl_s)
+    return RedirectResponse(url, HTTPStatus.FOUND, headers={"Cache-Control": "no-store"})

@@ -1,0 +1,265 @@
+"""What clients read: jobs, batches and models as the contract words them."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer
+
+from darkroom.batches import BatchOutcome, BatchStatus, Counts
+from darkroom.catalogue import FloatLimits, IntLimits, Model
+from darkroom.params import GenerationParams, OutputFormat
+from darkroom.pictures import CONTENT_TYPES
+from darkroom.status import Priority, Status
+from darkroom.storage import ImageStore
+from darkroom.tables import Batch, Job
+
+Item = TypeVar("Item")
+#: RFC 3339, UTC, milliseconds
+Moment = Annotated[
+    datetime,
+    PlainSerializer(
+        lambda at: at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        return_type=str,
+    ),
+]
+
+
+class Page(BaseModel, Generic[Item]):
+    """Part of a list; ask again with `cursor=next_cursor` for what follows."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    next_cursor: str | None
+
+
+class JobInputView(GenerationParams):
+    """What the job draws, with every default and the seed filled in."""
+
+    priority: Priority
+
+
+class Progress(BaseModel):
+    """Denoise steps, while running. `step` is null where it is not known."""
+
+    step: int | None
+    steps: int
+
+
+class ImageView(BaseModel):
+    """The finished picture. The URL works without a key until `url_expires_at`."""
+
+    url: str
+    url_expires_at: Moment
+    sha256: str
+    width: int
+    height: int
+    content_type: str
+    bytes: int
+
+
+class ErrorView(BaseModel):
+    """Why a job failed. `retryable`: the same job may succeed another time."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class MicrobatchView(BaseModel):
+    """The company a job was drawn in, and what they had to have in common."""
+
+    size: int
+    key: str
+
+
+class Timings(BaseModel):
+    """Milliseconds: waiting for a worker, drawing, storing."""
+
+    queued_ms: int | None
+    inference_ms: int | None
+    upload_ms: int | None
+
+
+class JobUrls(BaseModel):
+    """Where to ask for more."""
+
+    self: str
+    image: str
+
+
+class JobView(BaseModel):
+    """One prompt, one image."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: str
+    object: Literal["job"] = "job"
+    status: Status
+    model: str
+    input: JobInputView
+    label: str | None
+    metadata: dict[str, str]
+    batch_id: str | None
+    row_number: int | None
+    custom_id: str | None
+    progress: Progress | None
+    image: ImageView | None
+    error: ErrorView | None
+    attempt: int
+    microbatch: MicrobatchView | None
+    timings: Timings
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+    urls: JobUrls
+
+    @classmethod
+    def of(cls, job: Job, *, store: ImageStore, url_ttl_s: int) -> Self:
+        """The job as clients see it; its image gets a fresh URL."""
+        return cls(
+            id=job.id,
+            status=Status(job.status),
+            model=job.model,
+            input=JobInputView(
+                **GenerationParams.model_validate(job).model_dump(),
+                priority=list(Priority)[job.priority],
+            ),
+            label=job.label,
+            metadata=job.metadata_,
+            batch_id=job.batch_id,
+            row_number=job.row_number,
+            custom_id=job.custom_id,
+            progress=_progress(job),
+            image=_image(job, store, url_ttl_s),
+            error=_error(job),
+            attempt=job.attempt,
+            microbatch=_microbatch(job),
+            timings=_timings(job),
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            urls=JobUrls(self=f"/v1/jobs/{job.id}", image=f"/v1/jobs/{job.id}/image"),
+        )
+
+
+def _progress(job: Job) -> Progress | None:
+    if job.status != Status.RUNNING:
+        return None
+    return Progress(step=None, steps=job.num_inference_steps)
+
+
+def _image(job: Job, store: ImageStore, url_ttl_s: int) -> ImageView | None:
+    if job.image_key is None or job.image_sha256 is None or job.image_bytes is None:
+        return None
+    return ImageView(
+        url=store.presign(job.image_key, ttl_s=url_ttl_s),
+        url_expires_at=datetime.now(UTC) + timedelta(seconds=url_ttl_s),
+        sha256=job.image_sha256,
+        width=job.width,
+        height=job.height,
+        content_type=CONTENT_TYPES[OutputFormat(job.output_format)],
+        bytes=job.image_bytes,
+    )
+
+
+def _error(job: Job) -> ErrorView | None:
+    if job.error_code is None or job.error_message is None:
+        return None
+    return ErrorView(
+        code=job.error_code, message=job.error_message, retryable=bool(job.error_retryable)
+    )
+
+
+def _microbatch(job: Job) -> MicrobatchView | None:
+    if job.microbatch_size is None:
+        return None
+    return MicrobatchView(size=job.microbatch_size, key=job.microbatch_key)
+
+
+def _timings(job: Job) -> Timings:
+    queued = None if job.started_at is None else job.started_at - job.created_at
+    return Timings(
+        queued_ms=None if queued is None else round(queued.total_seconds() * 1000),
+        inference_ms=job.inference_ms,
+        upload_ms=job.upload_ms,
+    )
+
+
+class CountsView(BaseModel):
+    """Jobs by status; they always sum to `total`. `rejected` rows never became jobs."""
+
+    total: int
+    rejected: int
+    queued: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    canceled: int = 0
+    expired: int = 0
+
+
+class BatchUrls(BaseModel):
+    """Where to ask for more."""
+
+    self: str
+    jobs: str
+
+
+class BatchView(BaseModel):
+    """A submission of many jobs."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    status: BatchStatus
+    outcome: BatchOutcome | None
+    label: str | None
+    counts: CountsView
+    created_at: Moment
+    finished_at: Moment | None
+    urls: BatchUrls
+
+    @classmethod
+    def of(cls, batch: Batch, counts: Counts) -> Self:
+        """The batch as clients see it."""
+        return cls(
+            id=batch.id,
+            status=counts.status,
+            outcome=counts.outcome,
+            label=batch.label,
+            counts=CountsView(
+                total=counts.total,
+                rejected=counts.rejected,
+                **{status.value: number for status, number in counts.by_status.items()},
+            ),
+            created_at=batch.created_at,
+            finished_at=batch.finished_at,
+            urls=BatchUrls(
+                self=f"/v1/batches/{batch.id}", jobs=f"/v1/jobs?batch_id={batch.id}&limit=100"
+            ),
+        )
+
+
+class ModelView(BaseModel):
+    """What may be asked of a model, and what it does when not told."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    name: str
+    object: Literal["model"] = "model"
+    revision: str
+    description: str
+    licence: str
+    is_default: bool
+    scheduler: str
+    precision: str
+    microbatch_size: int
+    width: IntLimits
+    height: IntLimits
+    num_inference_steps: IntLimits
+    guidance_scale: FloatLimits
+
+    @classmethod
+    def of(cls, model: Model, *, is_default: bool) -> Self:
+        """The model as clients see it."""
+        card = model.model_dump(exclude={"max_microbatch"})
+        return cls(**card, microbatch_size=model.max_microbatch, is_default=is_default)

@@ -1,0 +1,82 @@
+"""What every route works with, and for whom: the dependencies of a request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Final
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from redis import Redis
+
+from api.errors import Refused
+from api.resources import JobView
+from darkroom import keys
+from darkroom.catalogue import Catalogue
+from darkroom.database import Sessions
+from darkroom.keys import Scope
+from darkroom.queue import Bell
+from darkroom.settings import Settings
+from darkroom.storage import ImageStore
+from darkroom.tables import DEFAULT_TENANT, Job
+
+_LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+_SCOPES: Final[Mapping[str, Scope]] = {"GET": Scope.READ, "HEAD": Scope.READ}
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the API process holds open."""
+
+    settings: Settings
+    sessions: Sessions
+    catalogue: Catalogue
+    store: ImageStore
+    redis: "Redis"
+    bell: Bell
+
+    def job_view(self, job: Job) -> JobView:
+        """The job as clients see it."""
+        return JobView.of(job, store=self.store, url_ttl_s=self.settings.image_url_ttl_s)
+
+
+def tools(request: Request) -> Tools:
+    """The process's tools, put into its state when it started."""
+    held: Tools = request.app.state.tools
+    return held
+
+
+Uses = Annotated[Tools, Depends(tools)]
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: `darkroom keys create`.")
+
+
+def tenant(
+    request: Request,
+    use: Uses,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+) -> str:
+    """Whose request this is. Refuses a missing or dead key, and one without the scope."""
+    if use.settings.auth == "off":
+        _refuse_foreign_host(request)
+        return DEFAULT_TENANT
+    if credentials is None:
+        raise Refused(HTTPStatus.UNAUTHORIZED, "no_key", "send Authorization: Bearer dk_…")
+    with use.sessions.begin() as session:
+        key = keys.authenticate(session, credentials.credentials)
+    if key is None:
+        raise Refused(HTTPStatus.UNAUTHORIZED, "bad_key", "the key is unknown, expired or revoked")
+    scope = _SCOPES.get(request.method, Scope.SUBMIT)
+    if not {scope, Scope.ADMIN} & set(key.scopes):
+        raise Refused(HTTPStatus.FORBIDDEN, "missing_scope", f"the key lacks the scope {scope}")
+    return key.tenant_id
+
+
+def _refuse_foreign_host(request: Request) -> None:
+    """Without keys, a web page must not reach us by having its own name point at this machine."""
+    if request.url.hostname not in _LOOPBACK_NAMES:
+        detail = "without keys (DARKROOM_AUTH=off) only requests to localhost are answered"
+        raise Refused(HTTPStatus.FORBIDDEN, "foreign_host", detail)
+
+
+TenantId = Annotated[str, Depends(tenant)]

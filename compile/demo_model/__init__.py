@@ -1,0 +1,1 @@
+"""How the demo model is made: pictures from open packages, training, pictures again, scores."""

@@ -1,0 +1,134 @@
+"""The scores of a model: how often its pictures show what was asked, at several step counts."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compile.demo_model import measures, schedule
+from compile.demo_model.canvas import Canvas, plan_of
+from compile.demo_model.cast import Cast
+from compile.demo_model.composer import compose
+from compile.demo_model.composition import Composition
+from compile.demo_model.measures import Judge
+from compile.demo_model.networks import LATENT_SHAPE, Networks, load
+from compile.demo_model.pictures import decode
+from compile.demo_model.prompt_sets import Asked, composed
+from compile.demo_model.scenes import SCENES, VARIANTS
+from compile.demo_model.tokens import Encoder
+
+GUIDANCE: Final = 4.0
+_TOGETHER: Final = 64
+
+Scores = dict[str, float]  #: by score, and "mean" of those; shares of 1
+
+
+def judge_from(cast: Cast, canvas: Canvas, *, scenes_seen: int = 3000) -> Judge:
+    """One that has seen composed pictures only, and none of a model."""
+    scenes, places = [], []
+    for one in _scene_compositions(cast):
+        scenes.append(plan_of(one))
+        places.append(list(SCENES)[one.backdrop.scene // VARIANTS])
+        if len(scenes) == scenes_seen:
+            break
+    pictures = [
+        picture
+        for start in range(0, len(scenes), _TOGETHER)
+        for picture in to_bytes(canvas.draw(scenes[start : start + _TOGETHER]))
+    ]
+    rasters = cast.rasters
+    return measures.learn(pictures, places, rasters.sprites, [f.thing for f in rasters.facts])
+
+
+def _scene_compositions(cast: Cast) -> Iterator[Composition]:
+    number = 0
+    while True:
+        one = compose(cast, f"judge-{number}")
+        number += 1
+        if one.backdrop.kind == "scene" and one.finish == "none":
+            yield one
+
+
+def ceiling(cast: Cast, canvas: Canvas, judge: Judge, prompts: Sequence[Asked]) -> Scores:
+    """What the measures say of pictures that are right by construction: their own accuracy."""
+    plans = [plan_of(composed(cast, one, number)) for number, one in enumerate(prompts)]
+    pictures = [
+        picture
+        for start in range(0, len(plans), _TOGETHER)
+        for picture in to_bytes(canvas.draw(plans[start : start + _TOGETHER]))
+    ]
+    return score(pictures, prompts, judge)
+
+
+def score(pictures: Sequence[measures.Picture], prompts: Sequence[Asked], judge: Judge) -> Scores:
+    """The share of right pictures for each score, and their mean."""
+    marks: dict[str, list[bool]] = {}
+    for picture, one in zip(pictures, prompts, strict=True):
+        marks.setdefault(one.score, []).append(measures.is_right(picture, one, judge))
+    scores = {name: float(np.mean(right)) for name, right in marks.items()}
+    return scores | {"mean": float(np.mean(list(scores.values())))}
+
+
+def draw(
+    folder: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float = GUIDANCE,
+    device: torch.device,
+    together: int = _TOGETHER,
+) -> list[measures.Picture]:
+    """Pictures [256, 256, 3] by the model in a folder, in float32, with DDIM."""
+    networks = load(folder)
+    networks.vae.to(device)
+    networks.denoiser.to(device)
+    return draw_with(
+        networks, Encoder(folder / "tokenizer"), prompts, seeds,
+        steps=steps, guidance=guidance, device=device, together=together,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def draw_with(
+    networks: Networks,
+    encoder: Encoder,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float = GUIDANCE,
+    device: torch.device,
+    together: int = _TOGETHER,
+) -> list[measures.Picture]:
+    """As `draw`, by networks that are on the device."""
+    pictures = []
+    empty = torch.from_numpy(encoder.encode([""])).long().to(device)
+    for start in range(0, len(prompts), together):
+        some = slice(start, start + together)
+        tokens = torch.from_numpy(encoder.encode(prompts[some])).long().to(device)
+        noise = schedule.seeded_noise(list(seeds[some]), LATENT_SHAPE).to(device)
+        latents = schedule.ddim(
+            networks.denoiser, noise, tokens, empty, steps=steps, guidance=guidance
+        )
+        pictures += to_bytes(decode(networks.vae, latents))
+    return pictures
+
+
+def to_bytes(pictures: torch.Tensor) -> list[NDArray[np.uint8]]:
+    """[256, 256, 3] each, from [n, 3, 256, 256] between -1 and 1."""
+    shades = ((pictures + 1) * 127.5).round().clamp(0, 255).byte()
+    return list(shades.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def table(rows: Sequence[tuple[str, str, Scores]]) -> str:
+    """Markdown, with (model, steps, scores) in per cent."""
+    names = list(rows[0][2])
+    lines = ["| model | steps | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for model, steps, scores in rows:
+        cells = " | ".join(f"{100 * scores[name]:.0f}" for name in names)
+        lines.append(f"| {model} | {steps} | {cells} |")
+    return "\n".join(lines)

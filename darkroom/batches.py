@@ -1,0 +1,122 @@
+"""Submissions of many jobs: rows in, counts out."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from darkroom import events
+from darkroom.errors import NotFound
+from darkroom.ids import is_id, new_id
+from darkroom.status import FINISHED, Status
+from darkroom.tables import Batch, Job
+
+
+class BatchStatus(StrEnum):
+    """Where a batch is; follows from its jobs."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+
+
+class BatchOutcome(StrEnum):
+    """How a completed batch ended."""
+
+    ALL_SUCCEEDED = "all_succeeded"
+    PARTIAL = "partial"
+    ALL_FAILED = "all_failed"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """A batch's jobs by status; the statuses always sum to `total`."""
+
+    total: int
+    rejected: int
+    by_status: Mapping[Status, int]
+
+    @property
+    def status(self) -> BatchStatus:
+        """Completed when no job is left to draw, queued when none was begun."""
+        if sum(self.by_status.get(status, 0) for status in FINISHED) == self.total:
+            return BatchStatus.COMPLETED
+        begun = self.by_status.get(Status.QUEUED, 0) < self.total
+        return BatchStatus.RUNNING if begun else BatchStatus.QUEUED
+
+    @property
+    def outcome(self) -> BatchOutcome | None:
+        """None until completed."""
+        if self.status is not BatchStatus.COMPLETED:
+            return None
+        succeeded = self.by_status.get(Status.SUCCEEDED, 0)
+        if succeeded == self.total:
+            return BatchOutcome.ALL_SUCCEEDED
+        return BatchOutcome.PARTIAL if succeeded else BatchOutcome.ALL_FAILED
+
+
+def create(
+    session: Session, tenant_id: str, *, total: int, label: str | None, rejected: int = 0
+) -> Batch:
+    """A batch of `total` jobs, which the caller submits in the same transaction."""
+    return session.scalars(
+        insert(Batch)
+        .values(id=new_id("bat"), tenant_id=tenant_id, total=total, label=label, rejected=rejected)
+        .returning(Batch)
+    ).one()
+
+
+def find(session: Session, tenant_id: str, batch_id: str) -> Batch:
+    """The tenant's batch. Raises NotFound, also for another tenant's."""
+    theirs = select(Batch).where(Batch.tenant_id == tenant_id, Batch.id == batch_id)
+    batch = session.scalar(theirs) if is_id("bat", batch_id) else None
+    if batch is None:
+        raise NotFound("batch", batch_id)
+    return batch
+
+
+def page(
+    session: Session, tenant_id: str, *, limit: int, after: str | None = None
+) -> Sequence[Batch]:
+    """Newest first; `after` is the last id already seen."""
+    newest = select(Batch).where(Batch.tenant_id == tenant_id).order_by(Batch.id.desc())
+    if after is not None:
+        newest = newest.where(Batch.id < after)
+    return session.scalars(newest.limit(limit)).all()
+
+
+def count(session: Session, batches: Sequence[Batch]) -> list[Counts]:
+    """Counts of each batch, in order. Counted from the rows, so that they cannot disagree."""
+    ids = [batch.id for batch in batches]
+    rows = session.execute(
+        select(Job.batch_id, Job.status, func.count())
+        .where(Job.batch_id.in_(ids))
+        .group_by(Job.batch_id, Job.status)
+    )
+    tallies: dict[str | None, dict[Status, int]] = {batch_id: {} for batch_id in ids}
+    for batch_id, status, number in rows:
+        tallies[batch_id][Status(status)] = number
+    return [Counts(batch.total, batch.rejected, tallies[batch.id]) for batch in batches]
+
+
+def close_finished(session: Session, batch_ids: Collection[str]) -> None:
+    """Mark those of the batches whose last job has just ended, each exactly once.
+
+    The rows are locked first, in one order: of two transactions that each end one of the last
+    two jobs, the second must see the first's.
+    """
+    if not batch_ids:
+        return
+    session.execute(
+        select(Batch.id).where(Batch.id.in_(batch_ids)).order_by(Batch.id).with_for_update()
+    )
+    unfinished = select(Job.id).where(Job.batch_id == Batch.id, Job.finished_at.is_(None))
+    closed = session.scalars(
+        update(Batch)
+        .where(Batch.id.in_(batch_ids), Batch.finished_at.is_(None), ~unfinished.exists())
+        .values(finished_at=func.now())
+        .returning(Batch)
+    ).all()
+    events.record_batches(session, events.EventType.BATCH_COMPLETED, closed)

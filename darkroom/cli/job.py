@@ -1,0 +1,112 @@
+"""`darkroom submit` and `darkroom job`: one picture."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from darkroom import gallery
+from darkroom.cli.session import EXIT_JOB_FAILED, EXIT_USAGE, api, console, print_json
+from darkroom.client import Client
+from darkroom.params import GenerationParams, OutputFormat
+from darkroom.pictures import read_parameters
+from darkroom.status import FINISHED
+
+Json = dict[str, Any]
+
+app = typer.Typer(help="Look at one job.", no_args_is_help=True)
+JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
+
+
+def submit(
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to keep out.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model's name.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoise steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 turns it off.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same picture.")] = None,
+    output_format: Annotated[
+        OutputFormat | None, typer.Option("--format", help="File format.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="To find the job again.")] = None,
+    from_image: Annotated[
+        Path | None,
+        typer.Option(help="Start from the parameters inside a picture drawn here.", exists=True),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it is drawn.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the picture; implies --wait.", file_okay=False)
+    ] = None,
+) -> None:
+    """Submit one prompt."""
+    wanted = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "model": model,
+        "width": width,
+        "height": height,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "seed": seed,
+        "output_format": output_format,
+        "label": label,
+    }
+    job = _parameters_of(from_image) | {key: v for key, v in wanted.items() if v is not None}
+    if "prompt" not in job:
+        console().print("error: give a prompt, or --from-image", style="red")
+        raise typer.Exit(EXIT_USAGE)
+    with api() as client:
+        submitted = client.submit(job)
+        if wait or out is not None:
+            submitted = _until_finished(client, submitted)
+        if out is not None:
+            _save(client, submitted, out)
+    print_json(submitted)
+    _exit_for(submitted)
+
+
+def _parameters_of(picture: Path | None) -> Json:
+    if picture is None:
+        return {}
+    parameters = read_parameters(picture)
+    if parameters is None:
+        console().print(f"error: {picture} carries no parameters of Darkroom", style="red")
+        raise typer.Exit(EXIT_USAGE)
+    return {key: parameters[key] for key in GenerationParams.model_fields if key in parameters}
+
+
+@app.command()
+def show(job_id: JobId) -> None:
+    """Print the job."""
+    with api() as client:
+        print_json(client.job(job_id))
+
+
+@app.command()
+def watch(job_id: JobId) -> None:
+    """Wait until the job has ended, then print it."""
+    with api() as client:
+        job = _until_finished(client, client.job(job_id))
+    print_json(job)
+    _exit_for(job)
+
+
+def _until_finished(client: Client, job: Json) -> Json:
+    with console().status(f"{job['id']} {job['status']}") as line:
+        while job["status"] not in FINISHED:
+            job = client.job(job["id"], wait=True)
+            line.update(f"{job['id']} {job['status']}")
+    return job
+
+
+def _save(client: Client, job: Json, folder: Path) -> None:
+    for entry in gallery.download(client, [job], folder, on_file=lambda: None):
+        if entry.file is not None:
+            console().print(f"saved {entry.file}", markup=False)
+
+
+def _exit_for(job: Json) -> None:
+    if job["status"] in FINISHED - {"succeeded"}:
+        raise typer.Exit(EXIT_JOB_FAILED)

@@ -1,0 +1,19 @@
+"""Public ids: a prefix that says the kind, then a UUIDv7 (RFC 9562), so that they sort by time."""
+
+import re
+from typing import Final
+
+from uuid_utils import uuid7
+
+_UUID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+
+def new_id(kind: str) -> str:
+    """For example `job_01937b1c5e7a7cc3a1b2c3d4e5f60718`."""
+    return f"{kind}_{uuid7().hex}"
+
+
+def is_id(kind: str, text: str) -> bool:
+    """Whether `new_id(kind)` could have made it. What fails this need not be looked up."""
+    prefix, _, rest = text.partition("_")
+    return prefix == kind and _UUID.fullmatch(rest) is not None

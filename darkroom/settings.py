@@ -1,0 +1,89 @@
+"""Every setting, read once at the start of a process and handed on.
+
+Values come from the environment (`DARKROOM_…`) or, for secrets, from files named like the
+variable in lower case inside the directory `DARKROOM_SECRETS_DIR` (Docker's /run/secrets).
+"""
+
+import os
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+HOME: Final = Path(__file__).resolve().parent.parent  #: models/, model_repository/, migrations/
+
+
+class Settings(BaseSettings):
+    """One field per variable; `.env.example` lists them all (a test compares the two)."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="ignore")
+
+    database_url: SecretStr = Field(
+        SecretStr("postgresql://darkroom@127.0.0.1:5432/darkroom"),
+        description="PostgreSQL, as a libpq URL. Holds every job; the only state that matters.",
+    )
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis or Valkey. Carries doorbells only; may be flushed at any moment.",
+    )
+    s3_endpoint_url: str | None = Field(
+        None, description="S3 endpoint that workers and the API call; unset means AWS."
+    )
+    s3_public_url: str | None = Field(
+        None, description="Endpoint put into image URLs, when clients reach S3 by another name."
+    )
+    s3_region: str = Field("us-east-1", description="Region used in signatures.")
+    s3_bucket: str = Field("darkroom", description="Bucket that holds the images.")
+    s3_access_key_id: SecretStr = Field(SecretStr(""), description="S3 key id.")
+    s3_secret_access_key: SecretStr = Field(SecretStr(""), description="S3 secret key.")
+    image_url_ttl_s: int = Field(
+        900, ge=1, le=604_800, description="Seconds a presigned image URL is valid."
+    )
+
+    api_host: str = Field("127.0.0.1", description="Address the API listens on.")
+    api_port: int = Field(8000, ge=0, le=65_535, description="Port the API listens on.")
+    auth: Literal["on", "off"] = Field(
+        "on",
+        description="Whether requests need an API key. `off` is for development: the API then "
+        "refuses to listen anywhere but on loopback.",
+    )
+    max_csv_bytes: int = Field(64 * 2**20, description="Largest batch file, in bytes.")
+    max_csv_rows: int = Field(100_000, description="Most rows of one batch file.")
+
+    models_dir: Path = Field(
+        HOME / "models", description="Folder of models: each a diffusers folder + darkroom.toml."
+    )
+    default_model: str = Field("darkroom-demo", description="Model of a job that names none.")
+
+    ray_address: str = Field("127.0.0.1:6380", description="GCS address of the Ray cluster.")
+    dispatches_in_flight: int = Field(
+        2, ge=1, description="Microbatches a worker keeps in flight, so that a replica never idles."
+    )
+    lease_s: float = Field(
+        30, gt=0, description="Seconds a dispatch stays claimed without a heartbeat."
+    )
+    sweep_s: float = Field(5, gt=0, description="Seconds between two sweeps.")
+    generate_timeout_s: float = Field(
+        600, gt=0, description="Longest one microbatch may take in the replica, in seconds."
+    )
+    max_attempts: int = Field(
+        3,
+        ge=3,
+        description="Crashes that a job may be there at before it fails; from the third on it is "
+        "drawn alone, so that fewer would fail innocent company.",
+    )
+    replicas: int = Field(1, ge=1, description="Replicas of each model; on GPUs one each.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where replicas draw.")
+    torch_threads: int | None = Field(
+        None, ge=1, description="CPU threads of one replica; unset shares all cores among them."
+    )
+    model_host: Literal["auto", "inprocess", "subprocess"] = Field(
+        "auto", description="How a replica runs Triton; auto takes in process where it imports."
+    )
+
+
+def load_settings() -> Settings:
+    """Read the environment and the secrets directory. Raises pydantic.ValidationError."""
+    secrets_dir = os.environ.get("DARKROOM_SECRETS_DIR")
+    return Settings(_secrets_dir=secrets_dir)

@@ -1,0 +1,49 @@
+"""The life of a job: its statuses and the arrows between them."""
+
+from enum import StrEnum
+from typing import Final
+
+
+class Status(StrEnum):
+    """Where a job is. Public: these are the words clients see."""
+
+    QUEUED = "queued"  #: waiting for a worker; the row itself is the queue entry
+    RUNNING = "running"  #: claimed by one dispatch, in one microbatch
+    SUCCEEDED = "succeeded"  #: its image is in the store
+    FAILED = "failed"  #: it will not be tried again; `error` says why
+    CANCELED = "canceled"  #: withdrawn by the client
+    EXPIRED = "expired"  #: its deadline passed before it was drawn
+
+
+TRANSITIONS: Final[dict[Status, frozenset[Status]]] = {
+    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELED, Status.EXPIRED}),
+    Status.RUNNING: frozenset(
+        {Status.SUCCEEDED, Status.FAILED, Status.QUEUED, Status.CANCELED, Status.EXPIRED}
+    ),
+    Status.SUCCEEDED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELED: frozenset(),
+    Status.EXPIRED: frozenset(),
+}
+FINISHED: Final = frozenset(status for status, onward in TRANSITIONS.items() if not onward)
+
+
+class DispatchStatus(StrEnum):
+    """Where a dispatch is: one claim of a microbatch with its lease. Only `running` may write."""
+
+    RUNNING = "running"  #: leased; its worker renews it
+    FINISHED = "finished"  #: its results are committed
+    EXPIRED = "expired"  #: its worker stopped renewing; its jobs are suspects
+    CRASHED = "crashed"  #: its replica died or hung over it; its jobs are suspects
+    RELEASED = "released"  #: its worker handed the jobs back, for a fault that was not theirs
+
+
+class Priority(StrEnum):
+    """Service class of a job, in the order in which they are claimed."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+
+PRIORITY_RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}

@@ -1,0 +1,261 @@
+"""The tables. Facts that must agree are CHECKed here, so that no code can write nonsense."""
+
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    SmallInteger,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from darkroom.params import MAX_PROMPT_CHARS, MAX_SEED, OutputFormat
+from darkroom.status import FINISHED, PRIORITY_RANK, DispatchStatus, Status
+
+DEFAULT_TENANT: Final = "ten_default"  #: owner of everything while authentication is off
+
+
+class Base(DeclarativeBase):
+    """Constraint names follow one convention, so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "%(table_name)s_%(column_0_N_name)s",
+            "ck": "%(table_name)s_%(constraint_name)s",
+            "fk": "%(table_name)s_%(column_0_N_name)s_fk",
+            "pk": "%(table_name)s_pk",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012  # SQLAlchemy reads it from the class
+        str: Text,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        dict[str, str]: JSONB,
+        list[str]: ARRAY(Text),
+    }
+
+
+def _one_of(column: str, values: object) -> str:
+    """`column IN (…)` over an enum's members."""
+    listed = ", ".join(f"'{value}'" for value in sorted(values))  # type: ignore[call-overload]
+    return f"{column} IN ({listed})"
+
+
+def _created_at() -> Mapped[datetime]:
+    return mapped_column(server_default=func.now())
+
+
+class Tenant(Base):
+    """Whom things belong to. Every query goes through one."""
+
+    __tablename__ = "tenant"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime] = _created_at()
+
+
+class ApiKey(Base):
+    """A bearer key: only its SHA-256 is kept, and enough of it to recognise it in a list."""
+
+    __tablename__ = "api_key"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    prefix: Mapped[str]
+    sha256: Mapped[str] = mapped_column(unique=True)
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = _created_at()
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint("length(sha256) = 64", "sha256_is_hex"),
+        CheckConstraint("scopes <@ ARRAY['submit', 'read', 'admin']", "scopes_known"),
+    )
+
+
+class Batch(Base):
+    """One submission of many jobs. Its counts are not stored: they are counted from its jobs."""
+
+    __tablename__ = "batch"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    label: Mapped[str | None]
+    total: Mapped[int]
+    rejected: Mapped[int] = mapped_column(server_default="0")
+    created_at: Mapped[datetime] = _created_at()
+    #: when its last job finished; set once, in the transaction that finished that job
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint("total >= 1 AND rejected >= 0", "counts"),
+        Index(None, "tenant_id", "id"),
+    )
+
+
+class Dispatch(Base):
+    """One claim of a microbatch: its lease; its id is the fencing token of every later write."""
+
+    __tablename__ = "dispatch"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    worker_id: Mapped[str]
+    microbatch_key: Mapped[str]
+    size: Mapped[int] = mapped_column(SmallInteger)
+    status: Mapped[str] = mapped_column(server_default=DispatchStatus.RUNNING)
+    leased_until: Mapped[datetime]  #: by the database's clock
+    created_at: Mapped[datetime] = _created_at()
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", DispatchStatus), "status_known"),
+        CheckConstraint("size >= 1", "size"),
+        CheckConstraint("(finished_at IS NULL) = (status = 'running')", "finished_iff_closed"),
+        Index("dispatch_leases", "leased_until", postgresql_where=text("status = 'running'")),
+        Index("dispatch_worker", "worker_id", postgresql_where=text("status = 'running'")),
+    )
+
+
+class Job(Base):
+    """One prompt, one image. While `queued` the row is the queue entry; nothing else is needed."""
+
+    __tablename__ = "job"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    batch_id: Mapped[str | None] = mapped_column(ForeignKey("batch.id"))
+    row_number: Mapped[int | None]  #: of the batch's file; its first row of values is 1
+    image_number: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    custom_id: Mapped[str | None]
+    label: Mapped[str | None]
+    metadata_: Mapped[dict[str, str]] = mapped_column("metadata", server_default="{}")
+
+    status: Mapped[str] = mapped_column(server_default=Status.QUEUED)
+    priority: Mapped[int] = mapped_column(SmallInteger)
+    microbatch_key: Mapped[str]
+    #: jobs are only drawn with others of the same; set apart after a crash, see `jobs.crash`
+    isolation: Mapped[str] = mapped_column(server_default="")
+    #: claims that count: those that ended well, or in a crash that this job may have caused
+    attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    #: how often it was handed back for a fault that was not its own; decides the backoff
+    setbacks: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    run_after: Mapped[datetime] = _created_at()  #: not to be claimed before
+    dispatch_id: Mapped[int | None] = mapped_column(ForeignKey("dispatch.id"))
+
+    prompt: Mapped[str]
+    negative_prompt: Mapped[str]
+    model: Mapped[str]
+    width: Mapped[int]
+    height: Mapped[int]
+    num_inference_steps: Mapped[int]
+    guidance_scale: Mapped[float]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    output_format: Mapped[str]
+
+    image_key: Mapped[str | None]
+    image_sha256: Mapped[str | None]
+    image_bytes: Mapped[int | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    error_retryable: Mapped[bool | None]
+    microbatch_size: Mapped[int | None] = mapped_column(SmallInteger)
+    inference_ms: Mapped[int | None]
+    upload_ms: Mapped[int | None]
+
+    created_at: Mapped[datetime] = _created_at()
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        CheckConstraint(_one_of("status", Status), "status_known"),
+        CheckConstraint(
+            f"(finished_at IS NOT NULL) = ({_one_of('status', FINISHED)})", "finished_iff_terminal"
+        ),
+        CheckConstraint("(dispatch_id IS NULL) <= (status <> 'running')", "running_has_dispatch"),
+        CheckConstraint("(status = 'queued') <= (dispatch_id IS NULL)", "queued_has_no_dispatch"),
+        *(
+            CheckConstraint(f"({column} IS NOT NULL) = (status = 'succeeded')", f"{column}_iff")
+            for column in ("image_key", "image_sha256", "image_bytes")
+        ),
+        *(
+            CheckConstraint(f"({column} IS NOT NULL) = (status = 'failed')", f"{column}_iff")
+            for column in ("error_code", "error_message", "error_retryable")
+        ),
+        CheckConstraint("(batch_id IS NULL) = (row_number IS NULL)", "row_iff_batch"),
+        CheckConstraint(f"length(prompt) BETWEEN 1 AND {MAX_PROMPT_CHARS}", "prompt_length"),
+        CheckConstraint(f"length(negative_prompt) <= {MAX_PROMPT_CHARS}", "negative_length"),
+        CheckConstraint("width > 0 AND height > 0 AND num_inference_steps > 0", "positive_sizes"),
+        CheckConstraint(f"seed BETWEEN 0 AND {MAX_SEED}", "seed_range"),
+        CheckConstraint(_one_of("output_format", OutputFormat), "output_format_known"),
+        CheckConstraint(f"priority BETWEEN 0 AND {len(PRIORITY_RANK) - 1}", "priority_range"),
+        CheckConstraint("attempt >= 0 AND setbacks >= 0", "counters"),
+        Index("job_next", "priority", "id", postgresql_where=text("status = 'queued'")),
+        Index(
+            "job_claim",
+            "microbatch_key",
+            "isolation",
+            "priority",
+            "id",
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index("job_running", "dispatch_id", postgresql_where=text("status = 'running'")),
+        Index(
+            "job_batch",
+            "batch_id",
+            "row_number",
+            "image_number",
+            unique=True,
+            postgresql_where=text("batch_id IS NOT NULL"),
+        ),
+        Index("job_batch_status", "batch_id", "status"),
+        Index("job_tenant", "tenant_id", "id"),
+    )
+
+
+class IdempotencyKey(Base):
+    """The first answer to a request that a client may send again."""
+
+    __tablename__ = "idempotency_key"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_sha256: Mapped[str]
+    response: Mapped[str]
+    created_at: Mapped[datetime] = _created_at()
+
+    __table_args__ = (
+        CheckConstraint("length(key) BETWEEN 1 AND 255", "key_length"),
+        Index("idempotency_key_age", "created_at"),
+    )
+
+
+class Event(Base):
+    """What happened, in order; written in the transaction that made it true."""
+
+    __tablename__ = "event"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
+    type: Mapped[str]
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
+    batch_id: Mapped[str | None] = mapped_column(ForeignKey("batch.id"))
+    created_at: Mapped[datetime] = _created_at()
+
+    __table_args__ = (
+        CheckConstraint("job_id IS NOT NULL OR batch_id IS NOT NULL", "has_subject"),
+        Index("event_job", "job_id", "id"),
+        Index("event_batch", "batch_id", "id"),
+    )

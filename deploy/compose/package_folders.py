@@ -1,0 +1,13 @@
+"""Makes our packages as empty ones, so that they can be installed before they are copied."""
+
+# ruff: noqa: INP001  # a script of the Dockerfile
+
+import sys
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads(Path(sys.argv[1]).read_text())
+for name in project["tool"]["setuptools"]["packages"]:
+    folder = Path(*name.split("."))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "__init__.py").touch()  # without it, setuptools takes the folder for a namespace

@@ -1,0 +1,1 @@
+"""How a microbatch becomes pixels. Importing this package loads nothing heavy."""

@@ -1,0 +1,226 @@
+"""The denoise loop: rows in, events out. Each row goes its own way through shared UNet batches."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from engine.rows import (
+    Event,
+    Mishap,
+    Picture,
+    Pixels,
+    Row,
+    Step,
+    admit,
+    is_guided,
+    unet_rows,
+)
+from engine.schedulers import (
+    Course,
+    Move,
+    NoiseSchedule,
+    UnsupportedSchedule,
+    advance,
+    course,
+)
+
+GUIDED_UNET_ROWS: Final = 2
+DECODED_TOGETHER: Final = 4  # pictures at a time: the VAE's activations dwarf the UNet's
+
+
+class NetworkRunner(Protocol):
+    """What executes the networks. Latents come and go as float32 on `device`."""
+
+    noise_schedule: NoiseSchedule
+    device: torch.device
+    latent_channels: int
+    pixels_per_latent: int
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """[len(prompts), tokens, features], in order."""
+        ...
+
+    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        """The output, [B, C, h, w], for [B, C, h, w], float32 [B] and [B, tokens, features]."""
+        ...
+
+    def decode(self, latents: Tensor) -> list[Pixels | None]:
+        """One picture for each of [B, C, h, w]; None where it came out as not a number."""
+        ...
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A row on its way. Not frozen: latents, clean estimate and step move together, in `_step`."""
+
+    index: int
+    row: Row
+    course: Course
+    latents: Tensor  # [C, h, w]
+    clean: Tensor  # the last step's clean estimate; DPM-Solver++ looks back at it
+    prompt: Tensor  # [tokens, features]
+    negative_prompt: Tensor
+    step: int = 0
+
+    @property
+    def move(self) -> Move:
+        return self.course.moves[self.step]
+
+    @property
+    def steps(self) -> int:
+        return len(self.course.moves)
+
+
+def draw(
+    runner: NetworkRunner,
+    rows: Sequence[Row],
+    *,
+    max_unet_rows: int,
+    is_cancelled: Callable[[int], bool] | None = None,
+) -> Iterator[Event]:
+    """Draw the rows together, at most `max_unet_rows` UNet rows in a step.
+
+    Every row ends in exactly one Picture or Mishap, as soon as it is done; a Step follows each of
+    its steps. `is_cancelled(index)` is asked before each step of each row. A picture is the same in
+    any company, up to rounding: one grey level of 255 in float32 on CPU.
+
+    Raises ValueError when not even one guided row may run, and what the networks raise.
+    """
+    if max_unet_rows < GUIDED_UNET_ROWS:
+        raise ValueError(
+            f"max_unet_rows is {max_unet_rows}; one guided row takes {GUIDED_UNET_ROWS}"
+        )
+    courses: dict[int, Course] = {}
+    for index, row in enumerate(rows):
+        try:
+            courses[index] = _course(runner, row)
+        except UnsupportedSchedule as refusal:
+            yield Mishap(index, "invalid_params", str(refusal))
+    # Latents of two sizes have no common batch: one size after the other.
+    for size in dict.fromkeys((rows[index].width, rows[index].height) for index in courses):
+        company = [index for index in courses if (rows[index].width, rows[index].height) == size]
+        waiting = _seated(runner, {index: (rows[index], courses[index]) for index in company})
+        yield from _denoise(runner, waiting, max_unet_rows, is_cancelled or _never)
+
+
+def _never(_index: int) -> bool:
+    return False
+
+
+def _course(runner: NetworkRunner, row: Row) -> Course:
+    """The row's steps. Raises UnsupportedSchedule for whatever this row asks that cannot be."""
+    unit = runner.pixels_per_latent
+    if row.width < unit or row.height < unit or row.width % unit or row.height % unit:
+        raise UnsupportedSchedule(
+            f"width and height must be positive multiples of {unit}, not {row.width}x{row.height}"
+        )
+    if not math.isfinite(row.guidance_scale):
+        raise UnsupportedSchedule(f"guidance_scale must be finite, not {row.guidance_scale}")
+    return course(runner.noise_schedule, row.scheduler, row.num_inference_steps)
+
+
+def _seated(runner: NetworkRunner, company: Mapping[int, tuple[Row, Course]]) -> list[_Seat]:
+    """Rows of one size, each with its own noise and its texts as the UNet reads them."""
+    texts = [text for row, _ in company.values() for text in (row.prompt, row.negative_prompt)]
+    embeddings = runner.encode(texts)
+    seats = []
+    for at, (index, (row, way)) in enumerate(company.items()):
+        noise = _noise(runner, row)
+        prompt, negative_prompt = embeddings[2 * at], embeddings[2 * at + 1]
+        seats.append(
+            _Seat(
+                index=index,
+                row=row,
+                course=way,
+                latents=noise * way.initial_scale,
+                clean=torch.zeros_like(noise),
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+            )
+        )
+    return seats
+
+
+def _noise(runner: NetworkRunner, row: Row) -> Tensor:
+    """From a generator of the row's own, on the CPU: no company and no device changes it."""
+    unit = runner.pixels_per_latent
+    shape = (1, runner.latent_channels, row.height // unit, row.width // unit)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(row.seed))
+    return noise[0].to(runner.device)
+
+
+def _denoise(
+    runner: NetworkRunner,
+    waiting: list[_Seat],
+    max_unet_rows: int,
+    is_cancelled: Callable[[int], bool],
+) -> Iterator[Event]:
+    running: list[_Seat] = []
+    while running or waiting:
+        canceled = [seat.index for seat in (*running, *waiting) if is_cancelled(seat.index)]
+        yield from (Mishap(index, "canceled", "canceled while drawing") for index in canceled)
+        running = [seat for seat in running if seat.index not in canceled]
+        waiting = [seat for seat in waiting if seat.index not in canceled]
+
+        free = max_unet_rows - sum(unet_rows(seat.row) for seat in running)
+        admitted = admit([seat.row for seat in waiting], free_unet_rows=free)
+        running += [waiting[position] for position in admitted]
+        waiting = [seat for at, seat in enumerate(waiting) if at not in admitted]
+        if not running:
+            return
+
+        _step(runner, running)
+        yield from (Step(seat.index, seat.step, seat.steps) for seat in running)
+        yield from _developed(runner, [seat for seat in running if seat.step == seat.steps])
+        running = [seat for seat in running if seat.step < seat.steps]
+
+
+@torch.inference_mode()
+def _step(runner: NetworkRunner, seats: Sequence[_Seat]) -> None:
+    """One UNet call, and everybody one step on. The batch: guided rows unprompted, then all."""
+    guided = [seat for seat in seats if is_guided(seat.row)]
+    lanes = [*guided, *seats]
+    moves = [seat.move for seat in seats]
+    latents = torch.stack([seat.latents for seat in seats])
+    scales = _column([seat.move.input_scale for seat in lanes], latents)
+    output = runner.unet(
+        torch.stack([seat.latents for seat in lanes]) * scales,
+        torch.tensor([seat.move.timestep for seat in lanes], device=latents.device),
+        torch.stack([seat.negative_prompt for seat in guided] + [seat.prompt for seat in seats]),
+    )
+    output = _guide(output[: len(guided)], output[len(guided) :], seats)
+    last_clean = torch.stack([seat.clean for seat in seats])
+    following, clean = advance(latents, output, last_clean, moves)
+    for seat, its_latents, its_clean in zip(seats, following, clean, strict=True):
+        seat.latents, seat.clean, seat.step = its_latents, its_clean, seat.step + 1
+
+
+def _guide(unprompted: Tensor, prompted: Tensor, seats: Sequence[_Seat]) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, equation 6, in diffusers' scale)."""
+    if not len(unprompted):
+        return prompted
+    guided = [at for at, seat in enumerate(seats) if is_guided(seat.row)]
+    scales = _column([seats[at].row.guidance_scale for at in guided], prompted)
+    output = prompted.clone()
+    output[guided] = unprompted + scales * (prompted[guided] - unprompted)
+    return output
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None, None]
+
+
+def _developed(runner: NetworkRunner, done: Sequence[_Seat]) -> Iterator[Picture | Mishap]:
+    """The pictures of rows that are through. One that is not a number is said so, never shown."""
+    for first in range(0, len(done), DECODED_TOGETHER):
+        chunk = done[first : first + DECODED_TOGETHER]
+        pictures = runner.decode(torch.stack([seat.latents for seat in chunk]))
+        for seat, pixels in zip(chunk, pictures, strict=True):
+            if pixels is None:
+                yield Mishap(seat.index, "not_finite", "the numbers of this picture overflowed")
+                continue
+            yield Picture(seat.index, pixels)

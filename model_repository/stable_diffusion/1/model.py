@@ -1,0 +1,97 @@
+"""Triton's side of the engine: requests in, a stream of events out. See config.pbtxt.
+
+Read once, at load: DARKROOM_ENGINE_MODEL_DIR (a diffusers folder), DARKROOM_ENGINE_DEVICE (cpu or
+cuda), DARKROOM_ENGINE_DTYPE, DARKROOM_ENGINE_THREADS (optional; PyTorch's own choice without it).
+DARKROOM_FAULT_POISON is for fault tests: a prompt that holds this word kills the process.
+"""
+
+import json
+import os
+import signal
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb  # type: ignore[import-not-found]  # lives in the backend
+from transformers.utils import logging
+
+from engine.draw import draw
+from engine.rows import Event, Mishap, Picture, Row, Step
+from engine.torch_runner import TorchRunner
+
+TEXTS = ("prompt", "negative_prompt", "scheduler")
+NUMBERS = ("seed", "num_inference_steps", "guidance_scale", "width", "height")
+
+
+class TritonPythonModel:
+    """The name and the methods are the python backend's."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        logging.disable_progress_bar()  # it would land in the middle of the server's log
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._max_unet_rows = int(parameters["max_unet_rows"]["string_value"])
+        threads = os.environ.get("DARKROOM_ENGINE_THREADS")
+        self._runner = TorchRunner.load(
+            Path(os.environ["DARKROOM_ENGINE_MODEL_DIR"]),
+            device=os.environ.get("DARKROOM_ENGINE_DEVICE", "cpu"),
+            dtype=os.environ.get("DARKROOM_ENGINE_DTYPE", "float32"),
+            threads=int(threads) if threads else None,
+        )
+        # Weights that cannot draw fail at load, and the first job does not pay for a cold start.
+        trial = Row("", "", 0, num_inference_steps=1, guidance_scale=2, width=64, height=64)
+        *_, end = draw(self._runner, [trial], max_unet_rows=self._max_unet_rows)
+        if isinstance(end, Mishap):
+            raise RuntimeError(f"the model cannot draw: {end.message}")  # noqa: TRY004  # no type error
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._answer(request, sender)
+            except Exception as failure:  # noqa: BLE001  # this request's; the next may be fine
+                pb.Logger.log_error(traceback.format_exc())
+                reason = pb.TritonError(f"{type(failure).__name__}: {failure}")
+                sender.send(pb.InferenceResponse(error=reason))
+            sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _answer(self, request: Any, sender: Any) -> None:
+        rows = _rows(request)
+        _die_of(os.environ.get("DARKROOM_FAULT_POISON"), rows)
+        events = draw(
+            self._runner,
+            rows,
+            max_unet_rows=self._max_unet_rows,
+            is_cancelled=lambda _: bool(sender.is_cancelled()),
+        )
+        for event in events:
+            tensors = [pb.Tensor(name, value) for name, value in _outputs(event).items()]
+            sender.send(pb.InferenceResponse(output_tensors=tensors))
+
+
+def _die_of(poison: str | None, rows: list[Row]) -> None:
+    if poison and any(poison in row.prompt for row in rows):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _rows(request: Any) -> list[Row]:
+    """One row for each entry. Raises ValueError when the inputs are not of one length."""
+
+    def column(name: str) -> list[Any]:
+        return list(pb.get_input_tensor_by_name(request, name).as_numpy().tolist())
+
+    texts = [[text.decode("utf-8", "replace") for text in column(name)] for name in TEXTS]
+    entries = zip(*texts, *(column(name) for name in NUMBERS), strict=True)
+    return [Row(**dict(zip((*TEXTS, *NUMBERS), entry, strict=True))) for entry in entries]
+
+
+def _outputs(event: Event) -> dict[str, np.ndarray[Any, Any]]:
+    index = {"index": np.array([event.index], np.int32)}
+    match event:
+        case Step():
+            return index | {"step": np.array([event.step, event.steps], np.int32)}
+        case Picture():
+            return index | {"image": event.pixels}
+        case Mishap():
+            words = [event.code.encode(), event.message.encode()]
+            return index | {"error": np.array(words, np.object_)}

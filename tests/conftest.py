@@ -1,0 +1,67 @@
+"""Fixtures and helpers that many tests share."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from darkroom import jobs
+from darkroom.catalogue import Catalogue, load_catalogue
+from darkroom.database import Sessions, open_sessions
+from darkroom.jobs import Submission
+from darkroom.params import JobInput
+from darkroom.settings import Settings
+from darkroom.tables import DEFAULT_TENANT
+
+pytest_plugins = ["servers", "api_server"]
+
+hypothesis_settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis_settings.load_profile("default")
+
+LEASE = timedelta(seconds=30)
+LIMITS = {"darkroom-demo": 8}
+
+
+@pytest.fixture(scope="session")
+def catalogue() -> Catalogue:
+    """The models of this repository."""
+    settings = Settings()
+    return load_catalogue(settings.models_dir, settings.default_model)
+
+
+@pytest.fixture
+def sessions(database_url: str):
+    """Transactions on a migrated, empty database."""
+    opened = open_sessions(database_url)
+    yield opened
+    opened.kw["bind"].dispose()
+
+
+@pytest.fixture
+def queue_jobs(sessions: Sessions, catalogue: Catalogue):
+    """Queues jobs, given as input fields, and returns their ids."""
+
+    def queue(*inputs: dict[str, object], **submission: object) -> list[str]:
+        with sessions.begin() as session:
+            made = [submission_of(catalogue, fields) for fields in inputs]
+            return jobs.submit(session, DEFAULT_TENANT, made, **submission)
+
+    return queue
+
+
+def submission_of(catalogue: Catalogue, fields: dict[str, object], **where: int) -> Submission:
+    """A valid submission; what is not given is the model's default."""
+    job = JobInput.model_validate({"prompt": "a red apple"} | fields)
+    params = catalogue.resolve(job)
+    return Submission(job, params, catalogue.models[params.model].microbatch_key(params), **where)
+
+
+@pytest.fixture
+def claim(sessions: Sessions):
+    """Claims a microbatch for a worker, in a transaction of its own."""
+
+    def take(worker_id: str = "worker", *, lease: timedelta = LEASE):
+        with sessions.begin() as session:
+            return jobs.claim(session, worker_id, max_microbatch=LIMITS, lease=lease)
+
+    return take

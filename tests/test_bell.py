@@ -1,0 +1,54 @@
+"""The doorbell: rings are hints; none of them may cost its caller anything."""
+
+import time
+
+import pytest
+from pydantic import SecretStr
+from redis import Redis
+
+from darkroom.queue import GENERATE, Bell
+from darkroom.settings import Settings
+
+HINTS = f"darkroom:{GENERATE}"
+
+
+@pytest.fixture
+def bell(redis_url):
+    opened = Bell(Settings(redis_url=SecretStr(redis_url)))
+    yield opened
+    opened.close()
+
+
+def hanging(redis_url):
+    """How many hints hang there, a moment after the bell has had its time."""
+    time.sleep(0.5)
+    with Redis.from_url(redis_url) as client:
+        return client.llen(HINTS)
+
+
+def test_a_ring_leaves_one_hint_for_each_slot(bell, redis_url):
+    bell.ring()
+    assert hanging(redis_url) == Settings().dispatches_in_flight
+
+
+def test_a_thousand_rings_leave_no_more_hints_than_one(bell, redis_url):
+    for _ in range(1000):
+        bell.ring()
+    assert hanging(redis_url) == Settings().dispatches_in_flight
+
+
+def test_ringing_returns_at_once_while_redis_is_frozen(bell, redis_server):
+    redis_server.freeze()
+    began = time.monotonic()
+    for _ in range(100):
+        bell.ring()
+    assert time.monotonic() - began < 0.1
+
+
+def test_a_ring_that_failed_does_not_silence_the_next(bell, redis_server):
+    redis_server.kill()
+    bell.ring()
+    time.sleep(0.3)
+    redis_server.restart()
+    bell.ring()
+    assert hanging(redis_server.url) == Settings().dispatches_in_flight

@@ -1,0 +1,117 @@
+"""The `darkroom` command as a person types it, against an API without workers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from darkroom import gallery, pictures
+from darkroom.local.ports import free_port
+from darkroom.params import GenerationParams, OutputFormat
+
+
+@pytest.fixture
+def darkroom(api_url):
+    """Runs the command; what it printed, and how it left."""
+
+    def run(*words, api=api_url):
+        return subprocess.run(
+            [sys.executable, "-m", "darkroom.cli", *map(str, words)],
+            env=os.environ | {"DARKROOM_API": api, "NO_COLOR": "1", "COLUMNS": "100"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def test_a_prompt_becomes_a_job(darkroom):
+    done = darkroom("submit", "a red apple", "--seed", 7, "--steps", 5, "--guidance", 2.5)
+
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout)
+    assert job["input"]["seed"] == 7
+    assert job["input"]["num_inference_steps"] == 5
+    assert json.loads(darkroom("job", "show", job["id"]).stdout) == job
+
+
+def test_a_file_becomes_a_batch(darkroom, tmp_path):
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt\na cat\na dog\n")
+    batch = json.loads(darkroom("batch", "submit", file, "--label", "pets").stdout)
+
+    assert (batch["counts"]["total"], batch["label"]) == (2, "pets")
+    assert json.loads(darkroom("batch", "show", batch["id"]).stdout)["id"] == batch["id"]
+
+
+def test_what_is_wrong_with_a_file_is_told_row_by_row(darkroom, tmp_path):
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt,steps\na cat,0\n,3\n")
+    done = darkroom("batch", "submit", file)
+
+    assert done.returncode == 2
+    assert "row.1.num_inference_steps" in done.stderr
+    assert "row.2.prompt" in done.stderr
+
+
+def test_a_server_that_is_not_there_is_told_from_a_mistake(darkroom):
+    done = darkroom("submit", "a cat", api=f"http://127.0.0.1:{free_port()}")
+
+    assert done.returncode == 3
+    assert "darkroom up" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["submit"], ["job", "show", "job_nonsense"], ["batch", "submit", "/nowhere.csv"]]
+)
+def test_a_mistake_exits_with_two(darkroom, words):
+    assert darkroom(*words).returncode == 2
+
+
+def test_a_picture_is_asked_for_again_by_itself(darkroom, tmp_path):
+    params = GenerationParams(
+        prompt="a red apple",
+        negative_prompt="a pear",
+        model="darkroom-demo",
+        width=64,
+        height=64,
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        seed=99,
+        output_format=OutputFormat.WEBP,
+    )
+    file = tmp_path / "picture.webp"
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    file.write_bytes(pictures.encode(pixels, params, job_id="job_1", revision="abc"))
+    job = json.loads(darkroom("submit", "--from-image", file, "--steps", 4).stdout)
+
+    wanted = params.model_copy(update={"num_inference_steps": 4}).model_dump(mode="json")
+    assert job["input"] == wanted | {"priority": "normal"}
+
+
+def test_every_command_explains_itself(darkroom):
+    for words in ([], ["up"], ["submit"], ["job"], ["batch"], ["batch", "submit"], ["keys"]):
+        done = darkroom(*words, "--help")
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize("prompt", ["../../etc/passwd", "%s%n", "猫", "a/b\\c", "x" * 500, "- "])
+def test_file_names_hold_nothing_that_a_file_system_minds(prompt):
+    job = {
+        "id": "job_" + "0" * 32,
+        "row_number": 3,
+        "input": {"prompt": prompt, "seed": 7},
+        "image": {"content_type": "image/png"},
+    }
+    name = gallery.file_name(job)
+
+    assert name.startswith("0003-")
+    assert name.endswith("-7.png")
+    assert len(name) < 80
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")

@@ -1,0 +1,219 @@
+"""The whole path, on real servers: what is asked for over HTTP comes back as a picture, whatever
+dies meanwhile. One stack with two workers serves all of these tests.
+"""
+
+import hashlib
+import io
+import signal
+import time
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from redis import Redis
+from sqlalchemy import func, select
+from whole_stack import LEASE_S, POISON, SMALL, running_stack
+
+from darkroom import pictures
+from darkroom.tables import Dispatch, Event, Job
+
+pytestmark = [pytest.mark.path, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    with running_stack(tmp_path_factory.mktemp("path") / "data", workers=2) as running:
+        yield running
+
+
+def statuses(jobs):
+    return [job["status"] for job in jobs]
+
+
+def pixels(image):
+    with Image.open(io.BytesIO(image)) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def test_a_job_becomes_the_stored_object_whose_hash_its_row_holds(stack, tmp_path):
+    job_id = stack.submit(prompt="a red apple", seed=7, width=256, height=256)
+    [job] = stack.wait([job_id])
+
+    assert job["status"] == "succeeded"
+    image = stack.image(job_id)
+    with stack.sessions.begin() as session:
+        row = session.get(Job, job_id)
+        dispatch = session.get(Dispatch, row.dispatch_id)
+        events = session.scalars(select(Event.type).where(Event.job_id == job_id)).all()
+    stored = stack.data_dir / "objects" / "darkroom" / row.image_key
+    assert stored.read_bytes() == image
+    assert hashlib.sha256(image).hexdigest() == row.image_sha256 == job["image"]["sha256"]
+    assert len(image) == job["image"]["bytes"]
+    assert str(dispatch.id) in row.image_key
+    assert (dispatch.status, dispatch.size) == ("finished", job["microbatch"]["size"])
+    assert events == ["job.succeeded"]
+    file = tmp_path / "picture.png"
+    file.write_bytes(image)
+    about = pictures.read_parameters(file)
+    assert (about["id"], about["seed"], about["prompt"]) == (job_id, 7, "a red apple")
+    red, green, blue = pixels(image)[100:180, 100:160].mean(axis=(0, 1))
+    assert red > 2 * max(green, blue)  # a red apple, in the middle
+
+
+def test_waiting_answers_when_the_picture_is_drawn(stack):
+    answer = stack.http.post(
+        "/v1/jobs", json={"prompt": "a cat"} | SMALL, headers={"Prefer": "wait=30"}
+    )
+    assert answer.json()["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_a_picture_does_not_depend_on_its_company(stack, size):
+    wanted = {"prompt": "a red apple", "seed": 7, "num_inference_steps": 6}
+    alone = stack.submit(**wanted)
+    stack.wait([alone])
+    company = [f"a dog,{seed},{2 + seed},{1 + seed / 2}" for seed in range(1, size)]
+    lines = ["prompt,seed,steps,cfg,width,height", *(f"{line},64,64" for line in company)]
+    lines.insert(size // 2 + 1, "a red apple,7,6,4,64,64")
+    batch = stack.http.post(
+        "/v1/batches", content="\n".join(lines), headers={"Content-Type": "text/csv"}
+    ).json()
+    ids = [job["id"] for job in stack.http.get(batch["urls"]["jobs"]).json()["data"]]
+    jobs = stack.wait(ids)
+
+    [again] = [job for job in jobs if job["input"]["prompt"] == "a red apple"]
+    assert again["microbatch"]["size"] == size
+    difference = np.abs(pixels(stack.image(alone)) - pixels(stack.image(again["id"])))
+    assert difference.max() <= 1
+
+
+def test_jobs_of_a_killed_worker_are_drawn_after_its_lease(stack):
+    ids = [stack.submit(num_inference_steps=50, width=256, height=256) for _ in range(2)]
+    stack.wait_until_running(ids)
+    for worker in stack.find("-m workers"):
+        if "serve" not in " ".join(worker.cmdline()):
+            worker.kill()
+    began = time.monotonic()
+    jobs = stack.wait(ids, within_s=LEASE_S + 60)
+
+    assert statuses(jobs) == ["succeeded"] * 2
+    assert max(job["attempt"] for job in jobs) == 2
+    assert time.monotonic() - began > 1
+
+
+def test_a_flushed_redis_loses_nothing(stack):
+    ids = [stack.submit(seed=seed) for seed in range(30)]
+    url = (stack.data_dir / "secrets" / "darkroom_redis_url").read_text()
+    with Redis.from_url(url) as client:
+        for _ in range(5):
+            client.flushall()
+            time.sleep(0.1)
+
+    assert statuses(stack.wait(ids)) == ["succeeded"] * 30
+
+
+def test_a_worker_that_slept_past_its_lease_is_refused(stack):
+    ids = [stack.submit(num_inference_steps=20, width=256, height=256) for _ in range(3)]
+    stack.wait_until_running(ids)
+    with stack.sessions.begin() as session:
+        held = session.execute(
+            select(Dispatch.id, Dispatch.worker_id).where(Dispatch.status == "running")
+        ).first()
+    frozen = psutil.Process(int(held.worker_id.split(":")[1]))
+    frozen.send_signal(signal.SIGSTOP)
+    try:
+        jobs = stack.wait(ids, within_s=90)
+    finally:
+        frozen.send_signal(signal.SIGCONT)
+    assert statuses(jobs) == ["succeeded"] * 3
+
+    before = [(job["image"]["sha256"], job["attempt"]) for job in jobs]
+    deadline = time.monotonic() + 30
+    while f"dispatch {held.id} was fenced out" not in stack.log("worker-1") + stack.log("worker-2"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    after = [stack.job(job_id) for job_id in ids]
+    assert [(job["image"]["sha256"], job["attempt"]) for job in after] == before
+    with stack.sessions.begin() as session:
+        told = session.execute(
+            select(Event.job_id, func.count()).where(Event.job_id.in_(ids)).group_by(Event.job_id)
+        ).all()
+    assert sorted(told) == sorted((job_id, 1) for job_id in ids)
+
+
+def test_without_storage_jobs_wait_and_finish_when_it_is_back(stack):
+    [store] = stack.find("rclone", "serve")
+    store.send_signal(signal.SIGSTOP)
+    try:
+        ids = [stack.submit(seed=seed) for seed in range(4)]
+        time.sleep(3)
+        assert not {"succeeded", "failed"} & set(statuses(map(stack.job, ids)))
+    finally:
+        store.kill()  # the launcher starts it again, on the same port
+
+    assert statuses(stack.wait(ids)) == ["succeeded"] * 4
+
+
+def test_a_database_that_restarts_in_mid_drawing_costs_no_job(stack):
+    ids = [stack.submit(num_inference_steps=10, width=256, height=256) for _ in range(3)]
+    stack.wait_until_running(ids)
+    for process in stack.find("postgres"):
+        process.kill()
+    deadline = time.monotonic() + 30
+    while stack.http.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+    assert statuses(stack.wait(ids)) == ["succeeded"] * 3
+
+
+def test_with_redis_frozen_and_then_empty_waiting_jobs_finish_by_themselves(stack):
+    [redis] = stack.find("redis-server") + stack.find("valkey-server")
+    redis.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        ids = [stack.submit(seed=seed) for seed in range(5)]
+        assert time.monotonic() - began < 5
+    finally:
+        redis.kill()
+
+    assert statuses(stack.wait(ids)) == ["succeeded"] * 5
+
+
+@pytest.mark.parametrize("victim", ["triton_python_backend_stub", "tritonserver"])
+def test_jobs_outlive_the_model_that_drew_them(stack, victim):
+    ids = [stack.submit(num_inference_steps=40, width=256, height=256) for _ in range(2)]
+    stack.wait_until_running(ids)
+    time.sleep(0.5)
+    for process in stack.find(victim):
+        process.kill()
+
+    assert statuses(stack.wait(ids, within_s=120)) == ["succeeded"] * 2
+
+
+def test_a_prompt_that_kills_the_model_fails_alone(stack):
+    lines = [f"{POISON if seed == 5 else 'a dog'},{seed},4,64,64" for seed in range(8)]
+    batch = stack.http.post(
+        "/v1/batches",
+        content="\n".join(["prompt,seed,steps,width,height", *lines]),
+        headers={"Content-Type": "text/csv"},
+    ).json()
+    ids = [job["id"] for job in stack.http.get(batch["urls"]["jobs"]).json()["data"]]
+    jobs = stack.wait(ids, within_s=180)
+
+    poison = jobs.pop(5)
+    assert (poison["status"], poison["attempt"]) == ("failed", 3)
+    assert poison["error"]["code"] == "crashed_worker"
+    assert statuses(jobs) == ["succeeded"] * 7
+    ended = stack.http.get(f"/v1/batches/{batch['id']}").json()
+    assert (ended["status"], ended["outcome"]) == ("completed", "partial")
+
+
+def test_jobs_outlive_their_replica(stack):
+    ids = [stack.submit(num_inference_steps=40, width=256, height=256) for _ in range(2)]
+    stack.wait_until_running(ids)
+    for process in stack.find("ray::ServeReplica"):
+        process.kill()
+
+    assert statuses(stack.wait(ids, within_s=120)) == ["succeeded"] * 2

@@ -1,0 +1,440 @@
+"""Real Tritons: one suite for every way to host one."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from darkroom.errors import SetupError
+from workers.triton import (
+    BadRequest,
+    HostDown,
+    ModelFailed,
+    ModelHost,
+    Patience,
+    SubprocessHost,
+    has_tritonserver,
+    open_host,
+)
+from workers.triton_runtime import SHARED_MEMORY, stubs_of, sweep_leftovers
+
+ROOT = Path(__file__).parents[1]
+ENV = {
+    "DARKROOM_ENGINE_MODEL_DIR": str(ROOT / "models/darkroom-demo"),
+    "DARKROOM_ENGINE_THREADS": "2",
+}
+IMPATIENT = Patience(check_s=0.5, exit_s=1, tidy_s=1)
+DEADLINE_S = 30
+
+NAP_CONFIG = """
+name: "nap"
+backend: "python"
+max_batch_size: 0
+model_transaction_policy { decoupled: true }
+input [ { name: "seconds" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "slept" data_type: TYPE_FP32 dims: [ 1 ] } ]
+instance_group [ { kind: KIND_CPU } ]
+"""
+NAP_MODEL = """
+import os, pathlib, time
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            for seconds in pb.get_input_tensor_by_name(request, "seconds").as_numpy():
+                if seconds < 0:
+                    raise ValueError("nobody sleeps backwards")
+                until = time.monotonic() + seconds
+                while time.monotonic() < until:
+                    time.sleep(0.01)
+                    if sender.is_cancelled():
+                        pathlib.Path(os.environ["NAP_CANCELED"]).touch()
+                        break
+                slept = pb.Tensor("slept", np.array([seconds], np.float32))
+                sender.send(pb.InferenceResponse(output_tensors=[slept]))
+            sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+
+Run = Callable[[Any], Any]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Await something on the one event loop of this module, with a deadline."""
+    with asyncio.Runner() as runner:
+        yield lambda coroutine: runner.run(asyncio.wait_for(coroutine, DEADLINE_S))
+
+
+@pytest.fixture(scope="module", params=["inprocess", "subprocess"])
+def kind(request) -> Any:
+    if request.param == "inprocess" and not has_tritonserver():
+        pytest.skip("tritonserver cannot be imported here: it needs NVIDIA's image")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def painter(kind, run) -> Iterator[ModelHost]:
+    """A host with the real model."""
+    host = open_host(kind, ROOT / "model_repository", ENV, patience=Patience(exit_s=6))
+    run(host.start())
+    run(host.load("stable_diffusion"))
+    yield host
+    started = time.monotonic()
+    run(host.stop())
+    assert time.monotonic() - started < 6  # nothing that the tests did keeps the model from leaving
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    folder = tmp_path / "repository" / "nap"
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(NAP_CONFIG)
+    (folder / "1" / "model.py").write_text(NAP_MODEL)
+    return folder.parent
+
+
+@pytest.fixture
+def napper(kind, run, repository, tmp_path) -> Iterator[ModelHost]:
+    """A host of its own, with a model that sleeps: for tests that break things."""
+    env = {"NAP_CANCELED": str(tmp_path / "canceled")}
+    host = open_host(kind, repository, env, patience=IMPATIENT)
+    run(host.start())
+    run(host.load("nap"))
+    yield host
+    run(host.stop())
+
+
+@pytest.fixture
+def child(napper) -> SubprocessHost:
+    if not isinstance(napper, SubprocessHost):
+        pytest.skip("the server is this process")
+    return napper
+
+
+def texts(*words: str) -> np.ndarray:
+    return np.array([word.encode() for word in words], np.object_)
+
+
+def asked(count: int, **changed: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        "prompt": texts(*["a lighthouse"] * count),
+        "negative_prompt": texts(*[""] * count),
+        "seed": np.arange(count, dtype=np.int64),
+        "num_inference_steps": np.full(count, 2, np.int32),
+        "guidance_scale": np.full(count, 5, np.float32),
+        "width": np.full(count, 64, np.int32),
+        "height": np.full(count, 64, np.int32),
+        "scheduler": texts(*["ddim"] * count),
+    } | changed
+
+
+def nap(*seconds: float) -> dict[str, np.ndarray]:
+    return {"seconds": np.array(seconds, np.float32)}
+
+
+async def responses(host: ModelHost, name: str, inputs: dict[str, np.ndarray]) -> list[Any]:
+    return [response async for response in host.infer(name, inputs)]
+
+
+def server_pid(host: ModelHost) -> int:
+    return host._pid if isinstance(host, SubprocessHost) else os.getpid()
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def becomes_true(claim: Callable[[], bool], within_s: float = 5) -> bool:
+    deadline = time.monotonic() + within_s
+    while not claim() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return claim()
+
+
+def test_pictures_leave_as_they_are_drawn(painter, run):
+    inputs = asked(2, num_inference_steps=np.array([3, 1], np.int32))
+    answers = run(responses(painter, "stable_diffusion", inputs))
+
+    steps = [(int(a["index"][0]), *a["step"].tolist()) for a in answers if "step" in a]
+    assert steps == [(0, 1, 3), (1, 1, 1), (0, 2, 3), (0, 3, 3)]
+    images = [(int(a["index"][0]), a["image"]) for a in answers if "image" in a]
+    assert [index for index, _ in images] == [1, 0]
+    assert all(image.shape == (64, 64, 3) and image.dtype == np.uint8 for _, image in images)
+    assert all(image.flags.owndata and image.flags.writeable for _, image in images)
+
+
+def test_one_bad_row_does_not_fail_its_company(painter, run):
+    inputs = asked(2, scheduler=texts("plms", "ddim"))
+    answers = run(responses(painter, "stable_diffusion", inputs))
+
+    (error,) = [answer for answer in answers if "error" in answer]
+    assert error["index"].tolist() == [0]
+    assert error["error"][0] == b"invalid_params"
+    assert b"plms" in error["error"][1]
+    assert [a["index"].tolist() for a in answers if "image" in a] == [[1]]
+
+
+def test_text_that_is_not_english_reaches_the_model(painter, run):
+    inputs = asked(
+        1, prompt=np.array(["ein Leuchtturm im Nebel \u706f\u53f0".encode()], np.object_)
+    )
+    assert "image" in run(responses(painter, "stable_diffusion", inputs))[-1]
+
+
+def test_inputs_of_two_lengths_fail_the_request_and_not_the_host(painter, run):
+    with pytest.raises(ModelFailed, match="shorter"):
+        run(responses(painter, "stable_diffusion", asked(2, seed=np.zeros(1, np.int64))))
+
+    assert len(run(responses(painter, "stable_diffusion", asked(1)))) == 3
+    run(painter.check())
+
+
+def without(name: str) -> dict[str, np.ndarray]:
+    return {key: array for key, array in asked(1).items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "complaint"),
+    [
+        (without("seed"), "also wants seed"),
+        (asked(1, steps=np.zeros(1, np.int32)), "no input steps"),
+        (asked(1, seed=np.zeros(1, np.int32)), "seed is int32, not int64"),
+        (asked(1, prompt=np.array(["text"])), "not object"),
+        (asked(1, width=np.full((1, 1), 64, np.int32)), "shape"),
+    ],
+)
+def test_a_bad_request_is_refused_before_triton_sees_it(painter, run, inputs, complaint):
+    with pytest.raises(BadRequest, match=complaint):
+        run(responses(painter, "stable_diffusion", inputs))
+    run(painter.check())
+
+
+def test_a_model_that_is_not_loaded_is_a_bad_request(painter, run):
+    with pytest.raises(BadRequest, match="not loaded"):
+        run(responses(painter, "unet", {}))
+
+
+def test_a_model_that_is_not_there_does_not_load(painter, run):
+    with pytest.raises(ModelFailed):
+        run(painter.load("no_such_model"))
+    run(painter.check())
+
+
+def test_drawing_stops_soon_after_its_request_is_cancelled(painter, run):
+    long = asked(2, num_inference_steps=np.full(2, 900, np.int32))
+
+    async def first_answer_only() -> None:
+        async with contextlib.aclosing(painter.infer("stable_diffusion", long)) as answers:
+            await anext(answers)
+
+    started = time.monotonic()
+    run(first_answer_only())
+    run(responses(painter, "stable_diffusion", asked(1)))  # waits for its turn
+    assert time.monotonic() - started < 10  # 900 steps would take some 30 s
+
+
+def test_the_loop_is_free_while_the_model_works(napper, run):
+    async def ticks_during_a_nap() -> int:
+        asleep = asyncio.create_task(responses(napper, "nap", nap(0.5)))
+        ticks = 0
+        while not asleep.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        return ticks
+
+    assert run(ticks_during_a_nap()) > 20
+
+
+def test_an_exception_in_the_model_is_the_requests_own(napper, run):
+    with pytest.raises(ModelFailed, match="nobody sleeps backwards"):
+        run(responses(napper, "nap", nap(-1)))
+    run(napper.check())
+
+
+def test_a_deadline_ends_a_request_and_tells_the_model(napper, run, tmp_path):
+    async def impatiently() -> None:
+        async with asyncio.timeout(0.3):
+            await responses(napper, "nap", nap(20))
+
+    with pytest.raises(TimeoutError):
+        run(impatiently())
+    assert becomes_true((tmp_path / "canceled").exists)
+
+
+def test_a_model_can_be_unloaded_and_loaded_again(napper, run):
+    before = stubs_of(server_pid(napper))
+    run(napper.unload("nap"))
+    assert not stubs_of(server_pid(napper)) & before
+    with pytest.raises(BadRequest):
+        run(responses(napper, "nap", nap(0)))
+
+    run(napper.load("nap"))
+    assert len(run(responses(napper, "nap", nap(0, 0)))) == 2
+    run(napper.check())
+
+
+def test_a_killed_model_process_is_noticed_without_a_request(napper, run):
+    run(napper.check())
+    for stub in stubs_of(server_pid(napper)):
+        os.kill(stub, signal.SIGKILL)
+    assert becomes_true(lambda: not any(map(is_alive, stubs_of(server_pid(napper)))))
+
+    with pytest.raises(HostDown):
+        run(napper.check())
+
+
+def test_a_request_to_a_killed_model_process_says_that_the_host_is_down(napper, run):
+    for stub in stubs_of(server_pid(napper)):
+        os.kill(stub, signal.SIGKILL)
+
+    with pytest.raises(HostDown, match="not healthy"):
+        run(responses(napper, "nap", nap(0)))
+
+
+def test_a_frozen_model_process_ends_by_deadline_and_is_noticed(napper, run):
+    async def impatiently() -> None:
+        async with asyncio.timeout(0.3):
+            await responses(napper, "nap", nap(0))
+
+    for stub in stubs_of(server_pid(napper)):
+        os.kill(stub, signal.SIGSTOP)
+
+    with pytest.raises(TimeoutError):
+        run(impatiently())
+    with pytest.raises(HostDown, match="dead or stopped"):
+        run(napper.check())
+
+
+def test_a_killed_server_is_noticed_and_breaks_its_streams(child, run):
+    async def killed_in_the_middle() -> None:
+        asleep = asyncio.create_task(responses(child, "nap", nap(0, 20)))
+        await asyncio.sleep(0.2)
+        os.kill(child._pid, signal.SIGKILL)
+        await asleep
+
+    stubs = stubs_of(child._pid)
+    with pytest.raises(HostDown):
+        run(killed_in_the_middle())
+    with pytest.raises(HostDown):
+        run(child.check())
+
+    run(child.stop())
+    assert becomes_true(lambda: not any(map(is_alive, stubs)))
+
+
+def test_a_frozen_server_is_noticed_by_deadline_and_can_be_stopped(child, run):
+    server, stubs = child._pid, stubs_of(child._pid)
+    os.kill(server, signal.SIGSTOP)
+
+    with pytest.raises(HostDown, match="has not answered"):
+        run(child.check())
+    run(child.stop())
+
+    assert becomes_true(lambda: not any(map(is_alive, [server, *stubs])))
+
+
+def test_a_clean_stop_leaves_no_process_no_shared_memory_and_no_folder(child, run):
+    server, stubs, folder = child._pid, stubs_of(child._pid), child._folder
+    assert stubs
+    assert list(SHARED_MEMORY.glob(f"{child._prefix}*"))
+
+    started = time.monotonic()
+    run(child.stop())
+
+    assert time.monotonic() - started < IMPATIENT.exit_s + IMPATIENT.tidy_s
+    assert becomes_true(lambda: not any(map(is_alive, [server, *stubs])))
+    assert not list(SHARED_MEMORY.glob(f"{child._prefix}*"))
+    assert not folder.exists()
+    run(child.stop())
+
+
+def test_a_stop_in_the_middle_of_a_request_is_in_time(child, run):
+    async def stopped_in_the_middle() -> None:
+        asleep = asyncio.create_task(responses(child, "nap", nap(20)))
+        await asyncio.sleep(0.2)
+        await child.stop()
+        with contextlib.suppress(HostDown, asyncio.CancelledError):
+            await asleep
+
+    stubs = stubs_of(child._pid)
+    started = time.monotonic()
+    run(stopped_in_the_middle())
+    assert time.monotonic() - started < IMPATIENT.exit_s + IMPATIENT.tidy_s + 1
+    assert becomes_true(lambda: not any(map(is_alive, stubs)))
+
+
+OWNER = """
+import asyncio, pathlib, sys
+from workers.triton import open_host
+from workers.triton_runtime import stubs_of
+
+async def main():
+    host = open_host("subprocess", pathlib.Path(sys.argv[1]), {})
+    await host.start()
+    await host.load("nap")
+    print(host._pid, *stubs_of(host._pid), flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_triton_dies_with_the_process_that_started_it(repository):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(repository)], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    with owner:
+        assert owner.stdout is not None
+        pids = [int(word) for word in owner.stdout.readline().split()]
+        owner.kill()
+    assert len(pids) == 2
+    assert becomes_true(lambda: not any(map(is_alive, pids)))
+
+    left = f"darkroom-*-{owner.pid}-*"
+    assert list(Path(tempfile.gettempdir()).glob(left))  # SIGKILL tidies nothing
+    sweep_leftovers()
+    assert not list(Path(tempfile.gettempdir()).glob(left))
+    assert not list(SHARED_MEMORY.glob(left))
+
+
+def test_a_triton_that_cannot_start_is_a_host_that_is_down(run, tmp_path):
+    host = open_host("subprocess", tmp_path / "nowhere", {}, patience=IMPATIENT)
+    with pytest.raises(HostDown, match="exited"):
+        run(host.start())
+
+
+def test_the_sweep_leaves_what_belongs_to_the_living_and_to_others():
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    living = SHARED_MEMORY / f"darkroom-{namespace}-{os.getpid()}-test"
+    foreign = SHARED_MEMORY / "darkroom-1-999999999-test"
+    dead = SHARED_MEMORY / f"darkroom-{namespace}-999999999-test"
+    try:
+        for region in (living, foreign, dead):
+            region.touch()
+        sweep_leftovers()
+        assert [region.exists() for region in (living, foreign, dead)] == [True, True, False]
+    finally:
+        for region in (living, foreign, dead):
+            region.unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(has_tritonserver(), reason="tritonserver can be imported here")
+def test_asking_for_triton_in_process_where_it_is_not_says_what_to_do(tmp_path):
+    with pytest.raises(SetupError, match="image"):
+        open_host("inprocess", tmp_path, {})
+    assert isinstance(open_host("auto", tmp_path, {}), SubprocessHost)

@@ -1,0 +1,1 @@
+"""The working processes: Celery workers that form microbatches, and the replicas that draw."""

@@ -1,0 +1,41 @@
+"""`python -m workers`: a Celery worker that has microbatches drawn."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from darkroom.readiness import print_checks
+from darkroom.settings import load_settings
+
+#: Bytes of the largest reply of a replica: eight pictures of 2048 x 2048. Ray reads it once, when
+#: ray.serve is imported; its own default is 4 MiB.
+REPLY_LIMIT: Final = ("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(128 * 2**20))
+
+
+def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
+    """Run until SIGTERM, which lets the microbatches in flight finish."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers",
+        description="A Celery worker: claims microbatches, has Ray Serve draw them, stores them.",
+        epilog="Configured by DARKROOM_* variables; see .env.example.",
+    )
+    parser.add_argument("--check", action="store_true", help="only check what it would connect to")
+    arguments = parser.parse_args()
+    settings = load_settings()
+    os.environ.setdefault(*REPLY_LIMIT)
+    from workers.app import celery_arguments, open_crew, worker_app
+    from workers.generator import check_ray
+
+    if arguments.check:
+        return print_checks(settings, {"ray": lambda: check_ray(settings.ray_address)})
+    ready_file = os.environ.get("DARKROOM_READY_FILE")
+    app = worker_app(
+        settings, open_crew(settings), ready_file=Path(ready_file) if ready_file else None
+    )
+    app.worker_main(list(celery_arguments(settings)))  # ends the process itself
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The Celery worker: one task, `pump`, and the threads that live beside it."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from celery import Celery, signals
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from darkroom import jobs, queue
+from darkroom.catalogue import load_catalogue
+from darkroom.database import open_sessions
+from darkroom.errors import GeneratorGone, GeneratorUnavailable, StorageUnavailable
+from darkroom.ids import new_id
+from darkroom.settings import Settings
+from darkroom.storage import S3Store
+from workers.generator import RayGenerator, connect_to_ray
+from workers.leases import Leases
+from workers.microbatch import Workshop, pump
+from workers.sweep import Sweeper
+
+EX_TEMPFAIL: Final = 75  # sysexits.h: the supervisor should try again
+_PATIENCE_S: Final = 60.0  # longer than a replica takes to be replaced
+
+logger = logging.getLogger(__name__)
+
+
+def _terminate() -> None:
+    """Celery's warm shutdown; the supervisor starts us anew."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclass
+class Crew:
+    """A worker process: its workshop, and what starts and stops with it."""
+
+    shop: Workshop
+    sweeper: Sweeper
+    stopping: threading.Event = field(default_factory=threading.Event)
+    leave: Callable[[], None] = _terminate
+    failing_since: float | None = None  #: by the monotonic clock; None after each success
+
+
+def open_crew(settings: Settings) -> Crew:
+    """Everything but the connections, which are made when first needed."""
+    lease = timedelta(seconds=settings.lease_s)
+    sessions = open_sessions(settings.database_url.get_secret_value())
+    worker_id = f"{socket.gethostname()}:{os.getpid()}:{new_id('wrk')}"
+    bell = queue.Bell(settings)
+    shop = Workshop(
+        worker_id=worker_id,
+        sessions=sessions,
+        catalogue=load_catalogue(settings.models_dir, settings.default_model),
+        generator=RayGenerator(),
+        store=S3Store(settings),
+        leases=Leases(sessions, lease=lease),
+        bell=bell,
+        encoders=ThreadPoolExecutor(8, thread_name_prefix="encode"),
+        lease=lease,
+        generate_timeout_s=settings.generate_timeout_s,
+        max_attempts=settings.max_attempts,
+    )
+    sweeper = Sweeper(
+        sessions,
+        bell,
+        every=timedelta(seconds=settings.sweep_s),
+        lease=lease,
+        max_attempts=settings.max_attempts,
+    )
+    return Crew(shop, sweeper)
+
+
+def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Celery:
+    """The Celery app with its task and its life wired up."""
+    app = queue.celery_app(settings, socket_timeout_s=5)
+
+    @app.task(name=queue.PUMP)
+    def _pump() -> None:
+        run_pump(crew)
+
+    def _init(**_: object) -> None:
+        start(crew, settings.ray_address)
+
+    def _ready(**_: object) -> None:
+        crew.shop.bell.ring()  # what waited while no worker was there
+        if ready_file is not None:
+            ready_file.touch()
+
+    def _shutting_down(**_: object) -> None:
+        crew.stopping.set()
+
+    def _shutdown(**_: object) -> None:
+        stop(crew)
+
+    # weak=False: these closures have no other owner
+    signals.worker_init.connect(_init, weak=False)  # main thread, before Celery's signal handlers
+    signals.worker_ready.connect(_ready, weak=False)
+    signals.worker_shutting_down.connect(_shutting_down, weak=False)
+    signals.worker_shutdown.connect(_shutdown, weak=False)
+    return app
+
+
+def run_pump(crew: Crew) -> None:
+    """One pump; what it could not do is left to the sweeper's next ring."""
+    try:
+        drawn = pump(crew.shop, stopping=crew.stopping.is_set)
+    except GeneratorUnavailable as error:
+        logger.warning("nobody draws, the sweeper will ring again: %s", error)
+        note_failure(crew, error)
+    except (StorageUnavailable, DBAPIError, PoolTimeout) as error:
+        logger.warning("pump stopped, the sweeper will ring again: %s", error)
+    else:
+        crew.failing_since = None if drawn else crew.failing_since
+
+
+def note_failure(crew: Crew, error: GeneratorUnavailable) -> None:
+    """Crash-only towards Ray: a driver may never find a new cluster, a new process does.
+
+    The second time that the cluster is told to be gone, or after a minute without a success.
+    """
+    now = time.monotonic()
+    if crew.failing_since is None:
+        crew.failing_since = now
+    elif isinstance(error, GeneratorGone) or now - crew.failing_since > _PATIENCE_S:
+        logger.warning("leaving, to be started anew: %s", error)
+        crew.leave()
+
+
+def start(crew: Crew, ray_address: str) -> None:
+    """Connect to Ray, then start the threads. Ends the process when Ray cannot be reached."""
+    try:
+        connect_to_ray(ray_address)
+    except Exception:
+        logger.exception("could not connect to Ray at %s", ray_address)
+        os._exit(EX_TEMPFAIL)  # Celery only logs what a signal handler raises, and would go on
+    crew.shop.leases.start()
+    crew.sweeper.start()
+
+
+def stop(crew: Crew) -> None:
+    """Hand back what is still held, so that others go on at once."""
+    crew.sweeper.close()
+    crew.shop.leases.close()
+    try:
+        with crew.shop.sessions.begin() as session:
+            jobs.release(session, crew.shop.worker_id)
+    except (DBAPIError, PoolTimeout) as error:
+        logger.warning("could not release, the lease will run out: %s", error)
+    crew.shop.bell.ring()
+    crew.shop.bell.close()
+
+
+def celery_arguments(settings: Settings) -> Sequence[str]:
+    """Threads, because one Ray driver serves them all; no chatter between workers."""
+    return [
+        "worker",
+        "--pool=threads",
+        f"--concurrency={settings.dispatches_in_flight}",
+        f"--queues={queue.GENERATE}",
+        f"--hostname=worker-{os.getpid()}@%h",  # two of one name would take each other's orders
+        "--without-gossip",
+        "--without-mingle",
+        "--without-heartbeat",
+        "--loglevel=INFO",
+    ]
