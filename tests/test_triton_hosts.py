@@ -33,7 +33,7 @@ ENV = {
     "DARKROOM_ENGINE_MODEL_DIR": str(ROOT / "models/darkroom-demo"),
     "DARKROOM_ENGINE_THREADS": "2",
 }
-IMPATIENT = Patience(check_s=0.5, exit_s=1, tidy_s=1)
+IMPATIENT = Patience(check_s=2, exit_s=2, tidy_s=3)
 DEADLINE_S = 30
 
 NAP_CONFIG = """
@@ -164,6 +164,16 @@ def becomes_true(claim: Callable[[], bool], within_s: float = 5) -> bool:
     while not claim() and time.monotonic() < deadline:
         time.sleep(0.02)
     return claim()
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP, and wait for it: a thread that is on a core may still answer a request."""
+    os.kill(pid, signal.SIGSTOP)
+    assert becomes_true(lambda: all(map(is_stopped, Path(f"/proc/{pid}/task").iterdir())))
+
+
+def is_stopped(thread: Path) -> bool:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def test_pictures_leave_as_they_are_drawn(painter, run):
@@ -312,7 +322,7 @@ def test_a_frozen_model_process_ends_by_deadline_and_is_noticed(napper, run):
             await responses(napper, "nap", nap(0))
 
     for stub in stubs_of(server_pid(napper)):
-        os.kill(stub, signal.SIGSTOP)
+        freeze(stub)
 
     with pytest.raises(TimeoutError):
         run(impatiently())
@@ -339,7 +349,7 @@ def test_a_killed_server_is_noticed_and_breaks_its_streams(child, run):
 
 def test_a_frozen_server_is_noticed_by_deadline_and_can_be_stopped(child, run):
     server, stubs = child._pid, stubs_of(child._pid)
-    os.kill(server, signal.SIGSTOP)
+    freeze(server)
 
     with pytest.raises(HostDown, match="has not answered"):
         run(child.check())
