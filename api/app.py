@@ -17,6 +17,7 @@ from api.tools import Tools
 from darkroom import __version__
 from darkroom.catalogue import load_catalogue
 from darkroom.database import open_sessions
+from darkroom.progress import open_board
 from darkroom.queue import Bell, open_redis
 from darkroom.settings import Settings
 from darkroom.storage import S3Store
@@ -39,6 +40,7 @@ def open_tools(settings: Settings) -> Tools:
         catalogue=load_catalogue(settings.models_dir, settings.default_model),
         store=S3Store(settings),
         redis=open_redis(settings),
+        board=open_board(settings),
         bell=Bell(settings),
     )
 

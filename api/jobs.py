@@ -80,7 +80,8 @@ async def show_job(
 ) -> JobView:
     """The job now, or with `Prefer: wait` once it has ended."""
     view = await _wait(use, tenant_id, job_id, _seconds(prefer))
-    etag = f'W/"{view.status}-{view.attempt}"'
+    step = view.progress.step if view.progress else None
+    etag = f'W/"{view.status}-{view.attempt}-{step}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if if_none_match is not None and etag in if_none_match:
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)  # type: ignore[return-value]
@@ -107,7 +108,8 @@ async def _wait(use: Tools, tenant_id: str, job_id: str, seconds: float) -> JobV
 
 def _show(use: Tools, tenant_id: str, job_id: str) -> JobView:
     with use.sessions.begin() as session:
-        return use.job_view(jobs.find(session, tenant_id, job_id))
+        job = jobs.find(session, tenant_id, job_id)
+    return use.job_view(job)
 
 
 @router.get("", responses=documented(HTTPStatus.UNPROCESSABLE_ENTITY))
@@ -131,7 +133,7 @@ def list_jobs(
             batch_id=batch_id,
             label=label,
         )
-        views = [use.job_view(job) for job in found[:limit]]
+    views = use.job_views(found[:limit])
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
 
 

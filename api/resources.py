@@ -9,6 +9,7 @@ from darkroom.batches import BatchOutcome, BatchStatus, Counts
 from darkroom.catalogue import FloatLimits, IntLimits, Model
 from darkroom.params import GenerationParams, OutputFormat
 from darkroom.pictures import CONTENT_TYPES
+from darkroom.progress import Steps
 from darkroom.status import Priority, Status
 from darkroom.storage import ImageStore
 from darkroom.tables import Batch, Job
@@ -114,8 +115,8 @@ class JobView(BaseModel):
     urls: JobUrls
 
     @classmethod
-    def of(cls, job: Job, *, store: ImageStore, url_ttl_s: int) -> Self:
-        """The job as clients see it; its image gets a fresh URL."""
+    def of(cls, job: Job, *, steps: Steps | None, store: ImageStore, url_ttl_s: int) -> Self:
+        """The job as clients see it; its image gets a fresh URL. `steps`: of a job that runs."""
         return cls(
             id=job.id,
             status=Status(job.status),
@@ -129,7 +130,7 @@ class JobView(BaseModel):
             batch_id=job.batch_id,
             row_number=job.row_number,
             custom_id=job.custom_id,
-            progress=_progress(job),
+            progress=_progress(job, steps),
             image=_image(job, store, url_ttl_s),
             error=_error(job),
             attempt=job.attempt,
@@ -142,10 +143,11 @@ class JobView(BaseModel):
         )
 
 
-def _progress(job: Job) -> Progress | None:
+def _progress(job: Job, known: Steps | None) -> Progress | None:
     if job.status != Status.RUNNING:
         return None
-    return Progress(step=None, steps=job.num_inference_steps)
+    step, steps = known or (None, job.num_inference_steps)
+    return Progress(step=step, steps=steps)
 
 
 def _image(job: Job, store: ImageStore, url_ttl_s: int) -> ImageView | None:

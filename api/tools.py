@@ -1,6 +1,6 @@
 """What every route works with, and for whom: the dependencies of a request."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Final
@@ -11,7 +11,7 @@ from redis import Redis
 
 from api.errors import Refused
 from api.resources import JobView
-from darkroom import keys
+from darkroom import keys, progress
 from darkroom.catalogue import Catalogue
 from darkroom.database import Sessions
 from darkroom.keys import Scope
@@ -33,11 +33,22 @@ class Tools:
     catalogue: Catalogue
     store: ImageStore
     redis: "Redis"
+    board: "Redis"  #: for `darkroom.progress` alone: it gives up sooner
     bell: Bell
 
     def job_view(self, job: Job) -> JobView:
         """The job as clients see it."""
-        return JobView.of(job, store=self.store, url_ttl_s=self.settings.image_url_ttl_s)
+        [view] = self.job_views([job])
+        return view
+
+    def job_views(self, jobs: Sequence[Job]) -> list[JobView]:
+        """The jobs as clients see them. Asks Redis, once, if any of them runs."""
+        steps = progress.read(self.board, jobs)
+        url_ttl_s = self.settings.image_url_ttl_s
+        return [
+            JobView.of(job, steps=steps.get(job.id), store=self.store, url_ttl_s=url_ttl_s)
+            for job in jobs
+        ]
 
 
 def tools(request: Request) -> Tools:

@@ -55,10 +55,12 @@ def celery_app(settings: Settings, *, socket_timeout_s: float) -> Celery:
     return app
 
 
-def open_redis(settings: Settings) -> Redis:
-    """A client whose every command ends within a second."""
+def open_redis(settings: Settings, *, timeout_s: float = 1) -> Redis:
+    """A client whose every command ends in time."""
     return Redis.from_url(
-        settings.redis_url.get_secret_value(), socket_timeout=1, socket_connect_timeout=1
+        settings.redis_url.get_secret_value(),
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
     )
 
 
