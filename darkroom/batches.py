@@ -19,7 +19,9 @@ class BatchStatus(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     COMPLETED = "completed"
+    CANCELED = "canceled"
 
 
 class BatchOutcome(StrEnum):
@@ -37,12 +39,21 @@ class Counts:
     total: int
     rejected: int
     by_status: Mapping[Status, int]
+    paused: bool = False
+    canceled: bool = False
 
     @property
     def status(self) -> BatchStatus:
-        """Completed when no job is left to draw, queued when none was begun."""
+        """Completed when no job is left to draw, queued when none was begun.
+
+        Canceled from the moment it was asked for, though some jobs may still be let go of.
+        """
+        if self.canceled:
+            return BatchStatus.CANCELED
         if sum(self.by_status.get(status, 0) for status in FINISHED) == self.total:
             return BatchStatus.COMPLETED
+        if self.paused:
+            return BatchStatus.PAUSED
         begun = self.by_status.get(Status.QUEUED, 0) < self.total
         return BatchStatus.RUNNING if begun else BatchStatus.QUEUED
 
@@ -58,19 +69,34 @@ class Counts:
 
 
 def create(
-    session: Session, tenant_id: str, *, total: int, label: str | None, rejected: int = 0
+    session: Session,
+    tenant_id: str,
+    *,
+    total: int,
+    label: str | None,
+    rejected: int = 0,
+    retried_from: str | None = None,
 ) -> Batch:
     """A batch of `total` jobs, which the caller submits in the same transaction."""
     return session.scalars(
         insert(Batch)
-        .values(id=new_id("bat"), tenant_id=tenant_id, total=total, label=label, rejected=rejected)
+        .values(
+            id=new_id("bat"),
+            tenant_id=tenant_id,
+            total=total,
+            label=label,
+            rejected=rejected,
+            retried_from=retried_from,
+        )
         .returning(Batch)
     ).one()
 
 
-def find(session: Session, tenant_id: str, batch_id: str) -> Batch:
+def find(session: Session, tenant_id: str, batch_id: str, *, lock: bool = False) -> Batch:
     """The tenant's batch. Raises NotFound, also for another tenant's."""
     theirs = select(Batch).where(Batch.tenant_id == tenant_id, Batch.id == batch_id)
+    if lock:
+        theirs = theirs.with_for_update()
     batch = session.scalar(theirs) if is_id("bat", batch_id) else None
     if batch is None:
         raise NotFound("batch", batch_id)
@@ -98,7 +124,16 @@ def count(session: Session, batches: Sequence[Batch]) -> list[Counts]:
     tallies: dict[str | None, dict[Status, int]] = {batch_id: {} for batch_id in ids}
     for batch_id, status, number in rows:
         tallies[batch_id][Status(status)] = number
-    return [Counts(batch.total, batch.rejected, tallies[batch.id]) for batch in batches]
+    return [
+        Counts(
+            batch.total,
+            batch.rejected,
+            tallies[batch.id],
+            paused=batch.paused_at is not None,
+            canceled=batch.canceled_at is not None,
+        )
+        for batch in batches
+    ]
 
 
 def close_finished(session: Session, batch_ids: Collection[str]) -> None:
@@ -119,4 +154,7 @@ def close_finished(session: Session, batch_ids: Collection[str]) -> None:
         .values(finished_at=func.now())
         .returning(Batch)
     ).all()
-    events.record_batches(session, events.EventType.BATCH_COMPLETED, closed)
+    canceled = [batch for batch in closed if batch.canceled_at is not None]
+    completed = [batch for batch in closed if batch.canceled_at is None]
+    events.record_batches(session, events.EventType.BATCH_CANCELED, canceled)
+    events.record_batches(session, events.EventType.BATCH_COMPLETED, completed)

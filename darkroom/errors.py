@@ -1,6 +1,7 @@
 """What can go wrong, named for what happened. Edges (HTTP, CLI, tasks) translate these once."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 
 class DarkroomError(Exception):
@@ -30,6 +31,24 @@ class NotFound(DarkroomError):
     def __init__(self, kind: str, object_id: str) -> None:
         super().__init__(f"no {kind} {object_id[:64]!r}")
         self.kind = kind
+
+
+class Deleted(DarkroomError):
+    """There was such an object; its owner deleted it, and this is all that is left."""
+
+    def __init__(self, kind: str, object_id: str, deleted_at: datetime) -> None:
+        super().__init__(f"{kind} {object_id} was deleted at {deleted_at:%Y-%m-%dT%H:%M:%SZ}")
+        self.kind = kind
+        self.object_id = object_id
+        self.deleted_at = deleted_at
+
+
+class NotEnded(DarkroomError):
+    """The job is queued or running, and what was asked is for jobs that have ended."""
+
+
+class NothingToRetry(DarkroomError):
+    """There is no end here that another try could change."""
 
 
 class ImageNotReady(DarkroomError):

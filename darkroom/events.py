@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import Final
 
-from sqlalchemy import insert
+from sqlalchemy import ColumnElement, insert, literal, select
 from sqlalchemy.orm import Session
 
+from darkroom.status import Status
 from darkroom.tables import Batch, Event, Job
 
 
@@ -21,12 +23,21 @@ class EventType(StrEnum):
     BATCH_CANCELED = "batch.canceled"
 
 
+OF_STATUS: Final = {
+    Status.RUNNING: EventType.JOB_STARTED,
+    Status.SUCCEEDED: EventType.JOB_SUCCEEDED,
+    Status.FAILED: EventType.JOB_FAILED,
+    Status.CANCELED: EventType.JOB_CANCELED,
+    Status.EXPIRED: EventType.JOB_EXPIRED,
+}
+
+
 def record_jobs(session: Session, jobs: Iterable[Job]) -> None:
-    """One `job.<status>` event for each job's present status."""
+    """What each job's present status says has happened to it."""
     rows = [
         {
             "tenant_id": job.tenant_id,
-            "type": EventType(f"job.{job.status}"),
+            "type": OF_STATUS[Status(job.status)],
             "job_id": job.id,
             "batch_id": job.batch_id,
         }
@@ -34,6 +45,15 @@ def record_jobs(session: Session, jobs: Iterable[Job]) -> None:
     ]
     if rows:
         session.execute(insert(Event), rows)
+
+
+def record_canceled(session: Session, which: ColumnElement[bool]) -> None:
+    """One event for each job that fits. Written by the server: there may be 100,000."""
+    canceled = select(
+        Job.tenant_id, literal(EventType.JOB_CANCELED.value), Job.id, Job.batch_id
+    ).where(which)
+    columns = [Event.tenant_id, Event.type, Event.job_id, Event.batch_id]
+    session.execute(insert(Event).from_select(columns, canceled))
 
 
 def record_batches(session: Session, event: EventType, batches: Iterable[Batch]) -> None:

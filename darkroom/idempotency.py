@@ -71,6 +71,15 @@ def forget_old(session: Session) -> None:
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - KEPT))
 
 
+def forget_answers(session: Session, tenant_id: str, object_id: str) -> None:
+    """Drop the answers that repeat this object, because it was deleted."""
+    session.execute(
+        delete(IdempotencyKey).where(
+            IdempotencyKey.tenant_id == tenant_id, IdempotencyKey.response.contains(object_id)
+        )
+    )
+
+
 def _lock_of(tenant_id: str, key: str) -> int:
     """A number for the advisory lock; two keys that share one only wait for each other."""
     digest = hashlib.sha256(f"{tenant_id}\0{key}".encode()).digest()

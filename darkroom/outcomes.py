@@ -1,4 +1,4 @@
-"""How the claim of a job can end: values that `darkroom.jobs.settle` turns into moves."""
+"""How the claim of a job can end: values that `darkroom.dispatches.settle` turns into moves."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -34,6 +34,13 @@ class SentBack:
 
 
 @dataclass(frozen=True)
+class HandedBack:
+    """Its worker leaves before it was drawn. It may go on at once and loses no attempt."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
 class Suspect:
     """Its replica or worker died over its microbatch: it is drawn again, in smaller company."""
 
@@ -41,4 +48,4 @@ class Suspect:
     isolation: str
 
 
-Outcome: TypeAlias = Drawn | Failed | SentBack | Suspect
+Outcome: TypeAlias = Drawn | Failed | SentBack | HandedBack | Suspect

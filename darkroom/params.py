@@ -12,6 +12,7 @@ from darkroom.status import Priority
 
 MAX_PROMPT_CHARS: Final = 2000
 MAX_SEED: Final = 2**53 - 1  #: the largest integer that JSON readers keep exactly
+MAX_DEADLINE_S: Final = 30 * 24 * 3600
 _DRAWN_SEEDS: Final = 2**32  # short enough to read out; clients may send larger ones
 
 
@@ -72,6 +73,12 @@ class JobInput(BaseModel):
     priority: Annotated[Priority, Field(strict=False)] | None = Field(
         None, description="Default: normal for a single job, bulk for a batch's rows."
     )
+    start_within_s: int | None = Field(
+        None, ge=1, le=MAX_DEADLINE_S, description="Seconds; not begun by then, it expires."
+    )
+    deadline_s: int | None = Field(
+        None, ge=1, le=MAX_DEADLINE_S, description="Seconds; not finished by then, it expires."
+    )
     label: Label | None = Field(None, description="Yours, to find the job again.")
     metadata: Annotated[
         dict[
@@ -96,6 +103,12 @@ class GenerationParams(BaseModel):
     guidance_scale: float
     seed: int
     output_format: OutputFormat
+
+
+def cost(params: GenerationParams) -> float:
+    """What drawing it takes, in passes of the UNet over one row of 512 by 512 pixels."""
+    passes = 2 if params.guidance_scale > 1 else 1  # with guidance also the negative prompt's
+    return params.num_inference_steps * passes * params.width * params.height / 512**2
 
 
 def draw_seed() -> int:

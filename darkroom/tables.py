@@ -13,6 +13,8 @@ from sqlalchemy import (
     MetaData,
     SmallInteger,
     Text,
+    TextClause,
+    false,
     func,
     text,
 )
@@ -23,6 +25,10 @@ from darkroom.params import MAX_PROMPT_CHARS, MAX_SEED, OutputFormat
 from darkroom.status import FINISHED, PRIORITY_RANK, DispatchStatus, Status
 
 DEFAULT_TENANT: Final = "ten_default"  #: owner of everything while authentication is off
+
+
+#: what a claim may look at; the indexes it reads cover nothing else
+_WAITING: Final = text("status = 'queued' AND NOT held")
 
 
 class Base(DeclarativeBase):
@@ -52,6 +58,10 @@ def _one_of(column: str, values: object) -> str:
     return f"{column} IN ({listed})"
 
 
+def _given(column: str) -> TextClause:
+    return text(f"{column} IS NOT NULL")
+
+
 def _created_at() -> Mapped[datetime]:
     return mapped_column(server_default=func.now())
 
@@ -63,7 +73,11 @@ class Tenant(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
+    #: share of the machine while several tenants wait; 2 gets twice what 1 gets
+    weight: Mapped[float] = mapped_column(server_default="1")
     created_at: Mapped[datetime] = _created_at()
+
+    __table_args__ = (CheckConstraint("weight > 0 AND weight <= 1000", "weight_range"),)
 
 
 class ApiKey(Base):
@@ -99,9 +113,14 @@ class Batch(Base):
     created_at: Mapped[datetime] = _created_at()
     #: when its last job finished; set once, in the transaction that finished that job
     finished_at: Mapped[datetime | None]
+    paused_at: Mapped[datetime | None]  #: its queued jobs are held until it is resumed
+    canceled_at: Mapped[datetime | None]  #: its running jobs are withdrawn, whoever draws them
+    #: the batch whose failed jobs these are, drawn again
+    retried_from: Mapped[str | None] = mapped_column(ForeignKey("batch.id"))
 
     __table_args__ = (
         CheckConstraint("total >= 1 AND rejected >= 0", "counts"),
+        Index("batch_retried_from", "retried_from", postgresql_where=_given("retried_from")),
         Index(None, "tenant_id", "id"),
     )
 
@@ -115,6 +134,7 @@ class Dispatch(Base):
     worker_id: Mapped[str]
     microbatch_key: Mapped[str]
     size: Mapped[int] = mapped_column(SmallInteger)
+    cost: Mapped[float]  #: of its jobs together, see `params.cost`
     status: Mapped[str] = mapped_column(server_default=DispatchStatus.RUNNING)
     leased_until: Mapped[datetime]  #: by the database's clock
     created_at: Mapped[datetime] = _created_at()
@@ -155,6 +175,15 @@ class Job(Base):
     run_after: Mapped[datetime] = _created_at()  #: not to be claimed before
     dispatch_id: Mapped[int | None] = mapped_column(ForeignKey("dispatch.id"))
 
+    cost: Mapped[float]  #: see `params.cost`
+    fair_tag: Mapped[float]  #: its place among the waiting jobs of its class, see `fairness`
+    held: Mapped[bool] = mapped_column(server_default=false())  #: its batch is paused
+    expires_at: Mapped[datetime | None]  #: it must have been begun by then
+    deadline_at: Mapped[datetime | None]  #: it must have ended by then
+    cancel_requested_at: Mapped[datetime | None]  #: while running: settled as canceled or expired
+    retried_from: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
+    deleted_at: Mapped[datetime | None]  #: what the client wrote is gone, the row is a tombstone
+
     prompt: Mapped[str]
     negative_prompt: Mapped[str]
     model: Mapped[str]
@@ -188,28 +217,57 @@ class Job(Base):
         CheckConstraint("(status = 'queued') <= (dispatch_id IS NULL)", "queued_has_no_dispatch"),
         *(
             CheckConstraint(f"({column} IS NOT NULL) = (status = 'succeeded')", f"{column}_iff")
-            for column in ("image_key", "image_sha256", "image_bytes")
+            for column in ("image_sha256", "image_bytes")
+        ),
+        CheckConstraint("(image_key IS NOT NULL) <= (status = 'succeeded')", "image_key_if"),
+        CheckConstraint(
+            "(status = 'succeeded' AND deleted_at IS NULL) <= (image_key IS NOT NULL)",
+            "image_key_until_deleted",
         ),
         *(
             CheckConstraint(f"({column} IS NOT NULL) = (status = 'failed')", f"{column}_iff")
             for column in ("error_code", "error_message", "error_retryable")
         ),
         CheckConstraint("(batch_id IS NULL) = (row_number IS NULL)", "row_iff_batch"),
-        CheckConstraint(f"length(prompt) BETWEEN 1 AND {MAX_PROMPT_CHARS}", "prompt_length"),
+        CheckConstraint(f"length(prompt) <= {MAX_PROMPT_CHARS}", "prompt_length"),
+        CheckConstraint("(length(prompt) = 0) = (deleted_at IS NOT NULL)", "prompt_until_deleted"),
+        CheckConstraint("(deleted_at IS NOT NULL) <= (finished_at IS NOT NULL)", "deleted_is_over"),
+        CheckConstraint(
+            "(cancel_requested_at IS NOT NULL) <= (status <> 'queued')", "asked_to_end"
+        ),
+        CheckConstraint("held <= (status = 'queued')", "held_is_queued"),
+        CheckConstraint("cost > 0", "cost_positive"),
         CheckConstraint(f"length(negative_prompt) <= {MAX_PROMPT_CHARS}", "negative_length"),
         CheckConstraint("width > 0 AND height > 0 AND num_inference_steps > 0", "positive_sizes"),
         CheckConstraint(f"seed BETWEEN 0 AND {MAX_SEED}", "seed_range"),
         CheckConstraint(_one_of("output_format", OutputFormat), "output_format_known"),
         CheckConstraint(f"priority BETWEEN 0 AND {len(PRIORITY_RANK) - 1}", "priority_range"),
         CheckConstraint("attempt >= 0 AND setbacks >= 0", "counters"),
-        Index("job_next", "priority", "id", postgresql_where=text("status = 'queued'")),
+        Index("job_next", "priority", "fair_tag", "id", postgresql_where=_WAITING),
         Index(
             "job_claim",
             "microbatch_key",
             "isolation",
             "priority",
+            "fair_tag",
             "id",
-            postgresql_where=text("status = 'queued'"),
+            postgresql_where=_WAITING,
+        ),
+        Index(
+            "job_expiry",
+            "expires_at",
+            postgresql_where=text("status = 'queued' AND expires_at IS NOT NULL"),
+        ),
+        Index(
+            "job_retried_from",
+            "retried_from",
+            unique=True,
+            postgresql_where=_given("retried_from"),
+        ),
+        Index(
+            "job_unswept",
+            "deleted_at",
+            postgresql_where=text("deleted_at IS NOT NULL AND image_key IS NOT NULL"),
         ),
         Index("job_running", "dispatch_id", postgresql_where=text("status = 'running'")),
         Index(
@@ -223,6 +281,26 @@ class Job(Base):
         Index("job_batch_status", "batch_id", "status"),
         Index("job_tenant", "tenant_id", "id"),
     )
+
+
+class FairShare(Base):
+    """How far a tenant's jobs of one class have been given places; see `darkroom.fairness`."""
+
+    __tablename__ = "fair_share"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
+    priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    next_tag: Mapped[float]
+
+
+class ClassTurn(Base):
+    """When each class was last served; one row for each, see `darkroom.fairness`."""
+
+    __tablename__ = "class_turn"
+
+    priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    virtual_time: Mapped[float] = mapped_column(server_default="0")  #: the last tag claimed
+    waiting_since: Mapped[datetime | None]  #: null while nothing of this class waits
 
 
 class IdempotencyKey(Base):

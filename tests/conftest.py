@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from darkroom import jobs
+from darkroom import claims, jobs
 from darkroom.catalogue import Catalogue, load_catalogue
 from darkroom.database import Sessions, open_sessions
 from darkroom.jobs import Submission
@@ -62,6 +62,6 @@ def claim(sessions: Sessions):
 
     def take(worker_id: str = "worker", *, lease: timedelta = LEASE):
         with sessions.begin() as session:
-            return jobs.claim(session, worker_id, max_microbatch=LIMITS, lease=lease)
+            return claims.claim(session, worker_id, max_microbatch=LIMITS, lease=lease)
 
     return take

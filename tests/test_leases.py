@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select, update
 
-from darkroom import jobs
+from darkroom import dispatches
 from darkroom.tables import Dispatch
 from workers.leases import Leases
 
@@ -24,7 +24,7 @@ def leases(sessions):
 def open_dispatches(sessions):
     """Those that a sweep leaves open."""
     with sessions.begin() as session:
-        jobs.expire_leases(session, max_attempts=3)
+        dispatches.expire_leases(session, max_attempts=3)
         found = session.scalars(select(Dispatch.id).where(Dispatch.status == "running"))
         return set(found)
 

@@ -17,7 +17,7 @@ from celery import Celery, signals
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from darkroom import jobs, queue
+from darkroom import dispatches, queue
 from darkroom.catalogue import load_catalogue
 from darkroom.database import open_sessions
 from darkroom.errors import GeneratorGone, GeneratorUnavailable, StorageUnavailable
@@ -153,7 +153,7 @@ def stop(crew: Crew) -> None:
     crew.shop.leases.close()
     try:
         with crew.shop.sessions.begin() as session:
-            jobs.release(session, crew.shop.worker_id)
+            dispatches.release(session, crew.shop.worker_id)
     except (DBAPIError, PoolTimeout) as error:
         logger.warning("could not release, the lease will run out: %s", error)
     crew.shop.bell.ring()

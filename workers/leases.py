@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from darkroom import jobs
+from darkroom import dispatches
 from darkroom.database import Sessions
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Leases:
         with self._lock:
             before = dict(self._held)
         with self._sessions.begin() as session:
-            ours = jobs.renew(session, before.keys(), lease=self._lease)
+            ours = dispatches.renew(session, before.keys(), lease=self._lease)
         self._renewed_at = time.monotonic()
         with self._lock:
             lost = [hold for key, hold in before.items() if key in self._held and key not in ours]

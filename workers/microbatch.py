@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from darkroom import jobs, pictures
+from darkroom import claims, dispatches, pictures
 from darkroom.catalogue import Catalogue
 from darkroom.database import Sessions
 from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed, StorageUnavailable
@@ -71,7 +71,7 @@ def run_microbatch(shop: Workshop) -> bool:
             outcomes = draw(shop, claimed, hold)
         except MicrobatchCrashed as error:
             logger.warning("dispatch %d crashed: %s", dispatch_id, error)
-            _commit(shop, dispatch_id, partial(jobs.crash, max_attempts=shop.max_attempts))
+            _commit(shop, dispatch_id, partial(dispatches.crash, max_attempts=shop.max_attempts))
             return True
         except GeneratorUnavailable:
             settle(shop, dispatch_id, [SentBack(job.id) for job in claimed])
@@ -84,7 +84,7 @@ def claim(shop: Workshop) -> Sequence[Job]:
     """The next microbatch in a dispatch of ours, committed; empty when nothing waits."""
     limits = {model.name: model.max_microbatch for model in shop.catalogue.models.values()}
     with shop.sessions.begin() as session:
-        return jobs.claim(session, shop.worker_id, max_microbatch=limits, lease=shop.lease)
+        return claims.claim(session, shop.worker_id, max_microbatch=limits, lease=shop.lease)
 
 
 def draw(shop: Workshop, claimed: Sequence[Job], hold: Hold) -> list[Outcome]:
@@ -131,7 +131,7 @@ def _store(shop: Workshop, job: Job, picture: Picture) -> Outcome:
 
 def settle(shop: Workshop, dispatch_id: int, outcomes: Sequence[Outcome]) -> None:
     """Commit the outcomes, unless others have the jobs."""
-    _commit(shop, dispatch_id, partial(jobs.settle, outcomes=outcomes))
+    _commit(shop, dispatch_id, partial(dispatches.settle, outcomes=outcomes))
 
 
 def _commit(shop: Workshop, dispatch_id: int, close: Callable[[Session, int], bool]) -> None:

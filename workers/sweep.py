@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from darkroom import idempotency, jobs
+from darkroom import claims, dispatches, idempotency, jobs
 from darkroom.database import Sessions
 from darkroom.queue import Bell
 
@@ -65,13 +65,14 @@ class Sweeper:
             if not _leads(session):
                 return
             if time.monotonic() >= self._expire_from:
-                expired = jobs.expire_leases(session, max_attempts=self._max_attempts)
+                expired = dispatches.expire_leases(session, max_attempts=self._max_attempts)
                 if expired:
                     logger.warning(
                         "%d dispatches went silent; their jobs are queued again", expired
                     )
+            jobs.expire_overdue(session)
             idempotency.forget_old(session)
-            waiting = jobs.queued(session)
+            waiting = claims.waiting(session)
         if waiting:
             self._bell.ring()
 

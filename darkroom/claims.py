@@ -1,0 +1,198 @@
+"""Forming a microbatch: the next jobs that may be drawn together move into a dispatch.
+
+A function takes the session and commits nothing; the caller's block is the transaction.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Interval,
+    Select,
+    and_,
+    cast,
+    func,
+    insert,
+    or_,
+    select,
+    union_all,
+    update,
+)
+from sqlalchemy.orm import Session
+
+from darkroom import events, fairness
+from darkroom.status import PRIORITY_RANK, Status
+from darkroom.tables import Dispatch, Job
+
+#: A worker stays with the key it drew last while that key's first job is at most so many full
+#: microbatches behind the one that is next: to switch may cost a GPU its warmed graphs.
+AFFINITY_MICROBATCHES: Final = 4
+_CLAIM_LOCK: Final = 7_261_003  # advisory lock; see darkroom.database for the others
+
+
+def waiting(session: Session) -> bool:
+    """Whether any job could be claimed now."""
+    return bool(session.scalar(select(select(Job.id).where(_claimable()).exists())))
+
+
+def _claimable() -> ColumnElement[bool]:
+    return and_(
+        Job.status == Status.QUEUED,
+        ~Job.held,
+        Job.run_after <= func.now(),
+        or_(Job.expires_at.is_(None), Job.expires_at > func.now()),
+    )
+
+
+def claim(
+    session: Session,
+    worker_id: str,
+    *,
+    max_microbatch: Mapping[str, int],
+    lease: timedelta,
+    last_key: str | None = None,
+    linger: timedelta | None = None,
+) -> Sequence[Job]:
+    """Take the next queued job and those that may share its UNet batch, into a new dispatch.
+
+    `max_microbatch`: the most jobs of one call, per model name; other models are left alone.
+    `last_key`: the microbatch key that this worker drew last, preferred within bounds.
+    `linger`: leave a microbatch that has empty seats and is younger than this; None takes any.
+    Empty when there is nothing to take. The jobs come in the order of the queue.
+    """
+    # One claim at a time: two that interleave would each lock every other row, and leave half
+    # of the seats of both microbatches empty. A claim takes a few ms.
+    session.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
+    heads = _heads(session, max_microbatch)
+    if not heads:
+        return []
+    head = heads[fairness.next_class(session, heads)]
+    head = _stay(session, head, last_key, max_microbatch[head.model])
+    seats = max_microbatch[head.model]
+    company = _company(session, head, seats)
+    if not company or (len(company) < seats and linger and _are_young(company, linger)):
+        return []
+    fairness.note_turn(session, head.priority, tag=head.fair_tag, waiting=heads)
+    return _begin(session, worker_id, company, lease)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The first of the jobs that a microbatch could be formed around."""
+
+    priority: int
+    microbatch_key: str
+    isolation: str
+    model: str
+    fair_tag: float
+    cost: float
+
+
+_HEAD: Final = (
+    Job.priority,
+    Job.microbatch_key,
+    Job.isolation,
+    Job.model,
+    Job.fair_tag,
+    Job.cost,
+)
+
+
+def _heads(session: Session, models: Collection[str]) -> dict[int, _Head]:
+    """The first waiting job of each class that has one, by the class's rank."""
+    each = [_first(Job.priority == rank, Job.model.in_(models)) for rank in PRIORITY_RANK.values()]
+    found = [_Head(*row) for row in session.execute(union_all(*each))]
+    return {head.priority: head for head in found}
+
+
+def _first(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    first = select(*_HEAD).where(_claimable(), *conditions).order_by(Job.fair_tag, Job.id)
+    return first.limit(1).subquery().select()  # in parentheses: each has its own order and limit
+
+
+def _stay(session: Session, head: _Head, last_key: str | None, seats: int) -> _Head:
+    """The first job of the key drawn last, where it is near enough to the one that is next."""
+    if last_key in {None, head.microbatch_key} or head.isolation:
+        return head
+    row = session.execute(
+        _first(
+            Job.microbatch_key == last_key,
+            Job.isolation == "",
+            Job.priority == head.priority,
+            Job.model == head.model,
+        )
+    ).first()
+    if row is None:
+        return head
+    last = _Head(*row)
+    near = last.fair_tag - head.fair_tag <= AFFINITY_MICROBATCHES * seats * head.cost
+    return last if near else head
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """A job that is taken: locked, but not moved yet."""
+
+    id: str
+    microbatch_key: str
+    cost: float
+    age: timedelta
+
+
+def _company(session: Session, head: _Head, seats: int) -> list[_Seat]:
+    """Who is drawn with the head, itself included: its class first, then whoever fills a seat."""
+    same = and_(Job.microbatch_key == head.microbatch_key, Job.isolation == head.isolation)
+    first = _seated(session, same, Job.priority == head.priority, limit=seats)
+    if len(first) == seats:
+        return first
+    return first + _seated(session, same, Job.priority != head.priority, limit=seats - len(first))
+
+
+def _are_young(company: Sequence[_Seat], linger: timedelta) -> bool:
+    return all(seat.age < linger for seat in company)
+
+
+def _seated(session: Session, *conditions: ColumnElement[bool], limit: int) -> list[_Seat]:
+    rows = session.execute(
+        select(Job.id, Job.microbatch_key, Job.cost, cast(func.now() - Job.created_at, Interval))
+        .where(_claimable(), *conditions)
+        .order_by(Job.priority, Job.fair_tag, Job.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return [_Seat(*row) for row in rows]
+
+
+def _begin(
+    session: Session, worker_id: str, company: Sequence[_Seat], lease: timedelta
+) -> Sequence[Job]:
+    """Open a dispatch and move the jobs into it; in the order given."""
+    dispatch_id = session.execute(
+        insert(Dispatch)
+        .values(
+            worker_id=worker_id,
+            microbatch_key=company[0].microbatch_key,
+            size=len(company),
+            cost=sum(seat.cost for seat in company),
+            leased_until=func.now() + lease,
+        )
+        .returning(Dispatch.id)
+    ).scalar_one()
+    begun = session.scalars(
+        update(Job)
+        .where(Job.id.in_([seat.id for seat in company]), Job.status == Status.QUEUED)
+        .values(
+            status=Status.RUNNING,
+            dispatch_id=dispatch_id,
+            attempt=Job.attempt + 1,
+            microbatch_size=len(company),
+            started_at=func.now(),
+        )
+        .returning(Job)
+    ).all()
+    events.record_jobs(session, begun)
+    places = {seat.id: place for place, seat in enumerate(company)}
+    return sorted(begun, key=lambda job: places[job.id])

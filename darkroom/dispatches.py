@@ -1,0 +1,235 @@
+"""What becomes of a dispatch: renewed, settled, crashed, released, or its lease runs out.
+
+A function takes the session and commits nothing; the caller's block is the transaction.
+Leaving `running` has one door, `_move`, behind the closing of the dispatch: it opens only while
+the dispatch is still open, so a worker that wakes from the dead changes nothing.
+"""
+
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import timedelta
+from typing import Final
+
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from darkroom.ends import announce
+from darkroom.outcomes import Drawn, Failed, HandedBack, Outcome, SentBack, Suspect
+from darkroom.status import DispatchStatus, Status
+from darkroom.tables import Batch, Dispatch, Job
+
+MAX_BACKOFF_S: Final = 60.0
+
+
+def renew(session: Session, dispatch_ids: Collection[int], *, lease: timedelta) -> frozenset[int]:
+    """Heartbeat: extend the leases of these dispatches. Those of them that are still open."""
+    held = session.scalars(
+        update(Dispatch)
+        .where(Dispatch.id.in_(dispatch_ids), Dispatch.status == DispatchStatus.RUNNING)
+        .values(leased_until=func.now() + lease)
+        .returning(Dispatch.id)
+    )
+    return frozenset(held)
+
+
+def withdrawn(session: Session, dispatch_ids: Collection[int]) -> dict[int, frozenset[str]]:
+    """The running jobs of these dispatches that nobody wants any more, by dispatch."""
+    asked = (
+        select(Dispatch.id, func.array_agg(Job.id))
+        .join(Job, Job.dispatch_id == Dispatch.id)
+        .where(Dispatch.id.in_(dispatch_ids), Job.status == Status.RUNNING, _unwanted())
+        .group_by(Dispatch.id)
+    )
+    return {dispatch_id: frozenset(ids) for dispatch_id, ids in session.execute(asked)}
+
+
+def _unwanted() -> ColumnElement[bool]:
+    """Of a running job: it or its batch was canceled, or its deadline has passed."""
+    canceled = select(Batch.id).where(Batch.id == Job.batch_id, Batch.canceled_at.is_not(None))
+    return or_(
+        Job.cancel_requested_at.is_not(None), Job.deadline_at <= func.now(), canceled.exists()
+    )
+
+
+def settle(session: Session, dispatch_id: int, outcomes: Iterable[Outcome]) -> bool:
+    """Close the dispatch and move each of its jobs to where its outcome says.
+
+    A job that was withdrawn meanwhile ends as canceled or expired, whatever its outcome.
+    False, and nothing moves, when the dispatch is no longer open: its lease ran out and somebody
+    else has the jobs. Whatever was drawn then is garbage.
+    """
+    outcomes = list(outcomes)
+    sent_back = any(isinstance(outcome, SentBack) for outcome in outcomes)
+    status = DispatchStatus.RELEASED if sent_back else DispatchStatus.FINISHED
+    if not _close_dispatch(session, dispatch_id, status):
+        return False
+    _move(session, dispatch_id, lambda _: outcomes)
+    return True
+
+
+def crash(session: Session, dispatch_id: int, *, max_attempts: int) -> bool:
+    """Close a dispatch over which the replica died or hung; False when it is no longer open.
+
+    Any of its jobs may be why. They are drawn again in two halves, and after a second crash each
+    alone; a job that was there at `max_attempts` crashes, 3 or more, fails: the last were its own.
+    """
+    if not _close_dispatch(session, dispatch_id, DispatchStatus.CRASHED):
+        return False
+    _move(session, dispatch_id, lambda jobs: _parted(jobs, max_attempts))
+    return True
+
+
+def release(session: Session, worker_id: str) -> int:
+    """Hand back what a worker still holds as it leaves; no attempt is spent. How many jobs."""
+    released = session.scalars(
+        update(Dispatch)
+        .where(Dispatch.worker_id == worker_id, Dispatch.status == DispatchStatus.RUNNING)
+        .values(status=DispatchStatus.RELEASED, finished_at=func.now())
+        .returning(Dispatch.id)
+    ).all()
+    return sum(
+        _move(session, dispatch_id, lambda jobs: [HandedBack(job.id) for job in jobs])
+        for dispatch_id in released
+    )
+
+
+def expire_leases(session: Session, *, max_attempts: int) -> int:
+    """Take back the jobs of workers that stopped renewing; how many dispatches were closed.
+
+    One of the jobs may be what killed the worker, so they are suspects as in `crash`. One
+    statement for reading and closing, so that a heartbeat cannot slip between the two.
+    """
+    overdue = (
+        select(Dispatch.id)
+        .where(Dispatch.status == DispatchStatus.RUNNING, Dispatch.leased_until < func.now())
+        .order_by(Dispatch.leased_until)
+        .limit(100)
+        .with_for_update(skip_locked=True)
+        .cte("overdue")
+    )
+    expired = session.scalars(
+        update(Dispatch)
+        .where(Dispatch.id.in_(select(overdue.c.id)))
+        .values(status=DispatchStatus.EXPIRED, finished_at=func.now())
+        .returning(Dispatch.id)
+    ).all()
+    for dispatch_id in expired:
+        _move(session, dispatch_id, lambda jobs: _parted(jobs, max_attempts))
+    return len(expired)
+
+
+def _close_dispatch(session: Session, dispatch_id: int, status: DispatchStatus) -> bool:
+    closed = session.execute(
+        update(Dispatch)
+        .where(Dispatch.id == dispatch_id, Dispatch.status == DispatchStatus.RUNNING)
+        .values(status=status, finished_at=func.now())
+        .returning(Dispatch.id)
+    )
+    return closed.first() is not None
+
+
+def _parted(suspects: Sequence[Job], max_attempts: int) -> list[Outcome]:
+    half = (len(suspects) + 1) // 2
+    return [
+        _verdict(job, second_half=place >= half, max_attempts=max_attempts)
+        for place, job in enumerate(suspects)
+    ]
+
+
+def _verdict(job: Job, *, second_half: bool, max_attempts: int) -> Failed | Suspect:
+    """A claim that ended in a crash counts as an attempt, so `attempt` is how many there were."""
+    if job.attempt >= max_attempts:
+        message = f"its replica or worker died {job.attempt} times while drawing it"
+        return Failed(job.id, "crashed_worker", message, retryable=True)
+    if job.attempt == 1:
+        return Suspect(job.id, isolation=f"{job.dispatch_id}{'b' if second_half else 'a'}")
+    return Suspect(job.id, isolation=job.id)
+
+
+def _move(
+    session: Session,
+    dispatch_id: int,
+    outcomes_of: Callable[[Sequence[Job]], Iterable[Outcome]],
+) -> int:
+    """The dispatch's jobs to where their outcomes say; how many moved.
+
+    The rows are locked first, and all in the order of their ids, as everybody does who locks
+    several: a cancel that comes meanwhile waits, and finds them where they have gone.
+    """
+    held = (Job.dispatch_id == dispatch_id, Job.status == Status.RUNNING)
+    jobs = session.scalars(select(Job).where(*held).order_by(Job.id).with_for_update()).all()
+    moved = list(session.scalars(_withdraw(dispatch_id)))
+    gone = {job.id for job in moved}
+    for outcome in outcomes_of([job for job in jobs if job.id not in gone]):
+        moved += session.scalars(
+            update(Job)
+            .where(*held, Job.id == outcome.job_id)
+            .values(_values(outcome))
+            .returning(Job)
+        )
+    announce(session, moved)
+    return len(moved)
+
+
+def _withdraw(dispatch_id: int) -> ReturningUpdate[Job]:
+    """End what is no longer wanted: as expired when its deadline came before the client's word."""
+    asked_at = func.coalesce(Job.cancel_requested_at, func.now())
+    expired = and_(Job.deadline_at.is_not(None), Job.deadline_at <= asked_at)
+    return (
+        update(Job)
+        .where(Job.dispatch_id == dispatch_id, Job.status == Status.RUNNING, _unwanted())
+        .values(
+            status=case((expired, Status.EXPIRED), else_=Status.CANCELED), finished_at=func.now()
+        )
+        .returning(Job)
+    )
+
+
+def _values(outcome: Outcome) -> dict[str, object]:
+    match outcome:
+        case Drawn():
+            return {
+                "status": Status.SUCCEEDED,
+                "finished_at": func.now(),
+                "image_key": outcome.image_key,
+                "image_sha256": outcome.image_sha256,
+                "image_bytes": outcome.image_bytes,
+                "inference_ms": outcome.inference_ms,
+                "upload_ms": outcome.upload_ms,
+            }
+        case Failed():
+            return {
+                "status": Status.FAILED,
+                "finished_at": func.now(),
+                "error_code": outcome.code,
+                "error_message": outcome.message,
+                "error_retryable": outcome.retryable,
+            }
+        case SentBack():
+            return _back_to_queue() | {
+                "attempt": Job.attempt - 1,
+                "setbacks": Job.setbacks + 1,
+                "run_after": func.now() + _backoff(),
+            }
+        case HandedBack():
+            return _back_to_queue() | {"attempt": Job.attempt - 1}
+        case Suspect():
+            return _back_to_queue() | {"isolation": outcome.isolation}
+
+
+def _back_to_queue() -> dict[str, object]:
+    paused = select(Batch.id).where(Batch.id == Job.batch_id, Batch.paused_at.is_not(None))
+    return {
+        "status": Status.QUEUED,
+        "dispatch_id": None,
+        "microbatch_size": None,
+        "started_at": None,
+        "held": paused.exists(),
+    }
+
+
+def _backoff() -> ColumnElement[timedelta]:
+    """1, 2, 4 … 60 s by the number of setbacks so far, give or take a half, so none align."""
+    seconds = func.least(MAX_BACKOFF_S, func.power(2, func.least(Job.setbacks, 10)))
+    return func.make_interval(0, 0, 0, 0, 0, 0, seconds * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret

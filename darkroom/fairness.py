@@ -1,0 +1,116 @@
+"""Who is next: fair tags among tenants, turns among classes.
+
+Start-time fair queueing (Goyal, Vin & Cheng 1996): each job gets a tag when it is submitted, and
+the waiting job with the smallest tag is next. A tenant's tags are as far apart as its jobs cost,
+divided by its weight; a tenant that returns after a pause starts at the present, not in the past.
+Writing the tags at submit makes the claim a plain index scan, however long the queue is.
+
+Classes go strictly in order, but a class that has waited longer than `AGEING` for each rank
+between them goes before one that has just been served, so that none starves.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from darkroom.status import Status
+from darkroom.tables import ClassTurn, FairShare, Job, Tenant
+
+AGEING: Final = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a tenant's next jobs of one class go: the first tag, and how far a cost carries."""
+
+    first_tag: float
+    weight: float
+    now: datetime  #: of the transaction, by the database's clock
+
+
+def reserve(session: Session, tenant_id: str, priority: int, *, cost: float) -> Places:
+    """Room for jobs of this total cost, after the tenant's others.
+
+    Until the caller commits, others who reserve for this tenant and class wait.
+    """
+    weight = select(Tenant.weight).where(Tenant.id == tenant_id).scalar_subquery()
+    start = _present(priority)
+    mine = insert(FairShare).values(
+        tenant_id=tenant_id, priority=priority, next_tag=start + cost / weight
+    )
+    mine = mine.on_conflict_do_update(
+        index_elements=[FairShare.tenant_id, FairShare.priority],
+        set_={"next_tag": func.greatest(FairShare.next_tag, start) + cost / weight},
+    )
+    reserved = session.execute(
+        mine.returning(FairShare.next_tag, weight.label("weight"), func.now().label("now"))
+    ).one()
+    return Places(reserved.next_tag - cost / reserved.weight, reserved.weight, reserved.now)
+
+
+def give_back(session: Session, tenant_id: str, costs: Mapping[int, float]) -> None:
+    """Jobs were canceled before they cost anything: what the tenant submits next moves up.
+
+    `costs`: by priority.
+    """
+    weight = select(Tenant.weight).where(Tenant.id == tenant_id).scalar_subquery()
+    for priority, cost in sorted(costs.items()):
+        session.execute(
+            update(FairShare)
+            .where(FairShare.tenant_id == tenant_id, FairShare.priority == priority)
+            .values(next_tag=FairShare.next_tag - cost / weight)
+        )
+
+
+def _present(priority: int) -> ColumnElement[float]:
+    """The smallest tag that waits, or the last one claimed when none does."""
+    waiting = (
+        select(Job.fair_tag)
+        .where(Job.status == Status.QUEUED, ~Job.held, Job.priority == priority)
+        .order_by(Job.fair_tag)
+        .limit(1)
+        .scalar_subquery()
+    )
+    claimed = select(ClassTurn.virtual_time).where(ClassTurn.priority == priority).scalar_subquery()
+    return func.coalesce(waiting, claimed, literal(0.0))
+
+
+def next_class(session: Session, waiting: Collection[int]) -> int:
+    """Of the classes that have jobs waiting, the rank of the one to serve."""
+    turns = session.execute(
+        select(
+            ClassTurn.priority,
+            func.coalesce(func.extract("epoch", func.now() - ClassTurn.waiting_since), 0),
+        ).where(ClassTurn.priority.in_(waiting))
+    )
+    return min(turns, key=lambda turn: turn[0] - float(turn[1]) / AGEING.total_seconds())[0]
+
+
+def note_turn(session: Session, served: int, *, tag: float, waiting: Collection[int]) -> None:
+    """The class `served` was given the microbatch with `tag`; these classes had jobs waiting.
+
+    Only under the claim's lock: no two turns are noted at once.
+    """
+    changes = case(
+        (ClassTurn.priority == served, func.now()),
+        (ClassTurn.priority.in_(waiting), func.coalesce(ClassTurn.waiting_since, func.now())),
+        else_=None,
+    )
+    began = and_(ClassTurn.priority.in_(waiting), ClassTurn.waiting_since.is_(None))
+    ended = and_(ClassTurn.priority.not_in(waiting), ClassTurn.waiting_since.is_not(None))
+    session.execute(
+        update(ClassTurn)
+        .where(or_(ClassTurn.priority == served, began, ended))
+        .values(
+            waiting_since=changes,
+            virtual_time=case(
+                (ClassTurn.priority == served, func.greatest(ClassTurn.virtual_time, tag)),
+                else_=ClassTurn.virtual_time,
+            ),
+        )
+    )
