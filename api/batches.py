@@ -13,7 +13,7 @@ from api.jobs import Cursor, Limit
 from api.repeats import Key, respond
 from api.resources import BatchView, Page
 from api.tools import TenantId, Tools, Uses
-from darkroom import batches, idempotency, jobs, rows
+from darkroom import batches, faults, idempotency, jobs, rows
 from darkroom.idempotency import Answer
 from darkroom.params import Label
 
@@ -91,9 +91,10 @@ def _submit(
             jobs.submit(session, tenant_id, submissions, batch_id=batch.id)
             return BatchView.of(batch, batches.count(session, [batch])[0]).model_dump_json()
 
-        if key is None:
-            return Answer(act(), replayed=False)
-        return idempotency.once(session, tenant_id, key, request=asked, act=act)
+        answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
+        faults.reach("before-submit-commit")
+    faults.reach("after-submit-commit")
+    return answer
 
 
 @router.get("")

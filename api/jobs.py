@@ -15,7 +15,7 @@ from api.errors import documented
 from api.repeats import Key, respond
 from api.resources import JobView, Page
 from api.tools import TenantId, Tools, Uses
-from darkroom import idempotency, jobs
+from darkroom import faults, idempotency, jobs
 from darkroom.errors import ImageNotReady
 from darkroom.idempotency import Answer
 from darkroom.jobs import Submission
@@ -63,10 +63,11 @@ def _submit(use: Tools, tenant_id: str, job: JobInput, key: str | None) -> Answe
             [job_id] = jobs.submit(session, tenant_id, [submission])
             return use.job_view(jobs.find(session, tenant_id, job_id)).model_dump_json()
 
-        if key is None:
-            return Answer(act(), replayed=False)
         asked = b"job " + job.model_dump_json().encode()
-        return idempotency.once(session, tenant_id, key, request=asked, act=act)
+        answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
+        faults.reach("before-submit-commit")
+    faults.reach("after-submit-commit")
+    return answer
 
 
 @router.get("/{job_id}", responses=documented(HTTPStatus.NOT_FOUND))

@@ -28,14 +28,16 @@ class Answer:
 
 
 def once(
-    session: Session, tenant_id: str, key: str, *, request: bytes, act: Callable[[], str]
+    session: Session, tenant_id: str, key: str | None, *, request: bytes, act: Callable[[], str]
 ) -> Answer:
-    """Do `act` and keep its answer, or repeat the answer kept for this key.
+    """Do `act` and keep its answer, or repeat the answer kept for this key; without one, just act.
 
     `request` is all that decides what is done; the same key with another one raises KeyReused.
     Part of the caller's transaction: what did not commit leaves no answer behind. Another request
     with this key that is under way is waited for.
     """
+    if key is None:
+        return Answer(act(), replayed=False)
     session.execute(select(func.pg_advisory_xact_lock(_lock_of(tenant_id, key))))
     fingerprint = hashlib.sha256(request).hexdigest()
     kept = session.scalar(

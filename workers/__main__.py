@@ -26,14 +26,13 @@ def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
     settings = load_settings()
     os.environ.setdefault(*REPLY_LIMIT)
     from workers.app import celery_arguments, open_crew, worker_app
-    from workers.generator import check_ray
+    from workers.ray_generator import RayGenerator, check_ray
 
     if arguments.check:
         return print_checks(settings, {"ray": lambda: check_ray(settings.ray_address)})
     ready_file = os.environ.get("DARKROOM_READY_FILE")
-    app = worker_app(
-        settings, open_crew(settings), ready_file=Path(ready_file) if ready_file else None
-    )
+    crew = open_crew(settings, RayGenerator(settings.ray_address))
+    app = worker_app(settings, crew, ready_file=Path(ready_file) if ready_file else None)
     app.worker_main(list(celery_arguments(settings)))  # ends the process itself
 
 

@@ -24,7 +24,7 @@ from darkroom.errors import GeneratorGone, GeneratorUnavailable, StorageUnavaila
 from darkroom.ids import new_id
 from darkroom.settings import Settings
 from darkroom.storage import S3Store
-from workers.generator import RayGenerator, connect_to_ray
+from workers.generator import ImageGenerator
 from workers.leases import Leases
 from workers.microbatch import Workshop, pump
 from workers.sweep import Sweeper
@@ -51,7 +51,7 @@ class Crew:
     failing_since: float | None = None  #: by the monotonic clock; None after each success
 
 
-def open_crew(settings: Settings) -> Crew:
+def open_crew(settings: Settings, generator: ImageGenerator) -> Crew:
     """Everything but the connections, which are made when first needed."""
     lease = timedelta(seconds=settings.lease_s)
     sessions = open_sessions(settings.database_url.get_secret_value())
@@ -61,7 +61,7 @@ def open_crew(settings: Settings) -> Crew:
         worker_id=worker_id,
         sessions=sessions,
         catalogue=load_catalogue(settings.models_dir, settings.default_model),
-        generator=RayGenerator(),
+        generator=generator,
         store=S3Store(settings),
         leases=Leases(sessions, lease=lease),
         bell=bell,
@@ -89,7 +89,7 @@ def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Ce
         run_pump(crew)
 
     def _init(**_: object) -> None:
-        start(crew, settings.ray_address)
+        start(crew)
 
     def _ready(**_: object) -> None:
         crew.shop.bell.ring()  # what waited while no worker was there
@@ -136,12 +136,12 @@ def note_failure(crew: Crew, error: GeneratorUnavailable) -> None:
         crew.leave()
 
 
-def start(crew: Crew, ray_address: str) -> None:
-    """Connect to Ray, then start the threads. Ends the process when Ray cannot be reached."""
+def start(crew: Crew) -> None:
+    """Connect to who draws, then start the threads. Ends the process when nobody is reached."""
     try:
-        connect_to_ray(ray_address)
+        crew.shop.generator.connect()
     except Exception:
-        logger.exception("could not connect to Ray at %s", ray_address)
+        logger.exception("could not connect to who draws")
         os._exit(EX_TEMPFAIL)  # Celery only logs what a signal handler raises, and would go on
     crew.shop.leases.start()
     crew.sweeper.start()

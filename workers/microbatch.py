@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from darkroom import claims, dispatches, pictures
+from darkroom import claims, dispatches, faults, pictures
 from darkroom.catalogue import Catalogue
 from darkroom.database import Sessions
 from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed, StorageUnavailable
@@ -63,6 +63,7 @@ def run_microbatch(shop: Workshop) -> bool:
     claimed = claim(shop)
     if not claimed:
         return False
+    faults.reach("after-claim")
     shop.bell.ring()  # there may be more, and other slots asleep
     dispatch_id = claimed[0].dispatch_id
     assert dispatch_id is not None  # the CHECK running_has_dispatch
@@ -84,13 +85,17 @@ def claim(shop: Workshop) -> Sequence[Job]:
     """The next microbatch in a dispatch of ours, committed; empty when nothing waits."""
     limits = {model.name: model.max_microbatch for model in shop.catalogue.models.values()}
     with shop.sessions.begin() as session:
-        return claims.claim(session, shop.worker_id, max_microbatch=limits, lease=shop.lease)
+        claimed = claims.claim(session, shop.worker_id, max_microbatch=limits, lease=shop.lease)
+        if claimed:
+            faults.reach("before-claim-commit")
+    return claimed
 
 
 def draw(shop: Workshop, claimed: Sequence[Job], hold: Hold) -> list[Outcome]:
     """One call of the replica, then every image into the store, side by side."""
     call = shop.generator.begin([_params(job) for job in claimed])
     hold.on_lost = call.cancel
+    faults.reach("in-generate")
     drawings = call.result(timeout_s=shop.generate_timeout_s)
     if len(drawings) != len(claimed):
         raise MicrobatchCrashed(f"{len(drawings)} drawings for {len(claimed)} jobs")
@@ -141,6 +146,8 @@ def _commit(shop: Workshop, dispatch_id: int, close: Callable[[Session, int], bo
         try:
             with shop.sessions.begin() as session:
                 closed = close(session, dispatch_id)
+                faults.reach("before-settle-commit")
+            faults.reach("after-settle-commit")
             break
         except (DBAPIError, PoolTimeout) as error:
             if time.monotonic() > deadline:

@@ -15,7 +15,7 @@ from ray import serve
 from darkroom.catalogue import Model, load_catalogue
 from darkroom.settings import Settings, load_settings
 from workers.deployment import Replica, ReplicaOptions
-from workers.generator import check_ray, connect_to_ray
+from workers.ray_generator import check_ray, connect_to_ray
 
 _WATCH_S: Final = 5.0
 _TIMEOUT_MARGIN_S: Final = 10.0  # the replica gives up before its caller does
