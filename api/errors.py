@@ -13,13 +13,17 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from api.resources import Moment
 from darkroom.database import is_unavailable
 from darkroom.errors import (
     DarkroomError,
+    Deleted,
     ImageNotReady,
     InputProblem,
     InvalidInput,
+    NotEnded,
     NotFound,
+    NothingToRetry,
     StorageUnavailable,
 )
 from darkroom.idempotency import KeyReused
@@ -48,10 +52,14 @@ class Problem(BaseModel):
     detail: str
     code: str
     errors: list[ProblemItem] | None = Field(None, description="Of input errors: all of them.")
+    id: str | None = Field(None, description="Of a 410: what was deleted.")
+    deleted_at: Moment | None = Field(None, description="Of a 410: when it was deleted.")
 
 
 _CODES: Final[dict[type[DarkroomError], tuple[HTTPStatus, str]]] = {
     NotFound: (HTTPStatus.NOT_FOUND, "not_found"),
+    NotEnded: (HTTPStatus.CONFLICT, "not_ended"),
+    NothingToRetry: (HTTPStatus.CONFLICT, "nothing_to_retry"),
     ImageNotReady: (HTTPStatus.CONFLICT, "image_not_ready"),
     StorageUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "storage_unavailable"),
     KeyReused: (HTTPStatus.CONFLICT, "idempotency_key_reused"),
@@ -75,11 +83,18 @@ def problem(
     *,
     errors: Sequence[InputProblem] | None = None,
     headers: Mapping[str, str] | None = None,
+    tombstone: Deleted | None = None,
 ) -> JSONResponse:
     """A problem+json response; 429 and 503 say when to come back."""
     items = None if errors is None else [_item(error) for error in errors]
     body = Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, errors=items
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        errors=items,
+        id=tombstone and tombstone.object_id,
+        deleted_at=tombstone and tombstone.deleted_at,
     )
     busy = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
     retry = {"Retry-After": str(RETRY_AFTER_S)} if busy else {}
@@ -100,6 +115,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(InvalidInput, _invalid_input)
     app.add_exception_handler(ValidationError, _invalid_model)
     app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(Deleted, _deleted)
     app.add_exception_handler(DarkroomError, _known)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(DBAPIError, _database)
@@ -129,6 +145,11 @@ async def _invalid_model(_: Request, error: Exception) -> JSONResponse:
 async def _invalid_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     return _invalid(problems_of(error.errors()))
+
+
+async def _deleted(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Deleted)
+    return problem(HTTPStatus.GONE, "deleted", str(error), tombstone=error)
 
 
 async def _known(_: Request, error: Exception) -> JSONResponse:

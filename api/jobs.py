@@ -1,6 +1,7 @@
 """/v1/jobs: submit, look, wait, list, fetch the image."""
 
 import asyncio
+import logging
 import re
 import time
 from dataclasses import replace
@@ -15,8 +16,8 @@ from api.errors import documented
 from api.repeats import Key, respond
 from api.resources import JobView, Page
 from api.tools import TenantId, Tools, Uses
-from darkroom import faults, idempotency, jobs
-from darkroom.errors import ImageNotReady
+from darkroom import deletion, faults, idempotency, jobs
+from darkroom.errors import ImageNotReady, StorageUnavailable
 from darkroom.idempotency import Answer
 from darkroom.jobs import Submission
 from darkroom.params import JobInput, Label
@@ -25,6 +26,7 @@ from darkroom.status import FINISHED, Status
 MAX_WAIT_S: Final = 60
 _POLL_S: Final = (0.05, 0.1, 0.2, 0.4)  # then the last, until the time is up
 
+logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 Prefer = Annotated[
@@ -70,7 +72,7 @@ def _submit(use: Tools, tenant_id: str, job: JobInput, key: str | None) -> Answe
     return answer
 
 
-@router.get("/{job_id}", responses=documented(HTTPStatus.NOT_FOUND))
+@router.get("/{job_id}", responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.GONE))
 async def show_job(
     job_id: str,
     tenant_id: TenantId,
@@ -142,7 +144,7 @@ def list_jobs(
     "/{job_id}/image",
     status_code=HTTPStatus.FOUND,
     response_class=RedirectResponse,
-    responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+    responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.CONFLICT),
 )
 def show_image(job_id: str, tenant_id: TenantId, use: Uses) -> RedirectResponse:
     """Redirects to a fresh URL of the image, which needs no key."""
@@ -152,3 +154,46 @@ def show_image(job_id: str, tenant_id: TenantId, use: Uses) -> RedirectResponse:
         raise ImageNotReady(f"job {job_id} is {job.status}; it has no image")
     url = use.store.presign(job.image_key, ttl_s=use.settings.image_url_ttl_s)
     return RedirectResponse(url, HTTPStatus.FOUND, headers={"Cache-Control": "no-store"})
+
+
+@router.post("/{job_id}/cancel", responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.GONE))
+def cancel_job(job_id: str, tenant_id: TenantId, use: Uses) -> JobView:
+    """A queued job ends at once, a running one within about a step; one that has ended stays."""
+    with use.sessions.begin() as session:
+        return use.job_view(jobs.cancel(session, tenant_id, job_id))
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=HTTPStatus.ACCEPTED,
+    responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.CONFLICT),
+)
+def retry_job(job_id: str, tenant_id: TenantId, use: Uses) -> JobView:
+    """A new job that asks for the same; asked again, it is the same new job."""
+    with use.sessions.begin() as session:
+        view = use.job_view(jobs.retry(session, tenant_id, job_id))
+    use.bell.ring()
+    return view
+
+
+@router.delete(
+    "/{job_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.CONFLICT),
+)
+def delete_job(job_id: str, tenant_id: TenantId, use: Uses) -> None:
+    """Removes the image and all that was written about it; from then on the job answers 410."""
+    with use.sessions.begin() as session:
+        image_key = deletion.delete(session, tenant_id, job_id)
+    if image_key is not None:
+        _remove_image(use, job_id, image_key)
+
+
+def _remove_image(use: Tools, job_id: str, image_key: str) -> None:
+    try:
+        use.store.delete(image_key)
+    except StorageUnavailable as error:
+        logger.warning("the image of deleted job %s is left to the sweeper: %s", job_id, error)
+        return
+    with use.sessions.begin() as session:
+        deletion.forget_image(session, [job_id])

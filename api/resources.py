@@ -82,10 +82,17 @@ class Timings(BaseModel):
 
 
 class JobUrls(BaseModel):
-    """Where to ask for more."""
+    """Where to ask for more, and where to withdraw it."""
 
     self: str
     image: str
+    cancel: str
+
+    @classmethod
+    def of(cls, job_id: str) -> Self:
+        """Paths on this API."""
+        path = f"/v1/jobs/{job_id}"
+        return cls(self=path, image=f"{path}/image", cancel=f"{path}/cancel")
 
 
 class JobView(BaseModel):
@@ -107,11 +114,13 @@ class JobView(BaseModel):
     image: ImageView | None
     error: ErrorView | None
     attempt: int
+    retried_from: str | None
     microbatch: MicrobatchView | None
     timings: Timings
     created_at: Moment
     started_at: Moment | None
     finished_at: Moment | None
+    expires_at: Moment | None
     urls: JobUrls
 
     @classmethod
@@ -134,12 +143,14 @@ class JobView(BaseModel):
             image=_image(job, store, url_ttl_s),
             error=_error(job),
             attempt=job.attempt,
+            retried_from=job.retried_from,
             microbatch=_microbatch(job),
             timings=_timings(job),
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
-            urls=JobUrls(self=f"/v1/jobs/{job.id}", image=f"/v1/jobs/{job.id}/image"),
+            expires_at=_expires_at(job),
+            urls=JobUrls.of(job.id),
         )
 
 
@@ -148,6 +159,13 @@ def _progress(job: Job, known: Steps | None) -> Progress | None:
         return None
     step, steps = known or (None, job.num_inference_steps)
     return Progress(step=step, steps=steps)
+
+
+def _expires_at(job: Job) -> datetime | None:
+    """When it will expire, should it not have got further by then."""
+    if job.status == Status.QUEUED:
+        return job.expires_at
+    return job.deadline_at if job.status == Status.RUNNING else None
 
 
 def _image(job: Job, store: ImageStore, url_ttl_s: int) -> ImageView | None:

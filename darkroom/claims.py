@@ -30,6 +30,8 @@ from darkroom.tables import Dispatch, Job
 #: A worker stays with the key it drew last while that key's first job is at most so many full
 #: microbatches behind the one that is next: to switch may cost a GPU its warmed graphs.
 AFFINITY_MICROBATCHES: Final = 4
+#: How long, by the class's rank, a microbatch with empty seats waits for company.
+LINGER: Final = (timedelta(seconds=0.05), timedelta(seconds=0.15), timedelta(seconds=0.3))
 _CLAIM_LOCK: Final = 7_261_003  # advisory lock; see darkroom.database for the others
 
 
@@ -54,13 +56,14 @@ def claim(
     max_microbatch: Mapping[str, int],
     lease: timedelta,
     last_key: str | None = None,
-    linger: timedelta | None = None,
+    idle: bool = True,
 ) -> Sequence[Job]:
     """Take the next queued job and those that may share its UNet batch, into a new dispatch.
 
     `max_microbatch`: the most jobs of one call, per model name; other models are left alone.
     `last_key`: the microbatch key that this worker drew last, preferred within bounds.
-    `linger`: leave a microbatch that has empty seats and is younger than this; None takes any.
+    `idle`: the worker draws nothing else meanwhile. If it does, a microbatch with empty seats is
+    left for company to come, as long as `LINGER` says.
     Empty when there is nothing to take. The jobs come in the order of the queue.
     """
     # One claim at a time: two that interleave would each lock every other row, and leave half
@@ -71,9 +74,9 @@ def claim(
         return []
     head = heads[fairness.next_class(session, heads)]
     head = _stay(session, head, last_key, max_microbatch[head.model])
-    seats = max_microbatch[head.model]
-    company = _company(session, head, seats)
-    if not company or (len(company) < seats and linger and _are_young(company, linger)):
+    most = max_microbatch[head.model]
+    company = _company(session, head, most)
+    if not company or (len(company) < most and not idle and _may_linger(head, company)):
         return []
     fairness.note_turn(session, head.priority, tag=head.fair_tag, waiting=heads)
     return _begin(session, worker_id, company, lease)
@@ -103,12 +106,14 @@ _HEAD: Final = (
 
 def _heads(session: Session, models: Collection[str]) -> dict[int, _Head]:
     """The first waiting job of each class that has one, by the class's rank."""
-    each = [_first(Job.priority == rank, Job.model.in_(models)) for rank in PRIORITY_RANK.values()]
+    known = Job.model.in_(models)
+    each = [first_waiting(Job.priority == rank, known) for rank in PRIORITY_RANK.values()]
     found = [_Head(*row) for row in session.execute(union_all(*each))]
     return {head.priority: head for head in found}
 
 
-def _first(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+def first_waiting(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    """The statement for the first of the claimable jobs that fit."""
     first = select(*_HEAD).where(_claimable(), *conditions).order_by(Job.fair_tag, Job.id)
     return first.limit(1).subquery().select()  # in parentheses: each has its own order and limit
 
@@ -118,7 +123,7 @@ def _stay(session: Session, head: _Head, last_key: str | None, seats: int) -> _H
     if last_key in {None, head.microbatch_key} or head.isolation:
         return head
     row = session.execute(
-        _first(
+        first_waiting(
             Job.microbatch_key == last_key,
             Job.isolation == "",
             Job.priority == head.priority,
@@ -151,19 +156,23 @@ def _company(session: Session, head: _Head, seats: int) -> list[_Seat]:
     return first + _seated(session, same, Job.priority != head.priority, limit=seats - len(first))
 
 
-def _are_young(company: Sequence[_Seat], linger: timedelta) -> bool:
-    return all(seat.age < linger for seat in company)
+def _may_linger(head: _Head, company: Sequence[_Seat]) -> bool:
+    return all(seat.age < LINGER[head.priority] for seat in company)
 
 
 def _seated(session: Session, *conditions: ColumnElement[bool], limit: int) -> list[_Seat]:
-    rows = session.execute(
-        select(Job.id, Job.microbatch_key, Job.cost, cast(func.now() - Job.created_at, Interval))
+    rows = session.execute(seats(*conditions).limit(limit).with_for_update(skip_locked=True))
+    return [_Seat(*row) for row in rows]
+
+
+def seats(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    """The statement for those of the claimable jobs that fit, in the order of the queue."""
+    age = cast(func.now() - Job.created_at, Interval)
+    return (
+        select(Job.id, Job.microbatch_key, Job.cost, age)
         .where(_claimable(), *conditions)
         .order_by(Job.priority, Job.fair_tag, Job.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
     )
-    return [_Seat(*row) for row in rows]
 
 
 def _begin(

@@ -34,6 +34,9 @@ class ImageStore(Protocol):
     def presign(self, key: str, *, ttl_s: int) -> str:
         """A URL that reads the object without a key, for so many seconds."""
 
+    def delete(self, key: str) -> None:
+        """Remove the object; that there is none is as good. Raises StorageUnavailable."""
+
     def check(self) -> None:
         """Raises StorageUnavailable unless the bucket answers."""
 
@@ -60,6 +63,13 @@ class S3Store:
         return self._public.generate_presigned_url(
             "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=ttl_s
         )
+
+    def delete(self, key: str) -> None:
+        """See ImageStore."""
+        try:
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+        except (BotoCoreError, ClientError) as error:
+            raise StorageUnavailable(f"could not delete {key}: {error}") from error
 
     def check(self) -> None:
         """See ImageStore."""

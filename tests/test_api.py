@@ -259,7 +259,9 @@ def test_openapi_names_every_route_and_the_shape_of_problems(http):
     assert {
         "/v1/jobs",
         "/v1/jobs/{job_id}",
+        "/v1/jobs/{job_id}/cancel",
         "/v1/jobs/{job_id}/image",
+        "/v1/jobs/{job_id}/retry",
         "/v1/batches",
         "/v1/batches/{batch_id}",
         "/v1/models",
@@ -354,3 +356,43 @@ def test_without_auth_it_refuses_to_listen_beyond_loopback(api_environment):
     )
     assert refused.returncode == 2
     assert "DARKROOM_AUTH" in refused.stderr
+
+
+def test_a_job_is_canceled_retried_and_deleted(http):
+    job = http.post("/v1/jobs", json={"prompt": "a red apple"}).json()
+    path = job["urls"]["self"]
+    assert_problem(http.post(f"{path}/retry"), 409, "not_ended")
+    assert_problem(http.delete(path), 409, "not_ended")
+
+    canceled = http.post(job["urls"]["cancel"])
+    assert (canceled.status_code, canceled.json()["status"]) == (200, "canceled")
+    again = http.post(f"{path}/retry")
+    assert (again.status_code, again.json()["retried_from"]) == (202, job["id"])
+
+    assert http.delete(path).status_code == 204
+    gone = assert_problem(http.get(path), 410, "deleted")
+    assert (gone["id"], gone["deleted_at"][-1]) == (job["id"], "Z")
+    for method, rest in (
+        ("DELETE", ""),
+        ("POST", "/cancel"),
+        ("POST", "/retry"),
+        ("GET", "/image"),
+    ):
+        assert_problem(http.request(method, path + rest), 410, "deleted")
+
+
+def test_a_deleted_job_is_not_repeated_to_its_idempotency_key(http):
+    key = {"Idempotency-Key": "deleted-later"}
+    job = http.post("/v1/jobs", json={"prompt": "a red apple"}, headers=key).json()
+    http.post(job["urls"]["cancel"])
+    http.delete(job["urls"]["self"])
+
+    assert http.post("/v1/jobs", json={"prompt": "a red apple"}, headers=key).status_code == 202
+
+
+def test_a_deadline_is_shown_and_must_be_positive(http):
+    job = http.post("/v1/jobs", json={"prompt": "a red apple", "start_within_s": 60}).json()
+    assert job["expires_at"] > job["created_at"]
+    assert_problem(
+        http.post("/v1/jobs", json={"prompt": "a", "deadline_s": 0}), 422, "invalid_input"
+    )

@@ -54,6 +54,10 @@ class Leases:
         """False once two thirds of a lease passed without a renewal: claim nothing then."""
         return time.monotonic() - self._renewed_at < self._lease.total_seconds() * 2 / 3
 
+    def busy(self) -> bool:
+        """Whether anything is held."""
+        return bool(self._held)
+
     @contextmanager
     def holding(self, dispatch_id: int) -> Iterator[Hold]:
         """While the block runs, the dispatch is renewed."""

@@ -26,6 +26,7 @@ from darkroom.tables import Job
 from workers.generator import Drawing, ImageGenerator, Mishap, Picture
 from workers.leases import Hold, Leases
 
+_LINGER_POLL_S: Final = 0.04
 _SETTLE_RETRY_S: Final = 1.0
 _SETTLE_PATIENCE_S: Final = 300.0  # drawn and stored: worth waiting for a database restart
 
@@ -52,17 +53,17 @@ class Workshop:
 def pump(shop: Workshop, *, stopping: Callable[[], bool]) -> int:
     """Draw microbatches until nothing is left to claim; how many were drawn."""
     shop.store.check()  # nothing is drawn that could not be stored
-    drawn = 0
-    while not stopping() and shop.leases.healthy() and run_microbatch(shop):
-        drawn += 1
+    drawn, last_key = 0, None
+    while not stopping() and shop.leases.healthy():
+        claimed = claim(shop, last_key)
+        if not claimed or not run_microbatch(shop, claimed):
+            break
+        drawn, last_key = drawn + 1, claimed[0].microbatch_key
     return drawn
 
 
-def run_microbatch(shop: Workshop) -> bool:
-    """One microbatch from claim to settled. False when there was none, or some went back."""
-    claimed = claim(shop)
-    if not claimed:
-        return False
+def run_microbatch(shop: Workshop, claimed: Sequence[Job]) -> bool:
+    """One microbatch from claimed to settled. False when some of it went back to the queue."""
     faults.reach("after-claim")
     shop.bell.ring()  # there may be more, and other slots asleep
     dispatch_id = claimed[0].dispatch_id
@@ -81,11 +82,31 @@ def run_microbatch(shop: Workshop) -> bool:
     return not any(isinstance(outcome, SentBack) for outcome in outcomes)
 
 
-def claim(shop: Workshop) -> Sequence[Job]:
-    """The next microbatch in a dispatch of ours, committed; empty when nothing waits."""
+def claim(shop: Workshop, last_key: str | None) -> Sequence[Job]:
+    """The next microbatch in a dispatch of ours, committed; empty when nothing waits.
+
+    While this worker draws something else there is time for a microbatch to fill.
+    """
+    until = time.monotonic() + max(claims.LINGER).total_seconds()
+    while True:
+        idle = not shop.leases.busy() or time.monotonic() > until
+        claimed = _claim(shop, last_key, idle=idle)
+        if claimed or idle:
+            return claimed
+        time.sleep(_LINGER_POLL_S)
+
+
+def _claim(shop: Workshop, last_key: str | None, *, idle: bool) -> Sequence[Job]:
     limits = {model.name: model.max_microbatch for model in shop.catalogue.models.values()}
     with shop.sessions.begin() as session:
-        claimed = claims.claim(session, shop.worker_id, max_microbatch=limits, lease=shop.lease)
+        claimed = claims.claim(
+            session,
+            shop.worker_id,
+            max_microbatch=limits,
+            lease=shop.lease,
+            last_key=last_key,
+            idle=idle,
+        )
         if claimed:
             faults.reach("before-claim-commit")
     return claimed
