@@ -12,11 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import batches, errors, health, jobs, models
+from api.keyring import KeyRing
 from api.openapi import openapi
 from api.tools import Tools
 from darkroom import __version__
 from darkroom.catalogue import load_catalogue
 from darkroom.database import open_sessions
+from darkroom.intake import Intake
 from darkroom.progress import open_board
 from darkroom.queue import Bell, open_redis
 from darkroom.settings import Settings
@@ -34,14 +36,17 @@ Errors are RFC 9457 problems with a stable `code`.
 
 def open_tools(settings: Settings) -> Tools:
     """Everything but the connections, which are made when first needed."""
+    sessions = open_sessions(settings.database_url.get_secret_value())
     return Tools(
         settings=settings,
-        sessions=open_sessions(settings.database_url.get_secret_value()),
+        sessions=sessions,
         catalogue=load_catalogue(settings.models_dir, settings.default_model),
         store=S3Store(settings),
         redis=open_redis(settings),
         board=open_board(settings),
         bell=Bell(settings),
+        intake=Intake(sessions),
+        keyring=KeyRing(sessions),
     )
 
 
@@ -52,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        held.intake.close()
         held.bell.close()
 
     app = FastAPIOffline(  # /docs from our own files: a stack without internet has docs too

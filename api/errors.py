@@ -24,6 +24,7 @@ from darkroom.errors import (
     NotEnded,
     NotFound,
     NothingToRetry,
+    Overloaded,
     StorageUnavailable,
 )
 from darkroom.idempotency import KeyReused
@@ -61,6 +62,7 @@ _CODES: Final[dict[type[DarkroomError], tuple[HTTPStatus, str]]] = {
     NotEnded: (HTTPStatus.CONFLICT, "not_ended"),
     NothingToRetry: (HTTPStatus.CONFLICT, "nothing_to_retry"),
     ImageNotReady: (HTTPStatus.CONFLICT, "image_not_ready"),
+    Overloaded: (HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"),
     StorageUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "storage_unavailable"),
     KeyReused: (HTTPStatus.CONFLICT, "idempotency_key_reused"),
 }

@@ -46,7 +46,12 @@ async def create_job(
     job: JobInput, tenant_id: TenantId, use: Uses, prefer: Prefer = None, key: Key = None
 ) -> Response:
     """Queue one picture. The 202 means it is committed: it will be drawn, whatever dies."""
-    answer = await run_in_threadpool(_submit, use, tenant_id, job, key)
+    submission = _submission(use, job)
+    if key is None:
+        accepted = await asyncio.wrap_future(use.intake.submit(tenant_id, submission))
+        answer = Answer(use.job_view(accepted).model_dump_json(), replayed=False)
+    else:
+        answer = await run_in_threadpool(_submit_once, use, tenant_id, submission, key)
     use.bell.ring()  # after the commit, so that the worker it wakes can see the row
     seconds = _seconds(prefer)
     if not seconds:
@@ -56,16 +61,20 @@ async def create_job(
     return respond(replace(answer, body=ended.model_dump_json()))
 
 
-def _submit(use: Tools, tenant_id: str, job: JobInput, key: str | None) -> Answer:
+def _submission(use: Tools, job: JobInput) -> Submission:
     params = use.catalogue.resolve(job)
-    submission = Submission(job, params, use.catalogue.models[params.model].microbatch_key(params))
+    return Submission(job, params, use.catalogue.models[params.model].microbatch_key(params))
+
+
+def _submit_once(use: Tools, tenant_id: str, submission: Submission, key: str) -> Answer:
+    """With an Idempotency-Key, whose answer is committed together with the job."""
     with use.sessions.begin() as session:
 
         def act() -> str:
-            [job_id] = jobs.submit(session, tenant_id, [submission])
-            return use.job_view(jobs.find(session, tenant_id, job_id)).model_dump_json()
+            [job] = jobs.accept(session, tenant_id, [submission])
+            return use.job_view(job).model_dump_json()
 
-        asked = b"job " + job.model_dump_json().encode()
+        asked = b"job " + submission.input.model_dump_json().encode()
         answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
         faults.reach("before-submit-commit")
     faults.reach("after-submit-commit")

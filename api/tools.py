@@ -6,14 +6,17 @@ from http import HTTPStatus
 from typing import Annotated, Final
 
 from fastapi import Depends, Request, Security
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from redis import Redis
 
 from api.errors import Refused
+from api.keyring import KeyRing
 from api.resources import JobView
-from darkroom import keys, progress
+from darkroom import progress
 from darkroom.catalogue import Catalogue
 from darkroom.database import Sessions
+from darkroom.intake import Intake
 from darkroom.keys import Scope
 from darkroom.queue import Bell
 from darkroom.settings import Settings
@@ -35,6 +38,8 @@ class Tools:
     redis: "Redis"
     board: "Redis"  #: for `darkroom.progress` alone: it gives up sooner
     bell: Bell
+    intake: Intake
+    keyring: KeyRing
 
     def job_view(self, job: Job) -> JobView:
         """The job as clients see it."""
@@ -62,7 +67,7 @@ Uses = Annotated[Tools, Depends(tools)]
 _bearer = HTTPBearer(auto_error=False, description="An API key: `darkroom keys create`.")
 
 
-def tenant(
+async def tenant(
     request: Request,
     use: Uses,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
@@ -73,8 +78,8 @@ def tenant(
         return DEFAULT_TENANT
     if credentials is None:
         raise Refused(HTTPStatus.UNAUTHORIZED, "no_key", "send Authorization: Bearer dk_…")
-    with use.sessions.begin() as session:
-        key = keys.authenticate(session, credentials.credentials)
+    secret = credentials.credentials
+    key = use.keyring.recall(secret) or await run_in_threadpool(use.keyring.find, secret)
     if key is None:
         raise Refused(HTTPStatus.UNAUTHORIZED, "bad_key", "the key is unknown, expired or revoked")
     scope = _SCOPES.get(request.method, Scope.SUBMIT)

@@ -54,6 +54,18 @@ class Client:
         headers = {"Prefer": f"wait={_LONG_POLL_S}"} if wait else {}
         return self._ask("GET", f"/v1/jobs/{job_id}", headers=headers)
 
+    def cancel_job(self, job_id: str) -> Json:
+        """Withdraw it; the job as it is now."""
+        return self._ask("POST", f"/v1/jobs/{job_id}/cancel")
+
+    def retry_job(self, job_id: str) -> Json:
+        """The new job that asks for the same as one that ended without a picture."""
+        return self._ask("POST", f"/v1/jobs/{job_id}/retry")
+
+    def delete_job(self, job_id: str) -> None:
+        """Remove its picture and all that was written about it."""
+        self._send("DELETE", f"/v1/jobs/{job_id}")
+
     def submit_csv(self, file: Path, *, label: str | None = None) -> Json:
         """Queue a file of rows, sent as it is read."""
         params = {} if label is None else {"label": label}

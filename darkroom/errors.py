@@ -55,6 +55,10 @@ class ImageNotReady(DarkroomError):
     """The job has no image: it has not succeeded (yet)."""
 
 
+class Overloaded(DarkroomError):
+    """More came in than can be taken on now; nothing was accepted."""
+
+
 class StorageUnavailable(DarkroomError):
     """The object store could not be reached or refused; trying later may help."""
 

@@ -48,12 +48,30 @@ def submit(
     batch_id: str | None = None,
 ) -> list[str]:
     """Queue the jobs, in order, and return their ids. They exist once the caller commits."""
+    rows = _rows(tenant_id, submissions, batch_id)
+    _queue(session, rows)
+    return [row["id"] for row in rows]
+
+
+def accept(session: Session, tenant_id: str, submissions: Sequence[Submission]) -> list[Job]:
+    """As `submit`; the jobs themselves, as they will be found once the caller has committed."""
+    rows = _rows(tenant_id, submissions, None)
+    now = _queue(session, rows)
+    queued = {"status": Status.QUEUED, "attempt": 0, "setbacks": 0, "isolation": "", "held": False}
+    return [
+        Job(**row, **queued, metadata_=row.pop("metadata"), created_at=now, run_after=now)
+        for row in rows
+    ]
+
+
+def _rows(
+    tenant_id: str, submissions: Sequence[Submission], batch_id: str | None
+) -> list[dict[str, Any]]:
     default = Priority.NORMAL if batch_id is None else Priority.BULK
-    rows = [
+    return [
         _row(submission, default) | {"tenant_id": tenant_id, "batch_id": batch_id}
         for submission in submissions
     ]
-    return _queue(session, rows)
 
 
 def _row(submission: Submission, default: Priority) -> dict[str, Any]:
@@ -73,8 +91,11 @@ def _row(submission: Submission, default: Priority) -> dict[str, Any]:
     }
 
 
-def _queue(session: Session, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Give the rows ids and places in the fair order, and write them. All are of one tenant."""
+def _queue(session: Session, rows: Sequence[dict[str, Any]]) -> datetime:
+    """Give the rows ids and places in the fair order, and write them; when, by the database.
+
+    All are of one tenant, and there is at least one.
+    """
     for priority, mine in sorted(_by_priority(rows).items()):
         total = sum(row["cost"] for row in mine)
         places = fairness.reserve(session, mine[0]["tenant_id"], priority, cost=total)
@@ -83,7 +104,7 @@ def _queue(session: Session, rows: Sequence[dict[str, Any]]) -> list[str]:
             row.update(_limits(row, places.now), id=new_id("job"), fair_tag=tag)
             tag += row["cost"] / places.weight
     _copy(session, rows)
-    return [row["id"] for row in rows]
+    return places.now
 
 
 def _by_priority(rows: Sequence[dict[str, Any]]) -> Mapping[int, list[dict[str, Any]]]:
@@ -267,7 +288,9 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
         raise NothingToRetry(f"job {job_id} has succeeded; submit it again for another picture")
     again = session.scalar(select(Job.id).where(Job.retried_from == job_id))
     if again is None:
-        [again] = _queue(session, [_repeat(job) | {"row_number": None, "batch_id": None}])
+        row = _repeat(job) | {"row_number": None, "batch_id": None}
+        _queue(session, [row])
+        again = row["id"]
     return find(session, tenant_id, again)
 
 

@@ -6,6 +6,7 @@ import string
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -38,8 +39,10 @@ class NewKey:
     secret: str
 
 
-def create(session: Session, tenant_id: str, scopes: Sequence[Scope]) -> NewKey:
-    """A key for the tenant, without expiry."""
+def create(
+    session: Session, tenant_id: str, scopes: Sequence[Scope], *, lifetime: timedelta | None = None
+) -> NewKey:
+    """A key for the tenant; without a lifetime it lives until it is revoked."""
     secret = _new_secret()
     key_id = new_id("key")
     session.execute(
@@ -49,6 +52,7 @@ def create(session: Session, tenant_id: str, scopes: Sequence[Scope]) -> NewKey:
             prefix=secret[: len(PREFIX) + _SHOWN_CHARS],
             sha256=_sha256(secret),
             scopes=[str(scope) for scope in scopes],
+            expires_at=None if lifetime is None else func.now() + lifetime,
         )
     )
     return NewKey(key_id, secret)

@@ -17,10 +17,12 @@ from darkroom.params import GenerationParams, OutputFormat
 def darkroom(api_url):
     """Runs the command; what it printed, and how it left."""
 
-    def run(*words, api=api_url):
+    def run(*words, api=api_url, core=""):
         return subprocess.run(
             [sys.executable, "-m", "darkroom.cli", *map(str, words)],
-            env=os.environ | {"DARKROOM_API": api, "NO_COLOR": "1", "COLUMNS": "100"},
+            env=os.environ
+            | {"DARKROOM_API": api, "DARKROOM_DATABASE_URL": core}
+            | {"NO_COLOR": "1", "COLUMNS": "100"},
             capture_output=True,
             text=True,
             timeout=60,
@@ -94,8 +96,51 @@ def test_a_picture_is_asked_for_again_by_itself(darkroom, tmp_path):
     assert job["input"] == wanted | {"priority": "normal"}
 
 
+def test_a_job_is_canceled_asked_for_again_and_deleted(darkroom):
+    job_id = json.loads(darkroom("submit", "a red apple").stdout)["id"]
+
+    assert json.loads(darkroom("job", "cancel", job_id).stdout)["status"] == "canceled"
+    assert json.loads(darkroom("job", "retry", job_id).stdout)["retried_from"] == job_id
+    assert darkroom("job", "delete", job_id).returncode == 0
+    gone = darkroom("job", "show", job_id)
+    assert (gone.returncode, "was deleted" in gone.stderr) == (2, True)
+
+
+def test_a_tenant_gets_a_share_and_a_key_that_expires(darkroom, api_database):
+    def core(*words):
+        done = darkroom(*words, core=api_database)
+        return done.stdout + done.stderr
+
+    tenant_id = core("tenants", "create", "studio", "--weight", 2).strip()
+    key = core("keys", "create", "--tenant", tenant_id, "--days", 30).strip()
+    listed = core("keys", "list")
+
+    assert f"{tenant_id}  2  studio" in core("tenants", "list")
+    assert key.startswith("dk_")
+    assert key not in listed
+    assert f"{tenant_id}  {key[:11]}…  submit,read  expires 2" in listed
+    assert "no tenant 'ten_x'" in core("keys", "create", "--tenant", "ten_x")
+
+
+def test_without_the_database_the_keys_command_says_so(darkroom):
+    url = f"postgresql://darkroom@127.0.0.1:{free_port()}/darkroom"
+    done = darkroom("keys", "list", core=url)
+
+    assert done.returncode == 2
+    assert "DARKROOM_DATABASE_URL" in done.stderr
+
+
 def test_every_command_explains_itself(darkroom):
-    for words in ([], ["up"], ["submit"], ["job"], ["batch"], ["batch", "submit"], ["keys"]):
+    for words in (
+        [],
+        ["up"],
+        ["submit"],
+        ["job"],
+        ["batch"],
+        ["batch", "submit"],
+        ["keys"],
+        ["tenants"],
+    ):
         done = darkroom(*words, "--help")
         assert done.returncode == 0
         assert "Usage" in done.stdout

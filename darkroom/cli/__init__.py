@@ -5,9 +5,9 @@ import sys
 import typer
 
 from darkroom import __version__
-from darkroom.cli import batch, job, keys, up
+from darkroom.cli import batch, job, keys, tenants, up
 from darkroom.cli.session import EXIT_USAGE
-from darkroom.errors import SetupError
+from darkroom.errors import DarkroomError
 
 app = typer.Typer(
     help="Prompts in, pictures out. DARKROOM_API and DARKROOM_API_KEY say which server to ask.",
@@ -20,6 +20,7 @@ app.command("submit")(job.submit)
 app.add_typer(job.app, name="job")
 app.add_typer(batch.app, name="batch")
 app.add_typer(keys.app, name="keys")
+app.add_typer(tenants.app, name="tenants")
 
 
 @app.command()
@@ -32,6 +33,6 @@ def main() -> None:
     """Entry of the console script."""
     try:
         app()
-    except SetupError as error:
+    except DarkroomError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)

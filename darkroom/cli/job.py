@@ -10,11 +10,11 @@ from darkroom.cli.session import EXIT_JOB_FAILED, EXIT_USAGE, api, console, prin
 from darkroom.client import Client
 from darkroom.params import GenerationParams, OutputFormat
 from darkroom.pictures import read_parameters
-from darkroom.status import FINISHED
+from darkroom.status import FINISHED, Priority
 
 Json = dict[str, Any]
 
-app = typer.Typer(help="Look at one job.", no_args_is_help=True)
+app = typer.Typer(help="One job: look, wait, cancel, retry, delete.", no_args_is_help=True)
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
 
 
@@ -29,6 +29,13 @@ def submit(
     seed: Annotated[int | None, typer.Option(help="Same seed, same picture.")] = None,
     output_format: Annotated[
         OutputFormat | None, typer.Option("--format", help="File format.")
+    ] = None,
+    priority: Annotated[Priority | None, typer.Option(help="Default: normal.")] = None,
+    start_within_s: Annotated[
+        int | None, typer.Option(help="Seconds; not begun by then, it expires.")
+    ] = None,
+    deadline_s: Annotated[
+        int | None, typer.Option(help="Seconds; not finished by then, it expires.")
     ] = None,
     label: Annotated[str | None, typer.Option(help="To find the job again.")] = None,
     from_image: Annotated[
@@ -51,6 +58,9 @@ def submit(
         "guidance_scale": guidance,
         "seed": seed,
         "output_format": output_format,
+        "priority": priority,
+        "start_within_s": start_within_s,
+        "deadline_s": deadline_s,
         "label": label,
     }
     job = _parameters_of(from_image) | {key: v for key, v in wanted.items() if v is not None}
@@ -91,6 +101,28 @@ def watch(job_id: JobId) -> None:
         job = _until_finished(client, client.job(job_id))
     print_json(job)
     _exit_for(job)
+
+
+@app.command()
+def cancel(job_id: JobId) -> None:
+    """Withdraw the job: at once while it waits, within about a step while it is drawn."""
+    with api() as client:
+        print_json(client.cancel_job(job_id))
+
+
+@app.command()
+def retry(job_id: JobId) -> None:
+    """Ask for the same again, after an end without a picture; prints the new job."""
+    with api() as client:
+        print_json(client.retry_job(job_id))
+
+
+@app.command()
+def delete(job_id: JobId) -> None:
+    """Remove the picture and all that was written about it."""
+    with api() as client:
+        client.delete_job(job_id)
+    console().print(f"deleted {job_id}", markup=False)
 
 
 def _until_finished(client: Client, job: Json) -> Json:

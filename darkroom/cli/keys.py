@@ -1,14 +1,14 @@
 """`darkroom keys`: made where the database is, by whoever may reach it."""
 
+from datetime import timedelta
 from typing import Annotated
 
 import typer
 
-from darkroom import keys
-from darkroom.database import Sessions, open_sessions
+from darkroom import keys, tenants
+from darkroom.cli.session import open_core
 from darkroom.keys import Scope
-from darkroom.settings import load_settings
-from darkroom.tables import DEFAULT_TENANT
+from darkroom.tables import DEFAULT_TENANT, ApiKey
 
 app = typer.Typer(
     help="API keys. Works on the database itself (DARKROOM_DATABASE_URL).", no_args_is_help=True
@@ -20,29 +20,41 @@ def create(
     scope: Annotated[
         list[Scope] | None, typer.Option(help="Repeatable; default submit, read.")
     ] = None,
-    tenant: Annotated[str, typer.Option(help="The tenant's id.")] = DEFAULT_TENANT,
+    tenant: Annotated[
+        str, typer.Option(help="The tenant's id; see `darkroom tenants`.")
+    ] = DEFAULT_TENANT,
+    days: Annotated[
+        int | None, typer.Option(min=1, help="It expires after so many; default: never.")
+    ] = None,
 ) -> None:
     """Make a key and print it, this once."""
-    with _sessions().begin() as session:
-        print(keys.create(session, tenant, scope or [Scope.SUBMIT, Scope.READ]).secret)
+    lifetime = None if days is None else timedelta(days=days)
+    with open_core().begin() as session:
+        tenants.find(session, tenant)
+        new = keys.create(session, tenant, scope or [Scope.SUBMIT, Scope.READ], lifetime=lifetime)
+    print(new.secret)
 
 
 @app.command("list")
 def list_() -> None:
-    """One line a key: id, beginning, scopes, state."""
-    with _sessions().begin() as session:
+    """One line a key: id, tenant, beginning, scopes, state."""
+    with open_core().begin() as session:
         for key in keys.list_all(session):
-            state = "revoked" if key.revoked_at else "live"
-            print(f"{key.id}  {key.prefix}…  {','.join(key.scopes)}  {state}")
+            scopes = ",".join(key.scopes)
+            print(f"{key.id}  {key.tenant_id}  {key.prefix}…  {scopes}  {_state(key)}")
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    if key.expires_at is None:
+        return "live"
+    return f"expires {key.expires_at:%Y-%m-%d}"
 
 
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")]) -> None:
     """The key opens nothing from the next request on."""
-    with _sessions().begin() as session:
+    with open_core().begin() as session:
         keys.revoke(session, key_id)
     print(f"revoked {key_id}")
-
-
-def _sessions() -> Sessions:
-    return open_sessions(load_settings().database_url.get_secret_value(), pool_size=1)

@@ -7,8 +7,13 @@ from typing import Any, Final
 
 import typer
 from rich.console import Console
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from darkroom.client import ApiError, Client, Unreachable
+from darkroom.database import Sessions, open_sessions
+from darkroom.errors import SetupError
+from darkroom.settings import load_settings
 
 EXIT_OK: Final = 0
 EXIT_JOB_FAILED: Final = 1
@@ -39,6 +44,20 @@ def api() -> Iterator[Client]:
         _print_problem(error)
         busy = error.status in {429, 503}
         raise typer.Exit(EXIT_UNREACHABLE if busy else EXIT_USAGE) from error
+
+
+def open_core() -> Sessions:
+    """The database itself, for commands of whoever runs the server. Raises SetupError."""
+    sessions = open_sessions(load_settings().database_url.get_secret_value(), pool_size=1)
+    try:
+        with sessions.begin() as session:
+            session.execute(text("SELECT 1"))
+    except OperationalError as error:
+        raise SetupError(
+            "the database at DARKROOM_DATABASE_URL cannot be reached: is the server up, and the "
+            f"URL that of this server? ({error.orig})"
+        ) from error
+    return sessions
 
 
 def _print_problem(error: ApiError) -> None:

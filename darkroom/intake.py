@@ -1,0 +1,110 @@
+"""Group commit: single jobs that arrive together share one transaction.
+
+A commit is most of what a submission costs. One thread takes whatever has arrived while the last
+commit was under way; on an idle system that is one job, and it waits for nobody.
+"""
+
+import itertools
+import queue
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from sqlalchemy.exc import DBAPIError
+
+from darkroom import faults, jobs
+from darkroom.database import Sessions, is_unavailable
+from darkroom.errors import Overloaded
+from darkroom.jobs import Submission
+from darkroom.tables import Job
+
+MAX_GROUP: Final = 500
+MAX_WAITING: Final = 5_000
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    tenant_id: str
+    submission: Submission
+    job: "Future[Job]" = field(default_factory=Future)
+
+
+_Group: TypeAlias = list[_Arrival]
+
+
+class Intake:
+    """A thread that commits what arrives."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._arrivals: queue.Queue[_Arrival | None] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
+        self._thread.start()
+
+    def submit(self, tenant_id: str, submission: Submission) -> "Future[Job]":
+        """The job, once it is committed. Raises Overloaded when too many wait already."""
+        arrival = _Arrival(tenant_id, submission)
+        try:
+            self._arrivals.put_nowait(arrival)
+        except queue.Full:
+            raise Overloaded(f"{MAX_WAITING:,} jobs wait to be committed; try again") from None
+        return arrival.job
+
+    def close(self) -> None:
+        """Commit what has arrived, then end."""
+        self._arrivals.put(None)
+        self._thread.join(timeout=20)
+
+    def _run(self) -> None:
+        while (first := self._arrivals.get()) is not None:
+            self._commit([first, *self._others()])
+
+    def _others(self) -> _Group:
+        """Whoever has arrived by now."""
+        group: _Group = []
+        while len(group) < MAX_GROUP - 1:
+            try:
+                arrival = self._arrivals.get_nowait()
+            except queue.Empty:
+                break
+            if arrival is None:
+                self._arrivals.put(None)  # the end comes after this group
+                break
+            group.append(arrival)
+        return group
+
+    def _commit(self, group: _Group) -> None:
+        try:
+            accepted = self._accept(group)
+        except Exception as error:  # noqa: BLE001  # whatever it was, somebody waits for an answer
+            self._refuse(group, error)
+            return
+        for arrival, job in zip(group, accepted, strict=True):
+            arrival.job.set_result(job)
+
+    def _accept(self, group: _Group) -> list[Job]:
+        """The jobs, committed, in the group's order: by tenant, so that no two writers deadlock."""
+        group.sort(key=_tenant_of)
+        accepted: list[Job] = []
+        with self._sessions.begin() as session:
+            for tenant_id, theirs in itertools.groupby(group, key=_tenant_of):
+                submissions = [arrival.submission for arrival in theirs]
+                accepted += jobs.accept(session, tenant_id, submissions)
+            faults.reach("before-submit-commit")
+        faults.reach("after-submit-commit")
+        return accepted
+
+    def _refuse(self, group: _Group, error: Exception) -> None:
+        """Nothing was committed. One that the database refuses must not fail its company."""
+        out_of_reach = isinstance(error, DBAPIError) and is_unavailable(error)
+        if len(group) > 1 and isinstance(error, DBAPIError) and not out_of_reach:
+            for arrival in group:
+                self._commit([arrival])
+            return
+        for arrival in group:
+            arrival.job.set_exception(error)
+
+
+def _tenant_of(arrival: _Arrival) -> str:
+    return arrival.tenant_id
