@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 EXTRAS := api,workers,engine,triton,local,demo-model,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check fmt lint clean
+.PHONY: help setup demo up test chaos check fmt lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -31,6 +31,9 @@ up: $(STAMP)  ## the whole stack in the foreground until Ctrl-C, data in .darkro
 
 test: $(STAMP)  ## every test that needs no GPU
 	@$(BIN)/pytest
+
+chaos: $(STAMP)  ## the whole fault suite, about half an hour: `docs/chaos.md`
+	@$(BIN)/pytest tests/chaos --chaos
 
 check: $(STAMP) lint test  ## format, lint, types, import arrows, then the tests
 

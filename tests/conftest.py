@@ -22,6 +22,11 @@ LEASE = timedelta(seconds=30)
 LIMITS = {"darkroom-demo": 8}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--chaos", action="store_true", help="run the whole fault suite as well")
+    parser.addoption("--chaos-seed", default="1", help="decides the fault suite's every throw")
+
+
 @pytest.fixture(scope="session")
 def catalogue() -> Catalogue:
     """The models of this repository."""

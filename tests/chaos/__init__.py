@@ -1,0 +1,1 @@
+"""The fault suite: real processes, broken on purpose while a client keeps its own books."""

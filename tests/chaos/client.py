@@ -1,0 +1,192 @@
+"""A client that keeps its own books: what it asked for, what it was told, what it does not know.
+
+It sends each request with an Idempotency-Key, again and again until it is answered, as a client
+should. Its books are the truth that the server's rows are held against.
+"""
+
+import csv
+import io
+import json
+import random
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+
+SIZE = {"width": 64, "height": 64, "num_inference_steps": 1}
+SUCCEEDS = frozenset({"succeeded"})
+FAILS = frozenset({"failed"})
+_UNTIL_ANSWERED_S = 180
+_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One picture, and how its job may end."""
+
+    prompt: str
+    seed: int
+    ends: frozenset[str] = SUCCEEDS
+    fields: tuple[tuple[str, object], ...] = ()
+
+
+@dataclass
+class Submission:
+    """One request that makes one job, or a batch of them; what became of it."""
+
+    tenant: int
+    jobs: Sequence[Wanted]
+    as_batch: bool
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    ids: set[str] = field(default_factory=set)  #: more than one would be a doubled submission
+    unknown: int = 0  #: times that no answer came
+    waited_s: float = 0.0  #: until it was answered
+
+    @property
+    def id(self) -> str | None:
+        return next(iter(self.ids), None)
+
+
+@dataclass
+class Answer:
+    """What the server said, whenever it said anything."""
+
+    status: int
+    retry_after: str | None
+    code: str
+    elapsed_s: float
+
+
+class Client:
+    """Two tenants' worth of requests to one API; one label marks all of it."""
+
+    def __init__(self, url: str, keys: Sequence[str], label: str, log: Path) -> None:
+        self.label = label
+        self.keys = keys
+        self.submissions: list[Submission] = []
+        self.answers: list[Answer] = []
+        self._lock = threading.Lock()
+        self._log = log.open("a")
+        self._clients = [
+            httpx2.Client(
+                base_url=url,
+                timeout=20,
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+            )
+            for key in keys
+        ]
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self._log.close()
+
+    def submit(self, submission: Submission) -> str | None:
+        """Ask until there is an answer; the id that was acknowledged."""
+        with self._lock:
+            self.submissions.append(submission)
+        began = time.monotonic()
+        while not self._ask(submission) and time.monotonic() < began + _UNTIL_ANSWERED_S:
+            time.sleep(_PAUSE_S)
+        submission.waited_s = time.monotonic() - began
+        return submission.id
+
+    def _ask(self, submission: Submission) -> bool:
+        """Whether an answer came that settles it."""
+        path, request = self._request(submission)
+        try:
+            response = self.post(submission.tenant, path, **request)
+        except httpx2.TransportError:
+            submission.unknown += 1
+            self._note(submission, "no answer")
+            return False
+        if response.status_code in {200, 202}:
+            submission.ids.add(response.json()["id"])
+            self._note(submission, response.json()["id"])
+            return True
+        self._note(submission, response.status_code)
+        return response.status_code < 500  # refused for good: the checks will find it unanswered
+
+    def _request(self, submission: Submission) -> tuple[str, dict]:
+        headers = {"Idempotency-Key": submission.key}
+        if submission.as_batch:
+            headers["Content-Type"] = "text/csv"
+            return "/v1/batches", {"content": _csv(submission.jobs, self.label), "headers": headers}
+        [wanted] = submission.jobs
+        body = {"prompt": wanted.prompt, "seed": wanted.seed, "label": self.label}
+        return "/v1/jobs", {"json": body | SIZE | dict(wanted.fields), "headers": headers}
+
+    def post(self, tenant: int, path: str, **request: object) -> httpx2.Response:
+        return self._answered(lambda: self._clients[tenant].post(path, **request))
+
+    def get(self, path: str, *, tenant: int = 0) -> httpx2.Response:
+        return self._answered(lambda: self._clients[tenant].get(path))
+
+    def _answered(self, ask) -> httpx2.Response:
+        began = time.monotonic()
+        response = ask()
+        is_problem = response.headers.get("content-type") == "application/problem+json"
+        self.answers.append(
+            Answer(
+                response.status_code,
+                response.headers.get("retry-after"),
+                response.json()["code"] if is_problem else "",
+                time.monotonic() - began,
+            )
+        )
+        return response
+
+    def _note(self, submission: Submission, answer: object) -> None:
+        line = {"key": submission.key, "tenant": submission.tenant, "answer": answer}
+        with self._lock:
+            self._log.write(json.dumps(line | {"jobs": len(submission.jobs)}) + "\n")
+            self._log.flush()
+
+
+def _csv(jobs: Sequence[Wanted], label: str) -> str:
+    extra = dict(jobs[0].fields)
+    columns = list(dict.fromkeys(["prompt", "seed", "label", *SIZE, *extra]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    for wanted in jobs:
+        row = {"prompt": wanted.prompt, "seed": wanted.seed, "label": label}
+        writer.writerow(row | SIZE | dict(wanted.fields))
+    return text.getvalue()
+
+
+def plan(
+    dice: random.Random, jobs: int, *, largest: int = 100, prompts: Sequence[str] = ("a red apple",)
+) -> list[Submission]:
+    """So many jobs of both tenants, as single jobs and as batches of up to `largest`."""
+    submissions: list[Submission] = []
+    while jobs > 0:
+        as_batch = jobs > 1 and dice.random() < 0.5
+        size = dice.randint(2, min(largest, jobs)) if as_batch else 1
+        wanted = [Wanted(dice.choice(prompts), dice.randrange(2**32)) for _ in range(size)]
+        submissions.append(Submission(dice.randrange(2), wanted, as_batch))
+        jobs -= size
+    return submissions
+
+
+class Load:
+    """A plan that is submitted in the background by a few threads."""
+
+    def __init__(self, client: Client, submissions: Sequence[Submission], *, threads: int = 4):
+        self._pool = ThreadPoolExecutor(threads)
+        self._waiting = [self._pool.submit(client.submit, each) for each in submissions]
+        self._pool.shutdown(wait=False)
+
+    @property
+    def done(self) -> bool:
+        return all(each.done() for each in self._waiting)
+
+    def stop(self) -> None:
+        """What was not begun is not asked for any more."""
+        for each in self._waiting:
+            each.cancel()

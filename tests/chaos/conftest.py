@@ -1,0 +1,64 @@
+"""The lab and the table. Without `--chaos` only the short selection of rows runs."""
+
+import random
+
+import pytest
+
+from chaos import report
+from chaos.lab import Ground, Lab
+from chaos.run import running
+from darkroom.settings import HOME
+
+FOLDER = HOME / ".darkroom" / "chaos"
+results = []
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--chaos"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("chaos")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not results:
+        return
+    seed = config.getoption("--chaos-seed")
+    terminalreporter.section("fault matrix")
+    terminalreporter.write_line(report.table(results, seed=seed))
+    if config.getoption("--chaos"):
+        terminalreporter.write_line(f"kept in {report.keep(results, seed=seed, folder=FOLDER)}")
+
+
+@pytest.fixture(scope="session")
+def ground(_postgres, _redis, _s3, migrated_template, server_dir):
+    s3, s3_settings = _s3
+    return Ground(
+        postgres=_postgres,
+        redis=_redis,
+        s3=s3,
+        s3_settings=s3_settings,
+        objects=server_dir / "objects",
+        template=migrated_template,
+    )
+
+
+@pytest.fixture(scope="package")  # not longer: other tests want the machine
+def lab(ground, tmp_path_factory):
+    opened = Lab(ground, tmp_path_factory.mktemp("lab"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def dice(request):
+    """The same for every run with the same seed."""
+    return random.Random(f"{request.config.getoption('--chaos-seed')} {request.node.name}")
+
+
+@pytest.fixture
+def row(lab, dice):
+    """`with row("F01", "kill -9 ..."):` runs one row of the matrix on the lab."""
+    return lambda name, fault: running(name, fault, lab, dice, results.append)

@@ -1,0 +1,242 @@
+"""The processes that rows break: an API and workers of one source tree, on the tests' servers."""
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+import psycopg
+from servers import S3Settings, Server
+from sqlalchemy import text
+
+from chaos import replica
+from darkroom import keys
+from darkroom.database import Sessions, open_sessions
+from darkroom.keys import Scope
+from darkroom.local import child, own
+from darkroom.local.ports import free_port
+from darkroom.settings import HOME
+from darkroom.tables import Tenant
+
+LEASE_S = 4
+SWEEP_S = 0.5
+GENERATE_TIMEOUT_S = 5
+GONE_WITHIN_S = 60
+TESTS = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What everything stands on."""
+
+    postgres: Server
+    redis: Server
+    s3: Server
+    s3_settings: S3Settings
+    objects: Path
+    template: str  #: a migrated database, to be copied
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        return self.postgres, self.redis, self.s3
+
+
+class Lab:
+    """An API, workers, and whoever a row adds to them. All launching is the main thread's."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        folder: Path,
+        *,
+        source: Path = HOME,
+        workers: int = 2,
+        redis_database: int = 1,  # 0 is the other tests'
+    ):
+        self.ground, self.folder, self.source = ground, folder, source
+        self.redis_url = f"{ground.redis.url.rpartition('/')[0]}/{redis_database}"
+        self.database_url = _new_database(ground)
+        self.sessions: Sessions = open_sessions(self.database_url, pool_size=2)
+        self.tenants, self.keys = _two_tenants(self.sessions)
+        self.restarts = 0
+        self._kept: list[Server] = []
+        self._hired: list[Server] = []
+        self.port = free_port()
+        self.api = self._launch(self._api())
+        self.workers = [self.hire() for _ in range(workers)]
+        self.wait_ready()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def bucket(self) -> Path:
+        return self.ground.objects / self.ground.s3_settings.bucket
+
+    def environment(self) -> dict[str, str]:
+        s3 = self.ground.s3_settings
+        inherited = {name: v for name, v in os.environ.items() if not name.startswith("DARKROOM_")}
+        return inherited | {
+            "PYTHONPATH": f"{self.source}{os.pathsep}{TESTS}",
+            "PYTHONUNBUFFERED": "1",
+            "DARKROOM_DATABASE_URL": self.database_url,
+            "DARKROOM_REDIS_URL": self.redis_url,
+            "DARKROOM_S3_ENDPOINT_URL": s3.endpoint_url,
+            "DARKROOM_S3_ACCESS_KEY_ID": s3.access_key_id,
+            "DARKROOM_S3_SECRET_ACCESS_KEY": s3.secret_access_key,
+            "DARKROOM_S3_BUCKET": s3.bucket,
+            "DARKROOM_AUTH": "on",
+            "DARKROOM_API_PORT": str(self.port),
+            "DARKROOM_LEASE_S": str(LEASE_S),
+            "DARKROOM_SWEEP_S": str(SWEEP_S),
+            "DARKROOM_GENERATE_TIMEOUT_S": str(GENERATE_TIMEOUT_S),
+        }
+
+    def _api(self) -> child.Child:
+        return own.api(self.port, env=self.environment(), log=self.folder / "api.log")
+
+    def hire(self, environment: Mapping[str, str] | None = None, *, keep: bool = True) -> Server:
+        """A worker, launched. One that is kept is started again whenever it dies."""
+        number = len(self._hired) + 1
+        name = f"worker-{number}"
+        spec = own.worker(
+            number,
+            env=self.environment() | dict(environment or {}),
+            ready_file=self.folder / f"{name}.ready",
+            log=self.folder / f"{name}.log",
+        )
+        spec = replace(spec, argv=(sys.executable, "-P", "-m", "chaos.worker"))
+        self._hired.append(self._launch(spec, keep=keep))
+        return self._hired[-1]
+
+    def _launch(self, spec: child.Child, *, keep: bool = True) -> Server:
+        server = Server(child.launch(spec))
+        if keep:
+            self._kept.append(server)
+        return server
+
+    def dismiss(self, server: Server) -> None:
+        """Ask it to end, and wait for that."""
+        self.forget(server)
+        child.end(server.running)
+
+    def forget(self, server: Server) -> None:
+        """Whatever becomes of it, it is not started again."""
+        if server in self._kept:
+            self._kept.remove(server)
+
+    def keep(self, server: Server) -> None:
+        """From now on it is started again when it dies."""
+        if server not in self._kept:
+            self._kept.append(server)
+
+    def tend(self) -> None:
+        """What a supervisor does: launch the dead anew."""
+        for server in self._kept:
+            if server.running.process.poll() is not None:
+                self.restarts += 1
+                server.running = child.launch(server.running.child)
+
+    def wait_until(self, holds: Callable[[], bool], *, within_s: float = 60) -> bool:
+        """Tend until it holds; False when the time is up."""
+        deadline = time.monotonic() + within_s
+        while not holds():
+            if time.monotonic() > deadline:
+                return False
+            self.tend()
+            time.sleep(0.02)
+        return True
+
+    def wait_ready(self, *servers: Server) -> None:
+        """Until these, or all that are kept, are ready."""
+        for server in servers or tuple(self._kept):
+            ready = self.wait_until(server.running.child.ready, within_s=90)
+            assert ready, child.tail(server.running.child.log)
+
+    def heal(self) -> None:
+        """Everything runs, thawed; whoever was added and not dismissed goes."""
+        for server in self.ground.servers:
+            server.recover()
+        for server in self._kept:
+            if server.running.process.poll() is None:
+                server.thaw()
+        self.tend()
+        self.wait_ready()
+
+    def close(self) -> None:
+        for server in self._kept:  # all are asked before the first is waited for
+            server.running.send(server.running.child.stop_signal)
+        for server in self._kept:
+            child.end(server.running)
+        self.sessions.kw["bind"].dispose()
+
+    def value(self, statement: str, **values: object) -> object:
+        """The first value that a statement finds."""
+        with self.sessions.begin() as session:
+            return session.scalar(text(statement), values)
+
+    def rows(self, statement: str, **values: object) -> list:
+        with self.sessions.begin() as session:
+            return list(session.execute(text(statement), values))
+
+    def now(self) -> datetime:
+        """By the database's clock, as all times of rows."""
+        return self.rows("SELECT clock_timestamp() AS now")[0].now
+
+    def lasting_leftovers(self) -> list[str]:
+        """What should be gone once all is quiet, and is not even after a minute."""
+        deadline = time.monotonic() + GONE_WITHIN_S
+        while (left := self._leftovers()) and time.monotonic() < deadline:
+            self.tend()
+            time.sleep(0.2)
+        return left
+
+    def _leftovers(self) -> list[str]:
+        """Leases, orphans, forgotten transactions, halves of objects."""
+        open_dispatches = self.rows("SELECT id FROM dispatch WHERE status = 'running'")
+        forgotten = self.rows(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND state LIKE 'idle in transaction%' AND state_change < now() - interval '6 s'"
+        )
+        return [
+            *(f"dispatch {row.id}" for row in open_dispatches),
+            *(f"transaction of backend {row.pid}" for row in forgotten),
+            *(f"process {pid}" for pid in self._orphans()),
+            *(str(path) for path in self.ground.objects.rglob("*.partial")),
+        ]
+
+    def _orphans(self) -> list[int]:
+        """Replicas that outlived their worker."""
+        workers = {server.running.process.pid for server in self._hired}
+        orphans = []
+        for process in psutil.process_iter(["cmdline", "ppid", "status"]):
+            command = process.info["cmdline"] or []
+            ours = replica.__file__ in command and process.info["status"] != psutil.STATUS_ZOMBIE
+            if ours and process.info["ppid"] not in workers:
+                orphans.append(process.pid)
+        return orphans
+
+    def log_of(self, server: Server) -> str:
+        return server.running.child.log.read_text(errors="replace")
+
+
+def _new_database(ground: Ground) -> str:
+    name = f"chaos_{uuid.uuid4().hex}"
+    with psycopg.connect(ground.postgres.url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {ground.template}")
+    return f"{ground.postgres.url.rpartition('/')[0]}/{name}"
+
+
+def _two_tenants(sessions: Sessions) -> tuple[list[str], list[str]]:
+    tenants = ["ten_chaos_a", "ten_chaos_b"]
+    with sessions.begin() as session:
+        session.add_all(Tenant(id=tenant, name=tenant) for tenant in tenants)
+        session.flush()
+        scopes = [Scope.SUBMIT, Scope.READ]
+        return tenants, [keys.create(session, tenant, scopes).secret for tenant in tenants]

@@ -1,0 +1,181 @@
+"""One row of the fault matrix: load, injections, healing, checks, a line of the table."""
+
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+
+from servers import Server
+
+from chaos import evidence
+from chaos.checks import FINISHED, Violation, violations
+from chaos.client import Client, Load, Submission, Wanted, plan
+from chaos.lab import Lab
+
+QUIET_WITHIN_S = 180
+
+
+@dataclass(frozen=True)
+class Result:
+    """A line of the table."""
+
+    row: str
+    fault: str
+    injections: int
+    jobs: int
+    lost: int
+    doubled: int
+    late_tried: int
+    late_refused: int
+    recoveries: Sequence[float]
+    seconds: float
+    violations: Sequence[Violation]
+    notes: Sequence[str]
+
+
+@dataclass
+class Run:
+    """What a row works with. Times are the monotonic clock's."""
+
+    row: str
+    fault: str
+    lab: Lab
+    dice: random.Random
+    injections: int = 0
+    late_tried: int = 0
+    late_refused: int = 0
+    recoveries: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    quiet_within_s: float = QUIET_WITHIN_S
+
+    def __post_init__(self) -> None:
+        self.label = f"{self.row}-{uuid.uuid4().hex[:12]}"
+        self.began = time.monotonic()
+        log = self.lab.folder / f"{self.label}.jsonl"
+        self.client = Client(self.lab.url, self.lab.keys, self.label, log)
+
+    def load(self, jobs: int, **how: object) -> Load:
+        """So many jobs, asked for in the background."""
+        return Load(self.client, plan(self.dice, jobs, **how))
+
+    def submit(self, *wanted: Wanted, tenant: int = 0) -> str:
+        """One job, or a batch of several; its id."""
+        submission = Submission(tenant, wanted, as_batch=len(wanted) > 1)
+        submitted = self.client.submit(submission)
+        assert submitted is not None, f"{self.row}: nobody answered"
+        return submitted
+
+    def probe(self) -> None:
+        """How long an urgent job takes now: recovered is who draws again."""
+        began = time.monotonic()
+        urgent = Wanted(
+            "a probe", self.dice.randrange(2**32), fields=(("priority", "interactive"),)
+        )
+        job_id = self.submit(urgent)
+        if self.lab.wait_until(lambda: self.status(job_id) in FINISHED, within_s=90):
+            self.recoveries.append(time.monotonic() - began)
+
+    def status(self, job_id: str) -> object:
+        return self.lab.value("SELECT status FROM job WHERE id = :id", id=job_id)
+
+    def unfinished(self) -> int:
+        statement = "SELECT count(*) FROM job WHERE label = :label AND finished_at IS NULL"
+        return int(str(self.lab.value(statement, label=self.label)))
+
+    def wait_for_backlog(self, jobs: int = 1) -> None:
+        """Until so many wait or run: a fault in an idle system shows nothing."""
+        assert self.lab.wait_until(lambda: self.unfinished() >= jobs)
+
+    def wait_for_running(self, workers: Sequence[Server] = ()) -> None:
+        """Until each of these, or anybody, holds an open dispatch."""
+        for server in workers or (None,):
+            assert self.lab.wait_until(lambda server=server: self.held_by(server) != [])
+
+    def held_by(self, server: Server | None = None) -> list[int]:
+        """The open dispatches of a worker, or of all."""
+        worker = "%" if server is None else f"%:{server.running.process.pid}:%"
+        statement = "SELECT id FROM dispatch WHERE status = 'running' AND worker_id LIKE :worker"
+        return [row.id for row in self.lab.rows(statement, worker=worker)]
+
+    def jobs_of(self, server: Server) -> list[str]:
+        """What a worker that has just died leaves running."""
+        held = "SELECT id FROM job WHERE status = 'running' AND dispatch_id = ANY(:held)"
+        return [row.id for row in self.lab.rows(held, held=self.held_by(server))]
+
+    def quiet(self, load: Load | None = None) -> bool:
+        """All that was asked for has ended; False when patience did first."""
+        deadline = self.quiet_within_s
+        return (load is None or self.lab.wait_until(lambda: load.done, within_s=deadline)) and (
+            self.lab.wait_until(lambda: self.unfinished() == 0, within_s=deadline)
+        )
+
+    def refused(self, server: Server) -> int:
+        """How many late settlements of this worker changed nothing, as its log says."""
+        return self.lab.log_of(server).count("was fenced out")
+
+    def inspect(self) -> list[Violation]:
+        """Everything that is wrong now. Waits for what may still be on its way out."""
+        leftovers = self.lab.lasting_leftovers()
+        jobs = evidence.read_jobs(self.lab.sessions, self.label)
+        return violations(
+            evidence.Evidence(
+                submissions=self.client.submissions,
+                answers=self.client.answers,
+                tenants=self.lab.tenants,
+                jobs=jobs,
+                batches=evidence.read_batches(self.lab.sessions, self.client),
+                images=evidence.read_images(self.lab.bucket, jobs),
+                trespasses=evidence.read_trespasses(self.client),
+                leftovers=leftovers,
+            )
+        )
+
+    def result(self) -> Result:
+        found = self.inspect()
+        lost = sum(violation.invariant == "I1" for violation in found)
+        doubled = sum(violation.invariant == "I2" for violation in found)
+        if self.late_tried != self.late_refused:
+            told = f"{self.late_refused} of {self.late_tried} late writes were refused"
+            found.append(Violation("fence", self.row, told))
+        return Result(
+            row=self.row,
+            fault=self.fault,
+            injections=self.injections,
+            jobs=sum(len(each.jobs) for each in self.client.submissions if each.id),
+            lost=lost,
+            doubled=doubled,
+            late_tried=self.late_tried,
+            late_refused=self.late_refused,
+            recoveries=tuple(self.recoveries),
+            seconds=time.monotonic() - self.began,
+            violations=found,
+            notes=tuple(self.notes),
+        )
+
+
+def told(found: Sequence[Violation]) -> str:
+    """The violations by kind, and the first of them in words."""
+    kinds = Counter(violation.invariant for violation in found)
+    return "\n".join([str(dict(kinds)), *map(str, islice(found, 12))])
+
+
+@contextmanager
+def running(
+    row: str, fault: str, lab: Lab, dice: random.Random, record: Callable[[Result], None]
+) -> Iterator[Run]:
+    """A row: whatever its block did, all is healed, waited for, checked and written down."""
+    run = Run(row, fault, lab, dice)
+    try:
+        yield run
+    finally:
+        lab.heal()
+    quiet = run.quiet()
+    result = run.result()
+    run.client.close()
+    record(result)
+    assert not result.violations, told(result.violations)
+    assert quiet

@@ -1,0 +1,91 @@
+"""`python -m chaos.worker`: a worker of this project whose replicas are `chaos.replica`.
+
+All of it is the product's but what draws: claims, leases, encoding, storage, settling, sweeping.
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from chaos import replica
+from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed
+from darkroom.settings import load_settings
+from workers.app import celery_arguments, open_crew, worker_app
+from workers.generator import Picture
+
+
+class Replicas:
+    """One process for each thread that pumps, started when it is first needed or was lost."""
+
+    def __init__(self):
+        self._mine = threading.local()
+
+    def connect(self):
+        pass
+
+    def begin(self, microbatch):
+        process = getattr(self._mine, "process", None)
+        if process is None or process.poll() is not None:
+            process = self._mine.process = start_replica()
+        return Call(process, microbatch)
+
+
+def start_replica():
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", replica.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+
+
+class Call:
+    def __init__(self, process, microbatch):
+        self._process, self._microbatch = process, microbatch
+        self._cancelled = False
+        self._begun = time.monotonic()
+        wanted = [[params.prompt, params.seed] for params in microbatch]
+        try:
+            process.stdin.write(json.dumps(wanted).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError as error:
+            raise GeneratorUnavailable("the replica was dead already") from error
+
+    def result(self, timeout_s):
+        answered, _, _ = select.select([self._process.stdout], [], [], timeout_s)
+        line = self._process.stdout.readline() if answered else self._stop()
+        if self._cancelled:
+            raise GeneratorUnavailable("nobody wants this any more")
+        if not line:
+            raise MicrobatchCrashed("the replica died" if answered else "the replica hung")
+        elapsed_ms = round((time.monotonic() - self._begun) * 1000)
+        return [
+            Picture(np.full((params.height, params.width, 3), colour, np.uint8), elapsed_ms)
+            for params, colour in zip(self._microbatch, json.loads(line), strict=True)
+        ]
+
+    def cancel(self):
+        self._cancelled = True
+        self._stop()
+
+    def _stop(self):
+        self._process.kill()
+        self._process.wait()
+        return b""
+
+
+def main():
+    settings = load_settings()
+    crew = open_crew(settings, Replicas())
+    app = worker_app(settings, crew, ready_file=Path(os.environ["DARKROOM_READY_FILE"]))
+    app.worker_main(list(celery_arguments(settings)))
+
+
+if __name__ == "__main__":
+    main()
