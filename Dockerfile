@@ -2,6 +2,7 @@
 # Darkroom's images, one for each target:
 #   migrate    brings the schema up to date, then ends
 #   api        the HTTP API, and the `darkroom` command
+#   sender     sends webhooks
 #   worker     claims microbatches; also deploys the models (workers.serve). No torch, no Triton
 #   serve      the Ray head and the replicas on it, in NVIDIA's Triton image
 #   serve-cpu  the same on plain Python, with the Triton that nvidia-pytriton carries
@@ -30,6 +31,8 @@ ENV PATH=/opt/venv/bin:$PATH \
 RUN groupadd --gid 10001 darkroom \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp darkroom \
     && useradd --uid 10002 --gid 10001 --no-create-home --home-dir /tmp darkroom-worker \
+    && groupadd --gid 10003 darkroom-sender \
+    && useradd --uid 10003 --gid 10003 --no-create-home --home-dir /tmp darkroom-sender \
     && python -m venv /opt/venv
 WORKDIR /app
 COPY pyproject.toml README.md requirements.lock ./
@@ -55,6 +58,13 @@ COPY api api
 USER 10001:10001
 EXPOSE 8000
 CMD ["python", "-m", "api"]
+
+
+FROM base AS sender
+COPY darkroom darkroom
+COPY workers workers
+USER 10003:10003
+CMD ["python", "-m", "workers.delivery"]
 
 
 FROM base AS worker

@@ -11,16 +11,18 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import batches, errors, health, jobs, models
+from api import batches, deliveries, errors, health, jobs, models, webhooks
 from api.keyring import KeyRing
 from api.openapi import openapi
 from api.tools import Tools
 from darkroom import __version__
+from darkroom.addresses import policy_of
 from darkroom.catalogue import load_catalogue
 from darkroom.database import open_sessions
 from darkroom.intake import Intake
 from darkroom.progress import open_board
 from darkroom.queue import Bell, open_redis
+from darkroom.seals import Seal
 from darkroom.settings import Settings
 from darkroom.storage import S3Store
 
@@ -47,6 +49,8 @@ def open_tools(settings: Settings) -> Tools:
         bell=Bell(settings),
         intake=Intake(sessions),
         keyring=KeyRing(sessions),
+        policy=policy_of(settings),
+        seal=Seal(settings.webhook_key.get_secret_value()),
     )
 
 
@@ -69,7 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.tools = held
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    for router in (jobs.router, batches.router, models.router, health.router):
+    routers = (jobs, batches, webhooks, deliveries, models, health)
+    for router in (each.router for each in routers):
         app.include_router(router)
     app.add_api_route("/", _front_page, include_in_schema=False)
     app.add_middleware(BodyLimit)

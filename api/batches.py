@@ -1,6 +1,8 @@
 """/v1/batches: a file of rows in, a batch of jobs out."""
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from tempfile import SpooledTemporaryFile
 from typing import IO, Annotated, Final, Literal
@@ -13,9 +15,10 @@ from api.jobs import Cursor, Limit
 from api.repeats import Key, respond
 from api.resources import BatchView, Page
 from api.tools import TenantId, Tools, Uses
-from darkroom import batches, faults, idempotency, jobs, rows
+from darkroom import batches, faults, idempotency, jobs, rows, webhooks
 from darkroom.idempotency import Answer
-from darkroom.params import Label
+from darkroom.params import Label, WebhookUrl
+from darkroom.tables import Batch
 
 _IN_MEMORY_BYTES: Final = 2**20  # larger files go to disk while they come in
 
@@ -50,17 +53,22 @@ async def create_batch(
         Literal["reject"],
         Query(alias="on_error", description="One bad row and nothing is created."),
     ] = "reject",
+    webhook_url: Annotated[
+        WebhookUrl | None, Query(description="POSTed to when the batch has ended.")
+    ] = None,
     key: Key = None,
 ) -> Response:
     """Queue a CSV file's rows: all of them, or none and a list of what is wrong."""
+    webhooks.vet_own_url(webhook_url, use.policy, loc=("query", "webhook_url"))
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "text/csv":
         detail = "send the file as the body, with Content-Type: text/csv"
         raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_csv", detail)
     with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
         digest = await _receive(request, file, max_bytes=use.settings.max_csv_bytes)
-        asked = b"batch " + digest + repr(label).encode()
-        answer = await run_in_threadpool(_submit, use, tenant_id, file, label, key, asked)
+        asked = b"batch " + digest + repr((label, webhook_url)).encode()
+        create = partial(batches.create, label=label, webhook_url=webhook_url)
+        answer = await run_in_threadpool(_submit, use, tenant_id, file, create, key, asked)
     use.bell.ring()
     return respond(answer)
 
@@ -81,13 +89,19 @@ async def _receive(request: Request, file: IO[bytes], *, max_bytes: int) -> byte
 
 
 def _submit(
-    use: Tools, tenant_id: str, file: IO[bytes], label: str | None, key: str | None, asked: bytes
+    use: Tools,
+    tenant_id: str,
+    file: IO[bytes],
+    create: Callable[..., Batch],
+    key: str | None,
+    asked: bytes,
 ) -> Answer:
     submissions = rows.read_csv(file, use.catalogue, max_rows=use.settings.max_csv_rows)
+    webhooks.vet_own_urls(submissions, use.policy)
     with use.sessions.begin() as session:
 
         def act() -> str:
-            batch = batches.create(session, tenant_id, total=len(submissions), label=label)
+            batch = create(session, tenant_id, total=len(submissions))
             jobs.submit(session, tenant_id, submissions, batch_id=batch.id)
             return BatchView.of(batch, batches.count(session, [batch])[0]).model_dump_json()
 

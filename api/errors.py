@@ -29,6 +29,7 @@ from darkroom.errors import (
 )
 from darkroom.idempotency import KeyReused
 from darkroom.problems import input_problems, problems_of
+from darkroom.webhooks import EndpointDisabled, TooManyEndpoints
 
 PROBLEM_JSON: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 5
@@ -65,6 +66,8 @@ _CODES: Final[dict[type[DarkroomError], tuple[HTTPStatus, str]]] = {
     Overloaded: (HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"),
     StorageUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "storage_unavailable"),
     KeyReused: (HTTPStatus.CONFLICT, "idempotency_key_reused"),
+    TooManyEndpoints: (HTTPStatus.CONFLICT, "too_many_webhooks"),
+    EndpointDisabled: (HTTPStatus.CONFLICT, "webhook_disabled"),
 }
 
 

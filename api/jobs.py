@@ -16,7 +16,7 @@ from api.errors import documented
 from api.repeats import Key, respond
 from api.resources import JobView, Page
 from api.tools import TenantId, Tools, Uses
-from darkroom import deletion, faults, idempotency, jobs
+from darkroom import deletion, faults, idempotency, jobs, webhooks
 from darkroom.errors import ImageNotReady, StorageUnavailable
 from darkroom.idempotency import Answer
 from darkroom.jobs import Submission
@@ -63,6 +63,7 @@ async def create_job(
 
 def _submission(use: Tools, job: JobInput) -> Submission:
     params = use.catalogue.resolve(job)
+    webhooks.vet_own_url(job.webhook_url, use.policy)
     return Submission(job, params, use.catalogue.models[params.model].microbatch_key(params))
 
 
@@ -169,7 +170,9 @@ def show_image(job_id: str, tenant_id: TenantId, use: Uses) -> RedirectResponse:
 def cancel_job(job_id: str, tenant_id: TenantId, use: Uses) -> JobView:
     """A queued job ends at once, a running one within about a step; one that has ended stays."""
     with use.sessions.begin() as session:
-        return use.job_view(jobs.cancel(session, tenant_id, job_id))
+        view = use.job_view(jobs.cancel(session, tenant_id, job_id))
+    use.bell.ring_deliveries()
+    return view
 
 
 @router.post(

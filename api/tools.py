@@ -14,11 +14,13 @@ from api.errors import Refused
 from api.keyring import KeyRing
 from api.resources import JobView
 from darkroom import progress
+from darkroom.addresses import Policy
 from darkroom.catalogue import Catalogue
 from darkroom.database import Sessions
 from darkroom.intake import Intake
 from darkroom.keys import Scope
 from darkroom.queue import Bell
+from darkroom.seals import Seal
 from darkroom.settings import Settings
 from darkroom.storage import ImageStore
 from darkroom.tables import DEFAULT_TENANT, Job
@@ -40,6 +42,8 @@ class Tools:
     bell: Bell
     intake: Intake
     keyring: KeyRing
+    policy: Policy  #: of the URLs that webhooks may go to
+    seal: Seal
 
     def job_view(self, job: Job) -> JobView:
         """The job as clients see it."""
@@ -67,12 +71,22 @@ Uses = Annotated[Tools, Depends(tools)]
 _bearer = HTTPBearer(auto_error=False, description="An API key: `darkroom keys create`.")
 
 
-async def tenant(
-    request: Request,
-    use: Uses,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-) -> str:
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
+
+async def tenant(request: Request, use: Uses, credentials: Credentials) -> str:
     """Whose request this is. Refuses a missing or dead key, and one without the scope."""
+    return await _admitted(request, use, credentials, _SCOPES.get(request.method, Scope.SUBMIT))
+
+
+async def owner(request: Request, use: Uses, credentials: Credentials) -> str:
+    """As `tenant`, for what a key that may only read must not see."""
+    return await _admitted(request, use, credentials, Scope.SUBMIT)
+
+
+async def _admitted(
+    request: Request, use: Tools, credentials: HTTPAuthorizationCredentials | None, scope: Scope
+) -> str:
     if use.settings.auth == "off":
         _refuse_foreign_host(request)
         return DEFAULT_TENANT
@@ -82,7 +96,6 @@ async def tenant(
     key = use.keyring.recall(secret) or await run_in_threadpool(use.keyring.find, secret)
     if key is None:
         raise Refused(HTTPStatus.UNAUTHORIZED, "bad_key", "the key is unknown, expired or revoked")
-    scope = _SCOPES.get(request.method, Scope.SUBMIT)
     if not {scope, Scope.ADMIN} & set(key.scopes):
         raise Refused(HTTPStatus.FORBIDDEN, "missing_scope", f"the key lacks the scope {scope}")
     return key.tenant_id
@@ -96,3 +109,4 @@ def _refuse_foreign_host(request: Request) -> None:
 
 
 TenantId = Annotated[str, Depends(tenant)]
+OwnerId = Annotated[str, Depends(owner)]

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from darkroom import events
 from darkroom.errors import NotFound
+from darkroom.event_types import EventType
 from darkroom.ids import is_id, new_id
 from darkroom.status import FINISHED, Status
 from darkroom.tables import Batch, Job
@@ -76,6 +77,7 @@ def create(
     label: str | None,
     rejected: int = 0,
     retried_from: str | None = None,
+    webhook_url: str | None = None,
 ) -> Batch:
     """A batch of `total` jobs, which the caller submits in the same transaction."""
     return session.scalars(
@@ -87,6 +89,7 @@ def create(
             label=label,
             rejected=rejected,
             retried_from=retried_from,
+            webhook_url=webhook_url,
         )
         .returning(Batch)
     ).one()
@@ -156,5 +159,5 @@ def close_finished(session: Session, batch_ids: Collection[str]) -> None:
     ).all()
     canceled = [batch for batch in closed if batch.canceled_at is not None]
     completed = [batch for batch in closed if batch.canceled_at is None]
-    events.record_batches(session, events.EventType.BATCH_CANCELED, canceled)
-    events.record_batches(session, events.EventType.BATCH_COMPLETED, completed)
+    events.record_batches(session, EventType.BATCH_CANCELED, canceled)
+    events.record_batches(session, EventType.BATCH_COMPLETED, completed)

@@ -37,6 +37,8 @@ def redact(session: Session, job_ids: Collection[str]) -> None:
             label=None,
             metadata_={},
             custom_id=None,
+            webhook_url=None,
+            webhook_events=None,
         )
         .execution_options(synchronize_session=False)
     )

@@ -1,27 +1,20 @@
-"""What happened, written down in the transaction that made it true."""
+"""What happened, written down in the transaction that made it true, with who is to be told.
+
+Each function is one statement: the events, and from them the deliveries to those that asked for
+them. Where nobody asked, the second half finds an empty table.
+"""
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import ColumnElement, insert, literal, select
+from sqlalchemy import ARRAY, ColumnElement, Select, Text, any_, case, insert, literal, select
 from sqlalchemy.orm import Session
 
+from darkroom import messages
+from darkroom.event_types import EventType
 from darkroom.status import Status
 from darkroom.tables import Batch, Event, Job
-
-
-class EventType(StrEnum):
-    """The public names."""
-
-    JOB_STARTED = "job.started"
-    JOB_SUCCEEDED = "job.succeeded"
-    JOB_FAILED = "job.failed"
-    JOB_CANCELED = "job.canceled"
-    JOB_EXPIRED = "job.expired"
-    BATCH_COMPLETED = "batch.completed"
-    BATCH_CANCELED = "batch.canceled"
-
+from darkroom.webhook_tables import WebhookEndpoint
 
 OF_STATUS: Final = {
     Status.RUNNING: EventType.JOB_STARTED,
@@ -33,18 +26,19 @@ OF_STATUS: Final = {
 
 
 def record_jobs(session: Session, jobs: Iterable[Job]) -> None:
-    """What each job's present status says has happened to it."""
-    rows = [
-        {
-            "tenant_id": job.tenant_id,
-            "type": OF_STATUS[Status(job.status)],
-            "job_id": job.id,
-            "batch_id": job.batch_id,
-        }
-        for job in jobs
-    ]
-    if rows:
-        session.execute(insert(Event), rows)
+    """One event for each job's present status."""
+    moved = list(jobs)
+    if not moved:
+        return
+    ids = literal([job.id for job in moved], ARRAY(Text))  # one parameter, however many there are
+    kind = case(OF_STATUS, value=Job.status)
+    happened = (
+        select(Job.tenant_id, kind, Job.id, Job.batch_id)
+        .where(Job.id == any_(ids))
+        .order_by(Job.id)
+    )
+    own_urls = any(job.webhook_url for job in moved)
+    _record(session, ["tenant_id", "type", "job_id", "batch_id"], happened, of_jobs=own_urls)
 
 
 def record_canceled(session: Session, which: ColumnElement[bool]) -> None:
@@ -52,14 +46,46 @@ def record_canceled(session: Session, which: ColumnElement[bool]) -> None:
     canceled = select(
         Job.tenant_id, literal(EventType.JOB_CANCELED.value), Job.id, Job.batch_id
     ).where(which)
-    columns = [Event.tenant_id, Event.type, Event.job_id, Event.batch_id]
-    session.execute(insert(Event).from_select(columns, canceled))
+    _record(session, ["tenant_id", "type", "job_id", "batch_id"], canceled, of_jobs=True)
 
 
 def record_batches(session: Session, event: EventType, batches: Iterable[Batch]) -> None:
     """One event for each batch."""
-    rows = [
-        {"tenant_id": batch.tenant_id, "type": event, "batch_id": batch.id} for batch in batches
-    ]
-    if rows:
-        session.execute(insert(Event), rows)
+    ended = list(batches)
+    if not ended:
+        return
+    ids = literal([batch.id for batch in ended], ARRAY(Text))
+    happened = select(Batch.tenant_id, literal(event.value), Batch.id).where(Batch.id == any_(ids))
+    own_urls = any(batch.webhook_url for batch in ended)
+    _record(session, ["tenant_id", "type", "batch_id"], happened, of_batches=own_urls)
+
+
+def record_disabled(session: Session, endpoint_ids: Iterable[str]) -> None:
+    """That these endpoints are called no more; the tenant's other ones are told."""
+    ids = literal(list(endpoint_ids), ARRAY(Text))
+    happened = select(
+        WebhookEndpoint.tenant_id, literal(EventType.WEBHOOK_DISABLED.value), WebhookEndpoint.id
+    ).where(WebhookEndpoint.id == any_(ids))
+    _record(session, ["tenant_id", "type", "endpoint_id"], happened)
+
+
+def record_test(session: Session, endpoint: WebhookEndpoint) -> str:
+    """A test event, for this endpoint alone; the id of its delivery."""
+    event_id = session.scalars(
+        insert(Event)
+        .values(tenant_id=endpoint.tenant_id, type=EventType.WEBHOOK_TEST, endpoint_id=endpoint.id)
+        .returning(Event.id)
+    ).one()
+    return messages.to_one(session, endpoint, event_id, EventType.WEBHOOK_TEST)
+
+
+def _record(
+    session: Session,
+    columns: list[str],
+    happened: Select[*tuple[object, ...]],
+    *,
+    of_jobs: bool = False,
+    of_batches: bool = False,
+) -> None:
+    noted = insert(Event).from_select(columns, happened).returning(Event).cte("noted")
+    session.execute(messages.deliveries_of(noted, of_jobs=of_jobs, of_batches=of_batches))

@@ -88,6 +88,8 @@ def _row(submission: Submission, default: Priority) -> dict[str, Any]:
         "cost": cost(submission.params),
         "start_within_s": asked.start_within_s,
         "deadline_s": asked.deadline_s,
+        "webhook_url": asked.webhook_url,
+        "webhook_events": asked.told,
     }
 
 
@@ -311,7 +313,12 @@ def retry_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
         return _latest_retry(session, batch_id)
     old = batches.find(session, tenant_id, batch_id)
     new = batches.create(
-        session, tenant_id, total=len(failed), label=old.label, retried_from=batch_id
+        session,
+        tenant_id,
+        total=len(failed),
+        label=old.label,
+        retried_from=batch_id,
+        webhook_url=old.webhook_url,
     )
     _queue(session, [_repeat(job) | {"batch_id": new.id} for job in failed])
     return new
@@ -328,7 +335,7 @@ def _latest_retry(session: Session, batch_id: str) -> Batch:
 _REPEATED: Final = (
     *GenerationParams.model_fields,
     *("tenant_id", "row_number", "image_number", "custom_id", "label"),
-    *("priority", "microbatch_key", "cost"),
+    *("priority", "microbatch_key", "cost", "webhook_url", "webhook_events"),
 )
 
 

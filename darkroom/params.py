@@ -3,11 +3,12 @@
 import secrets
 import unicodedata
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from darkroom.event_types import JOB_ENDS, OF_JOBS, EventType
 from darkroom.status import Priority
 
 MAX_PROMPT_CHARS: Final = 2000
@@ -45,7 +46,16 @@ def _not_blank(text: str) -> str:
 _PRINTABLE: Final = AfterValidator(_printable)
 LongText = Annotated[str, Field(max_length=MAX_PROMPT_CHARS), _PRINTABLE]
 Prompt = Annotated[LongText, AfterValidator(_not_blank)]
+WebhookUrl = Annotated[str, Field(min_length=1, max_length=2048), _PRINTABLE]
 Label = Annotated[str, Field(min_length=1, max_length=200), _PRINTABLE]
+
+
+def _of_jobs(kinds: list[EventType]) -> list[EventType]:
+    if strange := set(kinds) - set(OF_JOBS):
+        raise PydanticCustomError(
+            "not_of_a_job", "does not happen to a job: {kinds}", {"kinds": ", ".join(strange)}
+        )
+    return sorted(set(kinds))
 
 
 class JobInput(BaseModel):
@@ -87,6 +97,31 @@ class JobInput(BaseModel):
         ],
         Field(max_length=16),
     ] = Field(default_factory=dict, description="Yours: up to 16 pairs of strings.")
+    webhook_url: WebhookUrl | None = Field(
+        None,
+        description="POSTed to when it ends, signed with the secret of GET /v1/webhook-secret.",
+    )
+    webhook_events: (
+        Annotated[
+            list[Annotated[EventType, Field(strict=False)]],
+            Field(min_length=1, max_length=len(OF_JOBS)),
+            AfterValidator(_of_jobs),
+        ]
+        | None
+    ) = Field(None, description=f"Default: {', '.join(JOB_ENDS)}. Needs `webhook_url`.")
+
+    @model_validator(mode="after")
+    def _events_need_a_url(self) -> Self:
+        if self.webhook_events is not None and self.webhook_url is None:
+            raise PydanticCustomError("missing_field", "webhook_events needs a webhook_url")
+        return self
+
+    @property
+    def told(self) -> list[str] | None:
+        """What its URL is told, if it has one."""
+        if self.webhook_url is None:
+            return None
+        return [*(self.webhook_events or JOB_ENDS)]
 
 
 class GenerationParams(BaseModel):

@@ -13,6 +13,8 @@ from darkroom.settings import Settings
 
 PUMP: Final = "darkroom.pump"  #: the task that claims until nothing is left
 GENERATE: Final = "generate"  #: its queue
+DELIVER: Final = "darkroom.deliver"  #: the task that wakes a sender of webhooks
+DELIVERIES: Final = "deliver"  #: its queue
 _PREFIX: Final = "darkroom:"
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ def celery_app(settings: Settings, *, socket_timeout_s: float) -> Celery:
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
-        task_queues=[Queue(GENERATE)],
+        task_queues=[Queue(GENERATE), Queue(DELIVERIES)],
         task_default_queue=GENERATE,
         task_create_missing_queues=False,
         task_acks_late=False,  # a lost hint costs one sweep; a late-acked one may stall an hour
@@ -72,12 +74,18 @@ class Bell:
         self._redis = open_redis(settings)
         self._slots = settings.dispatches_in_flight
         self._wanted = threading.Event()
+        self._deliveries = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bell", daemon=True)
         self._thread.start()
 
     def ring(self) -> None:
         """There is work. Returns at once; rings that come while one is under way become one."""
+        self._wanted.set()
+
+    def ring_deliveries(self) -> None:
+        """Something ended that somebody may want to be told of. Returns at once."""
+        self._deliveries.set()
         self._wanted.set()
 
     def close(self) -> None:
@@ -104,3 +112,7 @@ class Bell:
         hanging = self._redis.llen(_PREFIX + GENERATE)
         for _ in range(self._slots - int(hanging)):
             self._celery.send_task(PUMP, queue=GENERATE)
+        if self._deliveries.is_set():
+            self._deliveries.clear()
+            if not self._redis.llen(_PREFIX + DELIVERIES):
+                self._celery.send_task(DELIVER, queue=DELIVERIES)

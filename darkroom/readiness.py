@@ -31,21 +31,30 @@ def _run(check: Check) -> str:
     return OK
 
 
-def server_checks(sessions: Sessions, redis: Redis, store: ImageStore) -> dict[str, Check]:
-    """The three servers that every process of ours talks to."""
+def database_check(sessions: Sessions) -> Check:
+    """Whether it answers, and its schema is there."""
 
-    def database() -> None:
+    def check() -> None:
         with sessions.begin() as session:
             session.execute(text("SELECT count(*) FROM tenant"))
 
-    return {"database": database, "redis": redis.ping, "storage": store.check}
+    return check
+
+
+def server_checks(sessions: Sessions, redis: Redis, store: ImageStore) -> dict[str, Check]:
+    """The three servers that most processes of ours talk to."""
+    return {"database": database_check(sessions), "redis": redis.ping, "storage": store.check}
 
 
 def print_checks(settings: Settings, extra: Mapping[str, Check] | None = None) -> int:
     """What `--check` of our commands does: a line each, and 1 if anything is amiss."""
     sessions = open_sessions(settings.database_url.get_secret_value(), pool_size=1)
     checks = server_checks(sessions, open_redis(settings), S3Store(settings)) | dict(extra or {})
-    results = run_checks(checks)
+    return print_results(run_checks(checks))
+
+
+def print_results(results: Mapping[str, str]) -> int:
+    """A line each, and 1 if anything is amiss."""
     for name, result in results.items():
         print(f"{name}: {result}")
     return 0 if all(result == OK for result in results.values()) else 1

@@ -30,7 +30,16 @@ MAX_PROBLEMS: Final = 1000  #: reported of one file; the rest are only counted
 _NUMBER_CHARS: Final = 32  #: no number of ours is longer; int() of a long text is slow
 _INTEGERS: Final = frozenset({"width", "height", "num_inference_steps", "seed", "num_images"})
 _TEXTS: Final = frozenset(
-    {"prompt", "negative_prompt", "model", "output_format", "priority", "label", "custom_id"}
+    {
+        "prompt",
+        "negative_prompt",
+        "model",
+        "output_format",
+        "priority",
+        "label",
+        "custom_id",
+        "webhook_url",
+    }
 )
 COLUMNS: Final = _INTEGERS | _TEXTS | {"guidance_scale"}
 

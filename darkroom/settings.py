@@ -56,6 +56,38 @@ class Settings(BaseSettings):
     )
     default_model: str = Field("darkroom-demo", description="Model of a job that names none.")
 
+    webhook_allow_private: bool = Field(
+        False,
+        description="For development: webhooks may go to loopback and private networks, over plain "
+        "HTTP, to any port. Metadata services stay closed.",
+    )
+    webhook_deny: str = Field(
+        "",
+        description="Networks and names that no webhook may reach, separated by commas: your own "
+        "public addresses, a NAT64 prefix, names that lead inside.",
+    )
+    webhook_key: SecretStr = Field(
+        SecretStr(""),
+        description="Any long random text. Seals the signing secrets in the database; empty keeps "
+        "them as they are. To replace it, put the new one before the old one and a comma.",
+    )
+    webhook_signing_key: SecretStr = Field(
+        SecretStr(""),
+        description="An ed25519 key, whsk_…; if set, webhooks carry a `v1a` signature as well.",
+    )
+    webhook_ca_file: Path | None = Field(
+        None, description="PEM file of authorities to trust, besides the system's, for receivers."
+    )
+    webhook_timeout_s: float = Field(
+        15, gt=0, le=60, description="Seconds of one attempt: name, connection, TLS and answer."
+    )
+    webhook_connections: int = Field(
+        2000, ge=16, description="Most attempts that one sender has in flight."
+    )
+    webhook_max_endpoints: int = Field(
+        2000, ge=1, description="Most webhook endpoints of one tenant."
+    )
+
     ray_address: str = Field("127.0.0.1:6380", description="GCS address of the Ray cluster.")
     dispatches_in_flight: int = Field(
         2, ge=1, description="Microbatches a worker keeps in flight, so that a replica never idles."

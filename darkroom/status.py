@@ -38,6 +38,15 @@ class DispatchStatus(StrEnum):
     RELEASED = "released"  #: its worker handed the jobs back, for a fault that was not theirs
 
 
+class DeliveryStatus(StrEnum):
+    """Where a webhook is. Public."""
+
+    PENDING = "pending"  #: waiting for its first or next attempt
+    SENDING = "sending"  #: claimed by a sender
+    ACCEPTED = "accepted"  #: the receiver answered 2xx
+    EXHAUSTED = "exhausted"  #: no attempt is left; it can be replayed
+
+
 class Priority(StrEnum):
     """Service class of a job, in the order in which they are claimed."""
 

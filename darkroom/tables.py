@@ -117,6 +117,7 @@ class Batch(Base):
     canceled_at: Mapped[datetime | None]  #: its running jobs are withdrawn, whoever draws them
     #: the batch whose failed jobs these are, drawn again
     retried_from: Mapped[str | None] = mapped_column(ForeignKey("batch.id"))
+    webhook_url: Mapped[str | None]  #: told when it ends
 
     __table_args__ = (
         CheckConstraint("total >= 1 AND rejected >= 0", "counts"),
@@ -203,6 +204,8 @@ class Job(Base):
     microbatch_size: Mapped[int | None] = mapped_column(SmallInteger)
     inference_ms: Mapped[int | None]
     upload_ms: Mapped[int | None]
+    webhook_url: Mapped[str | None]
+    webhook_events: Mapped[list[str] | None]  #: what that URL is told of
 
     created_at: Mapped[datetime] = _created_at()
     started_at: Mapped[datetime | None]
@@ -243,6 +246,7 @@ class Job(Base):
         CheckConstraint(_one_of("output_format", OutputFormat), "output_format_known"),
         CheckConstraint(f"priority BETWEEN 0 AND {len(PRIORITY_RANK) - 1}", "priority_range"),
         CheckConstraint("attempt >= 0 AND setbacks >= 0", "counters"),
+        CheckConstraint("(webhook_url IS NULL) = (webhook_events IS NULL)", "events_iff_webhook"),
         Index("job_next", "priority", "fair_tag", "id", postgresql_where=_WAITING),
         Index(
             "job_claim",
@@ -280,6 +284,7 @@ class Job(Base):
         ),
         Index("job_batch_status", "batch_id", "status"),
         Index("job_tenant", "tenant_id", "id"),
+        Index("job_webhook", "id", postgresql_where=_given("webhook_url")),
     )
 
 
@@ -330,10 +335,11 @@ class Event(Base):
     type: Mapped[str]
     job_id: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
     batch_id: Mapped[str | None] = mapped_column(ForeignKey("batch.id"))
+    endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoint.id"))
     created_at: Mapped[datetime] = _created_at()
 
     __table_args__ = (
-        CheckConstraint("job_id IS NOT NULL OR batch_id IS NOT NULL", "has_subject"),
+        CheckConstraint("num_nonnulls(job_id, batch_id, endpoint_id) > 0", "has_subject"),
         Index("event_job", "job_id", "id"),
         Index("event_batch", "batch_id", "id"),
     )

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from darkroom import webhook_tables  # noqa: F401  # its tables belong to the same metadata
 from darkroom.tables import Base
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)

@@ -185,6 +185,23 @@ def test_a_workers_secrets_are_no_other_users_in_the_pod(services):
     assert "darkroom_database_url" in by_user["10002:10001"]
 
 
+def test_who_speaks_with_strangers_has_nothing_to_lose(services):
+    sender = services["sender"]
+
+    assert set(sender["secrets"]) == {
+        "darkroom_database_url",
+        "darkroom_redis_url",
+        "darkroom_webhook_key",
+    }
+    assert not {name for name in services if "outside" in services[name].get("networks", [])} - {
+        "sender"
+    }
+    users = [service.get("user") for name, service in services.items() if name != "sender"]
+    assert sender["user"] not in users
+    assert "pid" not in sender
+    assert "volumes" not in sender
+
+
 def test_a_worker_may_finish_its_longest_microbatch(services):
     grace_s = int(services["worker"]["stop_grace_period"].removesuffix("s"))
 
@@ -279,7 +296,7 @@ def test_each_of_our_commands_explains_itself(services):
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0, output
         assert "usage" in output.lower()
-    assert len(running) == 6
+    assert len(running) == 7
 
 
 def test_each_command_finds_what_it_needs_with_the_secrets_mounted_for_it(
@@ -288,6 +305,7 @@ def test_each_command_finds_what_it_needs_with_the_secrets_mounted_for_it(
     values = {
         "darkroom_database_url": database_url,
         "darkroom_redis_url": redis_url,
+        "darkroom_webhook_key": "a long random text",
         "darkroom_s3_access_key_id": s3_settings.access_key_id,
         "darkroom_s3_secret_access_key": s3_settings.secret_access_key,
         "ray_token": "not asked for: the check only connects",
@@ -299,7 +317,7 @@ def test_each_command_finds_what_it_needs_with_the_secrets_mounted_for_it(
             "DARKROOM_RAY_ADDRESS": f"127.0.0.1:{ray.getsockname()[1]}",
         }
         checks = {}
-        for name in ("migrate", "api", "worker", "serve-cpu"):
+        for name in ("migrate", "api", "sender", "worker", "serve-cpu"):
             folder = tmp_path / name
             folder.mkdir()
             for secret in services[name]["secrets"]:

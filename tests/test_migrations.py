@@ -4,6 +4,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import CheckConstraint, text
 
+from darkroom import webhook_tables  # noqa: F401  # its tables belong to the same metadata
 from darkroom.database import is_migrated, migrate, open_database
 from darkroom.tables import Base
 

@@ -66,6 +66,7 @@ def run_microbatch(shop: Workshop, claimed: Sequence[Job]) -> bool:
     """One microbatch from claimed to settled. False when some of it went back to the queue."""
     faults.reach("after-claim")
     shop.bell.ring()  # there may be more, and other slots asleep
+    shop.bell.ring_deliveries()  # somebody may want to know that they have started
     dispatch_id = claimed[0].dispatch_id
     assert dispatch_id is not None  # the CHECK running_has_dispatch
     with shop.leases.holding(dispatch_id) as hold:
@@ -175,7 +176,9 @@ def _commit(shop: Workshop, dispatch_id: int, close: Callable[[Session, int], bo
                 raise
             logger.warning("dispatch %d cannot be settled yet: %s", dispatch_id, error)
             time.sleep(_SETTLE_RETRY_S)
-    if not closed:
+    if closed:
+        shop.bell.ring_deliveries()
+    else:
         logger.warning("dispatch %d was fenced out: its lease ran out, others drew it", dispatch_id)
 
 

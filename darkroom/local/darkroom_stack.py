@@ -72,6 +72,7 @@ def _settings(layout: Layout, urls: Mapping[str, str], api_port: int) -> dict[st
     secret(layout.secrets / "darkroom_database_url", otherwise=urls["postgres"])
     secret(layout.secrets / "darkroom_redis_url", otherwise=urls["redis"])
     secret(layout.secrets / "darkroom_s3_access_key_id", otherwise=BUCKET)
+    secret(layout.secrets / "darkroom_webhook_key")
     return {
         "DARKROOM_SECRETS_DIR": str(layout.secrets),
         "DARKROOM_S3_ENDPOINT_URL": urls["s3"],
@@ -101,6 +102,7 @@ def _own(layout: Layout, env: Mapping[str, str], api_port: int, workers: int) ->
         own.migration(env=env, log=layout.log("migration")),
         serve,
         own.api(api_port, env=env, log=layout.log("api")),
+        own.sender(env=env, ready_file=layout.ready / "sender", log=layout.log("sender")),
         *numbered,
     ]
 

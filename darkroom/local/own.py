@@ -50,6 +50,20 @@ def worker(number: int, *, env: Mapping[str, str], ready_file: Path, log: Path) 
     )
 
 
+def sender(*, env: Mapping[str, str], ready_file: Path, log: Path) -> Child:
+    """Sends webhooks."""
+    return Child(
+        name="sender",
+        argv=_python("workers.delivery"),
+        env={**env, "DARKROOM_READY_FILE": str(ready_file)},
+        log=log,
+        prepare=lambda: ready_file.unlink(missing_ok=True),
+        ready=ready_file.exists,
+        needs=("postgres", "migration", "redis"),
+        grace_s=10,  # an attempt that is cut off is made again after its lease
+    )
+
+
 def api(port: int, *, env: Mapping[str, str], log: Path) -> Child:
     """The HTTP API; ready when it reaches the database, Redis and storage."""
     return Child(

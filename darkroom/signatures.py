@@ -1,0 +1,86 @@
+"""Signatures of webhooks, as https://www.standardwebhooks.com defines them."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from darkroom.errors import SetupError
+
+_SECRET: Final = "whsec_"  # noqa: S105  # a prefix that scanners know
+_PRIVATE: Final = "whsk_"
+_PUBLIC: Final = "whpk_"
+_SECRET_BYTES: Final = 32
+_SEED_BYTES: Final = 32
+
+
+def new_secret() -> str:
+    """A secret that the receiver shares with us."""
+    return _SECRET + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+
+
+def headers(
+    message_id: str,
+    timestamp: int,
+    body: bytes,
+    *,
+    shared: Sequence[str],
+    private: Ed25519PrivateKey | None = None,
+) -> dict[str, str]:
+    """The three headers. Several secrets while one replaces another: the receiver may know either.
+
+    `timestamp`: of this attempt, in seconds; receivers refuse what is minutes off.
+    """
+    content = f"{message_id}.{timestamp}.".encode() + body
+    signatures = [f"v1,{_base64(_hmac(secret, content))}" for secret in shared]
+    if private is not None:
+        signatures.append(f"v1a,{_base64(private.sign(content))}")
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": " ".join(signatures),
+    }
+
+
+def _hmac(secret: str, content: bytes) -> bytes:
+    return hmac.digest(base64.b64decode(secret.removeprefix(_SECRET)), content, hashlib.sha256)
+
+
+def _base64(signature: bytes) -> str:
+    return base64.b64encode(signature).decode()
+
+
+def private_key(text: str) -> Ed25519PrivateKey | None:
+    """The key of a setting `whsk_…`; None when it is empty. Raises SetupError."""
+    if not text:
+        return None
+    try:
+        raw = base64.b64decode(text.removeprefix(_PRIVATE), validate=True)
+    except binascii.Error as error:
+        raise _no_key() from error
+    if not text.startswith(_PRIVATE) or len(raw) not in {_SEED_BYTES, 2 * _SEED_BYTES}:
+        raise _no_key()
+    return Ed25519PrivateKey.from_private_bytes(raw[:_SEED_BYTES])  # the rest is the public half
+
+
+def _no_key() -> SetupError:
+    return SetupError(
+        "DARKROOM_WEBHOOK_SIGNING_KEY must be whsk_ and the base64 of an ed25519 key: "
+        "`darkroom webhooks new-key` makes one"
+    )
+
+
+def new_private_key() -> str:
+    """A value for the setting."""
+    return _PRIVATE + _base64(secrets.token_bytes(_SEED_BYTES))
+
+
+def public_key(private: Ed25519PrivateKey) -> str:
+    """What receivers verify `v1a` signatures with."""
+    return _PUBLIC + _base64(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
