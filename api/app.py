@@ -5,13 +5,14 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Final
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import batches, deliveries, errors, health, jobs, models, webhooks
+from api import batches, deliveries, errors, exports, health, jobs, models, webhooks
 from api.keyring import KeyRing
 from api.openapi import openapi
 from api.tools import Tools
@@ -27,6 +28,7 @@ from darkroom.settings import Settings
 from darkroom.storage import S3Store
 
 MAX_JSON_BYTES: Final = 64 * 2**10
+_IMPORTERS: Final = 2  # files that are read at once, by one process
 _STREAMED: Final = "/v1/batches"  # counts its own bytes, against its own limit
 
 _DESCRIPTION: Final = """\
@@ -51,6 +53,7 @@ def open_tools(settings: Settings) -> Tools:
         keyring=KeyRing(sessions),
         policy=policy_of(settings),
         seal=Seal(settings.webhook_key.get_secret_value()),
+        importers=CapacityLimiter(_IMPORTERS),
     )
 
 
@@ -73,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.tools = held
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    routers = (jobs, batches, webhooks, deliveries, models, health)
+    routers = (jobs, batches, exports, webhooks, deliveries, models, health)
     for router in (each.router for each in routers):
         app.include_router(router)
     app.add_api_route("/", _front_page, include_in_schema=False)

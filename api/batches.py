@@ -1,108 +1,184 @@
 """/v1/batches: a file of rows in, a batch of jobs out."""
 
-import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from tempfile import SpooledTemporaryFile
-from typing import IO, Annotated, Final, Literal
+from typing import Annotated, Final, TypeAlias, TypeVar
 
-from fastapi import APIRouter, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api.errors import Refused, documented
+from api.errors import documented
 from api.jobs import Cursor, Limit
 from api.repeats import Key, respond
-from api.resources import BatchView, Page
+from api.resources import BatchView, DryRunView, Page
 from api.tools import TenantId, Tools, Uses
-from darkroom import batches, faults, idempotency, jobs, rows, webhooks
+from api.uploads import Upload, received
+from darkroom import batches, faults, idempotency, imports, rows, uploads, webhooks
+from darkroom.database import retried
 from darkroom.idempotency import Answer
+from darkroom.imports import Limits, OnError
 from darkroom.params import Label, WebhookUrl
-from darkroom.tables import Batch
-
-_IN_MEMORY_BYTES: Final = 2**20  # larger files go to disk while they come in
+from darkroom.rows import Plan
+from darkroom.sweeps import Expand
+from darkroom.uploads import Format
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
-_CSV_BODY: Final = {
+_FILE: Final = {"schema": {"type": "string", "format": "binary"}}
+_FORM: Final = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": {"type": "string", "format": "binary"}},
+}
+_JSON: Final = {
+    "type": "object",
+    "required": ["jobs"],
+    "additionalProperties": False,
+    "properties": {"jobs": {"type": "array", "items": {"type": "object"}}},
+}
+_OPENAPI: Final = {
     "requestBody": {
         "required": True,
-        "content": {"text/csv": {"schema": {"type": "string", "format": "binary"}}},
-    }
+        "content": {
+            Format.CSV: _FILE,
+            Format.JSON_LINES: _FILE,
+            Format.JSON: {"schema": _JSON},
+            "multipart/form-data": {"schema": _FORM},
+        },
+    },
+    "parameters": [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": "For all rows that say nothing else.",
+            "schema": {"type": "string"},
+        }
+        for name in rows.DEFAULTS
+    ],
 }
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the query says of all rows."""
+
+    label: Annotated[Label | None, Query(description="Yours, to find the batch again.")] = None
+    on_error: Annotated[
+        OnError,
+        Query(
+            description="`reject`: one bad row and nothing is created; `skip`: the good rows run."
+        ),
+    ] = OnError.REJECT
+    dry_run: Annotated[
+        bool, Query(description="Only say what would become of the file; nothing is created.")
+    ] = False
+    expand: Annotated[
+        Expand | None,
+        Query(
+            description="A row is a sweep: `{a|b}` in its prompts and `4|8` in its numbers are "
+            "choices, combined each with each (`product`) or in step (`zip`)."
+        ),
+    ] = None
+    webhook_url: Annotated[
+        WebhookUrl | None, Query(description="POSTed to when the batch has ended.")
+    ] = None
+    retention_days: Annotated[
+        int | None,
+        Query(ge=1, le=36_500, description="Days after which pictures and prompts are deleted."),
+    ] = None
+
+
+Done = TypeVar("Done")
+_Options: TypeAlias = Annotated[Options, Depends()]
+_OWN: Final = frozenset(Options.__dataclass_fields__)
 
 
 @router.post(
     "",
     status_code=HTTPStatus.ACCEPTED,
     response_model=BatchView,
-    openapi_extra=_CSV_BODY,
-    responses=documented(
-        HTTPStatus.CONFLICT,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-    ),
+    openapi_extra=_OPENAPI,
+    responses={
+        HTTPStatus.OK.value: {"model": DryRunView, "description": "The answer to a dry run."},
+        **documented(
+            HTTPStatus.CONFLICT,
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+        ),
+    },
 )
 async def create_batch(
-    request: Request,
-    tenant_id: TenantId,
-    use: Uses,
-    label: Annotated[Label | None, Query(description="Yours, to find the batch again.")] = None,
-    _on_error: Annotated[
-        Literal["reject"],
-        Query(alias="on_error", description="One bad row and nothing is created."),
-    ] = "reject",
-    webhook_url: Annotated[
-        WebhookUrl | None, Query(description="POSTed to when the batch has ended.")
-    ] = None,
-    key: Key = None,
+    request: Request, tenant_id: TenantId, use: Uses, options: _Options, key: Key = None
 ) -> Response:
-    """Queue a CSV file's rows: all of them, or none and a list of what is wrong."""
-    webhooks.vet_own_url(webhook_url, use.policy, loc=("query", "webhook_url"))
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "text/csv":
-        detail = "send the file as the body, with Content-Type: text/csv"
-        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_csv", detail)
-    with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
-        digest = await _receive(request, file, max_bytes=use.settings.max_csv_bytes)
-        asked = b"batch " + digest + repr((label, webhook_url)).encode()
-        create = partial(batches.create, label=label, webhook_url=webhook_url)
-        answer = await run_in_threadpool(_submit, use, tenant_id, file, create, key, asked)
+    """Queue a file's rows: all of them, or none and a list of what is wrong.
+
+    Every other parameter of the query is a default for all rows, by the name of its column.
+    """
+    webhooks.vet_own_url(options.webhook_url, use.policy, loc=("query", "webhook_url"))
+    plan = _plan(request, use, options)
+    async with received(request, max_bytes=use.settings.max_csv_bytes) as upload:
+        if options.dry_run:
+            return await _alone(use, partial(_dry_run, use, upload, plan))
+        asked = b"\0".join((b"batch", upload.digest, upload.kind.encode(), _query(request)))
+        work = partial(_submit, use, tenant_id, upload, plan, options, key, asked)
+        answer = await _alone(use, partial(retried, work))
     use.bell.ring()
     return respond(answer)
 
 
-async def _receive(request: Request, file: IO[bytes], *, max_bytes: int) -> bytes:
-    """Keep the body in `file`, rewound; its SHA-256."""
-    received = 0
-    digest = hashlib.sha256()
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > max_bytes:
-            detail = f"the file is larger than {max_bytes:,} bytes; send it in parts"
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)
-        digest.update(chunk)
-        file.write(chunk)
-    file.seek(0)
-    return digest.digest()
+def _plan(request: Request, use: Tools, options: Options) -> Plan:
+    given = [item for item in request.query_params.multi_items() if item[0] not in _OWN]
+    defaults = rows.read_defaults(given, lists=options.expand is not None)
+    return Plan(use.catalogue, use.policy, defaults, options.expand)
+
+
+def _query(request: Request) -> bytes:
+    """All of it, in one order."""
+    return repr(sorted(request.query_params.multi_items())).encode()
+
+
+async def _alone(use: Tools, work: Callable[[], Done]) -> Done:
+    """Few imports at a time: more would only share the processor, and starve all else of it."""
+    return await anyio.to_thread.run_sync(work, limiter=use.importers)
+
+
+def _limits(use: Tools) -> Limits:
+    return Limits(use.settings.max_csv_rows, use.settings.max_batch_jobs)
+
+
+def _dry_run(use: Tools, upload: Upload, plan: Plan) -> Response:
+    table = uploads.read_table(upload.file, upload.kind, lists=plan.expand is not None)
+    view = DryRunView.of(imports.check(table, plan, limits=_limits(use)))
+    return Response(view.model_dump_json(), media_type="application/json")
 
 
 def _submit(
     use: Tools,
     tenant_id: str,
-    file: IO[bytes],
-    create: Callable[..., Batch],
+    upload: Upload,
+    plan: Plan,
+    options: Options,
     key: str | None,
     asked: bytes,
 ) -> Answer:
-    submissions = rows.read_csv(file, use.catalogue, max_rows=use.settings.max_csv_rows)
-    webhooks.vet_own_urls(submissions, use.policy)
     with use.sessions.begin() as session:
 
         def act() -> str:
-            batch = create(session, tenant_id, total=len(submissions))
-            jobs.submit(session, tenant_id, submissions, batch_id=batch.id)
+            table = uploads.read_table(upload.file, upload.kind, lists=plan.expand is not None)
+            batch = batches.create(
+                session,
+                tenant_id,
+                label=options.label,
+                webhook_url=options.webhook_url,
+                retention_days=options.retention_days,
+            )
+            imports.load(
+                session, batch, table, plan, on_error=options.on_error, limits=_limits(use)
+            )
             return BatchView.of(batch, batches.count(session, [batch])[0]).model_dump_json()
 
         answer = idempotency.once(session, tenant_id, key, request=asked, act=act)

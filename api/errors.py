@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from api.resources import Moment
+from api.resources import Moment, ProblemItem
 from darkroom.database import is_unavailable
 from darkroom.errors import (
     DarkroomError,
@@ -29,20 +30,13 @@ from darkroom.errors import (
 )
 from darkroom.idempotency import KeyReused
 from darkroom.problems import input_problems, problems_of
+from darkroom.uploads import UnsupportedFile
 from darkroom.webhooks import EndpointDisabled, TooManyEndpoints
 
 PROBLEM_JSON: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 5
 
 logger = logging.getLogger(__name__)
-
-
-class ProblemItem(BaseModel):
-    """One thing wrong with the input, and where."""
-
-    loc: list[str | int]
-    code: str
-    message: str
 
 
 class Problem(BaseModel):
@@ -53,7 +47,10 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: str
-    errors: list[ProblemItem] | None = Field(None, description="Of input errors: all of them.")
+    errors: list[ProblemItem] | None = Field(
+        None, description="Of input errors: all of them, or the first 10,000 of a large file's."
+    )
+    error_count: int | None = Field(None, description="Of input errors: how many there are.")
     id: str | None = Field(None, description="Of a 410: what was deleted.")
     deleted_at: Moment | None = Field(None, description="Of a 410: when it was deleted.")
 
@@ -68,6 +65,7 @@ _CODES: Final[dict[type[DarkroomError], tuple[HTTPStatus, str]]] = {
     KeyReused: (HTTPStatus.CONFLICT, "idempotency_key_reused"),
     TooManyEndpoints: (HTTPStatus.CONFLICT, "too_many_webhooks"),
     EndpointDisabled: (HTTPStatus.CONFLICT, "webhook_disabled"),
+    UnsupportedFile: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
 }
 
 
@@ -87,17 +85,18 @@ def problem(
     detail: str,
     *,
     errors: Sequence[InputProblem] | None = None,
+    error_count: int | None = None,
     headers: Mapping[str, str] | None = None,
     tombstone: Deleted | None = None,
 ) -> JSONResponse:
     """A problem+json response; 429 and 503 say when to come back."""
-    items = None if errors is None else [_item(error) for error in errors]
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         code=code,
-        errors=items,
+        errors=None if errors is None else [ProblemItem.of(error) for error in errors],
+        error_count=error_count,
         id=tombstone and tombstone.object_id,
         deleted_at=tombstone and tombstone.deleted_at,
     )
@@ -111,10 +110,6 @@ def problem(
     )
 
 
-def _item(error: InputProblem) -> ProblemItem:
-    return ProblemItem(loc=list(error.loc), code=error.code, message=error.message)
-
-
 def install(app: FastAPI) -> None:
     """Make every error of the app a problem, the router's own 404 and 405 included."""
     app.add_exception_handler(InvalidInput, _invalid_input)
@@ -126,20 +121,27 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DBAPIError, _database)
     app.add_exception_handler(PoolTimeout, _no_database)
     app.add_exception_handler(HTTPException, _router)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _bug)
 
 
-def _invalid(problems: Sequence[InputProblem]) -> JSONResponse:
+def _invalid(problems: Sequence[InputProblem], total: int | None = None) -> JSONResponse:
+    count = len(problems) if total is None else total
     first = problems[0]
     where = ".".join(str(part) for part in first.loc)
-    rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    detail = f"{where}: {first.message}{rest}; nothing was created"
-    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_input", detail, errors=problems)
+    rest = f" (and {count - 1:,} more)" if count > 1 else ""
+    return problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "invalid_input",
+        f"{where}: {first.message}{rest}; nothing was created",
+        errors=problems,
+        error_count=count,
+    )
 
 
 async def _invalid_input(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, InvalidInput)
-    return _invalid(error.problems)
+    return _invalid(error.problems, error.total)
 
 
 async def _invalid_model(_: Request, error: Exception) -> JSONResponse:
@@ -185,6 +187,11 @@ async def _router(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).name.lower()
     return problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+async def _gone(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ClientDisconnect)
+    return problem(HTTPStatus.BAD_REQUEST, "client_gone", "the request did not come to its end")
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:

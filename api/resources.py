@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer
 
 from darkroom.batches import BatchOutcome, BatchStatus, Counts
 from darkroom.catalogue import FloatLimits, IntLimits, Model
+from darkroom.errors import InputProblem
+from darkroom.imports import Tally
 from darkroom.params import GenerationParams, OutputFormat
 from darkroom.pictures import CONTENT_TYPES
 from darkroom.progress import Steps
@@ -23,6 +25,19 @@ Moment = Annotated[
         return_type=str,
     ),
 ]
+
+
+class ProblemItem(BaseModel):
+    """One thing wrong with the input, and where."""
+
+    loc: list[str | int]
+    code: str
+    message: str
+
+    @classmethod
+    def of(cls, found: InputProblem) -> Self:
+        """The problem as clients see it."""
+        return cls(loc=list(found.loc), code=found.code, message=found.message)
 
 
 class Page(BaseModel, Generic[Item]):
@@ -223,6 +238,15 @@ class BatchUrls(BaseModel):
 
     self: str
     jobs: str
+    errors: str
+
+    @classmethod
+    def of(cls, batch_id: str) -> Self:
+        """Of this batch."""
+        path = f"/v1/batches/{batch_id}"
+        return cls(
+            self=path, jobs=f"/v1/jobs?batch_id={batch_id}&limit=100", errors=f"{path}/errors.csv"
+        )
 
 
 class BatchView(BaseModel):
@@ -253,9 +277,43 @@ class BatchView(BaseModel):
             ),
             created_at=batch.created_at,
             finished_at=batch.finished_at,
-            urls=BatchUrls(
-                self=f"/v1/batches/{batch.id}", jobs=f"/v1/jobs?batch_id={batch.id}&limit=100"
+            urls=BatchUrls.of(batch.id),
+        )
+
+
+class DryRunCounts(BaseModel):
+    """Rows of the file, and the jobs (one image each) that its good rows make."""
+
+    rows: int
+    accepted: int
+    rejected: int
+    total: int
+
+
+class DryRunView(BaseModel):
+    """What would become of a file of rows; nothing was created."""
+
+    object: Literal["dry_run"] = "dry_run"
+    counts: DryRunCounts
+    eta_s_p50: float | None
+    eta_s_p90: float | None
+    errors: list[ProblemItem]
+    error_count: int
+
+    @classmethod
+    def of(cls, tally: Tally) -> Self:
+        """The tally as clients see it."""
+        return cls(
+            counts=DryRunCounts(
+                rows=tally.rows,
+                accepted=tally.rows - tally.rejected,
+                rejected=tally.rejected,
+                total=tally.jobs,
             ),
+            eta_s_p50=None,
+            eta_s_p90=None,
+            errors=[ProblemItem.of(found) for found in tally.problems],
+            error_count=tally.problem_count,
         )
 
 

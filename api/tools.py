@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Final
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -44,6 +45,7 @@ class Tools:
     keyring: KeyRing
     policy: Policy  #: of the URLs that webhooks may go to
     seal: Seal
+    importers: CapacityLimiter
 
     def job_view(self, job: Job) -> JobView:
         """The job as clients see it."""

@@ -73,9 +73,10 @@ def create(
     session: Session,
     tenant_id: str,
     *,
-    total: int,
-    label: str | None,
+    total: int = 1,
+    label: str | None = None,
     rejected: int = 0,
+    retention_days: int | None = None,
     retried_from: str | None = None,
     webhook_url: str | None = None,
 ) -> Batch:
@@ -90,9 +91,16 @@ def create(
             rejected=rejected,
             retried_from=retried_from,
             webhook_url=webhook_url,
+            retention_days=retention_days,
         )
         .returning(Batch)
     ).one()
+
+
+def fill(session: Session, batch: Batch, *, total: int, rejected: int) -> None:
+    """Say how many jobs a new batch has, where that was not known before the last of them."""
+    batch.total, batch.rejected = total, rejected
+    session.flush()
 
 
 def find(session: Session, tenant_id: str, batch_id: str, *, lock: bool = False) -> Batch:

@@ -96,13 +96,28 @@ class Catalogue:
             seed=draw_seed() if job.seed is None else job.seed,
             output_format=job.output_format,
         )
-        if problems := list(_out_of_bounds(params, model)):
-            raise InvalidInput(problems)
+        if not _within(params, model):
+            raise InvalidInput(list(_out_of_bounds(params, model)))
         return params
 
 
 def _or_default(value: int | None, limits: IntLimits) -> int:
     return limits.default if value is None else value
+
+
+def _within(params: GenerationParams, model: Model) -> bool:
+    """Whether nothing is out of bounds; asked of each row of large files, so without a loop."""
+    width, height = model.width, model.height
+    steps, guidance = model.num_inference_steps, model.guidance_scale
+    return (
+        width.minimum <= params.width <= width.maximum
+        and height.minimum <= params.height <= height.maximum
+        and steps.minimum <= params.num_inference_steps <= steps.maximum
+        and guidance.minimum <= params.guidance_scale <= guidance.maximum
+        and not params.width % width.multiple_of
+        and not params.height % height.multiple_of
+        and not params.num_inference_steps % steps.multiple_of
+    )
 
 
 def _out_of_bounds(params: GenerationParams, model: Model) -> Iterator[InputProblem]:

@@ -5,8 +5,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -21,6 +21,10 @@ from darkroom.settings import HOME, load_settings
 
 Sessions: TypeAlias = sessionmaker[Session]
 
+Done = TypeVar("Done")
+
+_TRIES: Final = 3
+_BROKEN_OFF: Final = frozenset({"40P01", "40001"})  # deadlock detected, serialization failure
 _MIGRATION_LOCK: Final = 7_261_001  # advisory lock: two processes may start and migrate at once
 # A peer that vanished is noticed in about 3 s instead of the kernel's 2 hours (reliability: a
 # partition left psycopg blocked for good), and no query or forgotten transaction holds locks.
@@ -55,6 +59,20 @@ def is_unavailable(error: DBAPIError) -> bool:
     """Whether the server was out of reach or shutting down, and the caller may try again."""
     state = getattr(error.orig, "sqlstate", None)
     return error.connection_invalidated or state is None or state[:2] in {"08", "57", "53"}
+
+
+def retried(work: Callable[[], Done]) -> Done:
+    """What `work` returns; done again when it was broken off to undo a deadlock with another.
+
+    `work` is a transaction or more, and nothing that must not be done twice.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return work()
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in _BROKEN_OFF:
+                raise
+    return work()
 
 
 def migrate(url: str) -> None:

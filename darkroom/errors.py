@@ -20,9 +20,10 @@ class InputProblem:
 class InvalidInput(DarkroomError):
     """What the client sent cannot be accepted; nothing was created."""
 
-    def __init__(self, problems: list[InputProblem]) -> None:
+    def __init__(self, problems: list[InputProblem], *, total: int | None = None) -> None:
         super().__init__("; ".join(problem.message for problem in problems[:3]))
         self.problems = problems
+        self.total = len(problems) if total is None else total  #: of which `problems` are the first
 
 
 class NotFound(DarkroomError):

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     )
     max_csv_bytes: int = Field(64 * 2**20, description="Largest batch file, in bytes.")
     max_csv_rows: int = Field(100_000, description="Most rows of one batch file.")
+    max_batch_jobs: int = Field(
+        500_000, ge=1, description="Most jobs of one batch; `num_images` and sweeps multiply rows."
+    )
 
     models_dir: Path = Field(
         HOME / "models", description="Folder of models: each a diffusers folder + darkroom.toml."

@@ -75,9 +75,14 @@ class Tenant(Base):
     name: Mapped[str]
     #: share of the machine while several tenants wait; 2 gets twice what 1 gets
     weight: Mapped[float] = mapped_column(server_default="1")
+    #: after which its pictures and prompts are deleted; null: the installation's setting
+    retention_days: Mapped[int | None]
     created_at: Mapped[datetime] = _created_at()
 
-    __table_args__ = (CheckConstraint("weight > 0 AND weight <= 1000", "weight_range"),)
+    __table_args__ = (
+        CheckConstraint("weight > 0 AND weight <= 1000", "weight_range"),
+        CheckConstraint("retention_days >= 1", "retention"),
+    )
 
 
 class ApiKey(Base):
@@ -110,6 +115,8 @@ class Batch(Base):
     label: Mapped[str | None]
     total: Mapped[int]
     rejected: Mapped[int] = mapped_column(server_default="0")
+    #: after which its pictures and prompts are deleted; null: the tenant's
+    retention_days: Mapped[int | None]
     created_at: Mapped[datetime] = _created_at()
     #: when its last job finished; set once, in the transaction that finished that job
     finished_at: Mapped[datetime | None]
@@ -121,9 +128,20 @@ class Batch(Base):
 
     __table_args__ = (
         CheckConstraint("total >= 1 AND rejected >= 0", "counts"),
+        CheckConstraint("retention_days >= 1", "retention"),
         Index("batch_retried_from", "retried_from", postgresql_where=_given("retried_from")),
         Index(None, "tenant_id", "id"),
     )
+
+
+class RejectedRows(Base):
+    """A piece of a batch's errors.csv, see `darkroom.rejected`."""
+
+    __tablename__ = "rejected_rows"
+
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batch.id"), primary_key=True)
+    piece: Mapped[int] = mapped_column(primary_key=True)
+    csv: Mapped[bytes]
 
 
 class Dispatch(Base):

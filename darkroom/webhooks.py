@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, TypeAlias
 
@@ -15,7 +15,6 @@ from darkroom.addresses import Blocked, Policy, vet_url
 from darkroom.errors import DarkroomError, InputProblem, InvalidInput, NotFound, SetupError
 from darkroom.event_types import EventType
 from darkroom.ids import is_id, new_id
-from darkroom.jobs import Submission
 from darkroom.seals import Seal
 from darkroom.webhook_tables import WebhookEndpoint, WebhookSecret
 
@@ -79,21 +78,6 @@ def vet_own_url(url: str | None, policy: Policy, *, loc: Loc = ("webhook_url",))
     """Whether a URL that a client gave may be called. Raises InvalidInput."""
     if problem := _problem_of(url, policy, loc):
         raise InvalidInput([problem])
-
-
-def vet_own_urls(submissions: Iterable[Submission], policy: Policy) -> None:
-    """The same for each row of a file, and for all of them at once."""
-    judged: dict[str, InputProblem | None] = {}
-    problems = []
-    for submission in submissions:
-        url = submission.input.webhook_url
-        if url is not None and url not in judged:
-            judged[url] = _problem_of(url, policy, ("webhook_url",))
-        if url is not None and (problem := judged[url]):
-            loc = ("row", submission.row_number or 0, "webhook_url")
-            problems.append(replace(problem, loc=loc))
-    if problems:
-        raise InvalidInput(problems[:_PROBLEMS_TOLD])
 
 
 def _problem_of(url: str | None, policy: Policy, loc: Loc) -> InputProblem | None:

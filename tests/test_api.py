@@ -268,6 +268,7 @@ def test_openapi_names_every_route_and_the_shape_of_problems(http):
         "/v1/deliveries/replay",
         "/v1/deliveries/{delivery_id}",
         "/v1/deliveries/{delivery_id}/replay",
+        "/v1/batches/{batch_id}/errors.csv",
         "/v1/models",
         "/v1/webhook-secret",
         "/v1/webhook-secret/rotate",

@@ -1,0 +1,131 @@
+"""A file of rows becomes a batch: all of it in the caller's transaction, a chunk at a time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from darkroom import batches, jobs
+from darkroom.errors import InputProblem, InvalidInput
+from darkroom.jobs import Submission
+from darkroom.records import Record, Table, file_problem
+from darkroom.rejected import Rejects
+from darkroom.rows import Plan, judge
+from darkroom.tables import Batch
+
+MAX_PROBLEMS: Final = 10_000  #: told in one answer; all are counted, and errors.csv has all
+# Another import of the same tenant holds its place in the queue until it commits: wait for that,
+# and let the reading of a chunk take its time on a busy machine.
+_PATIENCE: Final = text(
+    "SET LOCAL statement_timeout = '120s'; SET LOCAL idle_in_transaction_session_timeout = '60s'"
+)
+_CHUNK: Final = 5_000  # jobs of one COPY: the memory it takes, and the idle time between two
+
+
+class OnError(StrEnum):
+    """What a bad row does."""
+
+    REJECT = "reject"  #: nothing is created
+    SKIP = "skip"  #: the good rows run
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a batch may be."""
+
+    max_rows: int
+    max_jobs: int
+
+
+@dataclass
+class Tally:
+    """What was found in a file."""
+
+    rows: int = 0
+    rejected: int = 0
+    jobs: int = 0
+    problem_count: int = 0
+    problems: list[InputProblem] = field(default_factory=list)  #: the first of them
+
+    def refuse(self) -> InvalidInput:
+        """The error that tells of them."""
+        return InvalidInput(self.problems, total=self.problem_count)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row's jobs; or none, and what is wrong with it."""
+
+    record: Record
+    submissions: list[Submission]
+    problems: list[InputProblem]
+
+
+def check(table: Table, plan: Plan, *, limits: Limits) -> Tally:
+    """What would become of the file. Raises InvalidInput when it cannot be read to its end."""
+    tally = Tally()
+    for _ in _judged(table, plan, limits, tally):
+        pass
+    return tally
+
+
+def load(
+    session: Session,
+    batch: Batch,
+    table: Table,
+    plan: Plan,
+    *,
+    on_error: OnError,
+    limits: Limits,
+) -> None:
+    """Fill a new batch with the file's jobs, which exist once the caller commits.
+
+    Raises InvalidInput when rows are bad: any of them under `reject`, all of them under `skip`.
+    The caller must roll back then, as jobs may already stand in its transaction.
+    """
+    session.execute(_PATIENCE)
+    tally = Tally()
+    rejects = Rejects(session, batch.id, table.header)
+    chunk: list[Submission] = []
+    for verdict in _judged(table, plan, limits, tally):
+        if verdict.problems and on_error is OnError.SKIP:
+            rejects.add(verdict.record, verdict.problems)
+        if tally.rejected and on_error is OnError.REJECT:
+            continue  # only to tell of every bad row
+        chunk += verdict.submissions
+        if len(chunk) >= _CHUNK:
+            jobs.submit(session, batch.tenant_id, chunk, batch_id=batch.id)
+            chunk = []
+    if not tally.jobs or (tally.rejected and on_error is OnError.REJECT):
+        raise tally.refuse()
+    if chunk:
+        jobs.submit(session, batch.tenant_id, chunk, batch_id=batch.id)
+    if tally.rejected:
+        rejects.close()
+    batches.fill(session, batch, total=tally.jobs, rejected=tally.rejected)
+
+
+def _judged(table: Table, plan: Plan, limits: Limits, tally: Tally) -> Iterator[Verdict]:
+    custom_ids: set[str] = set()
+    for record in table.records:
+        if record.number > limits.max_rows:
+            message = f"the file has more than {limits.max_rows:,} rows; send it in parts"
+            raise file_problem("too_many_rows", message)
+        tally.rows += 1
+        try:
+            verdict = Verdict(record, judge(record, plan, custom_ids), [])
+        except InvalidInput as invalid:
+            verdict = Verdict(record, [], invalid.problems)
+            tally.rejected += 1
+            tally.problem_count += len(invalid.problems)
+            tally.problems += invalid.problems[: MAX_PROBLEMS - len(tally.problems)]
+        tally.jobs += len(verdict.submissions)
+        if tally.jobs > limits.max_jobs:
+            message = f"the rows make more than {limits.max_jobs:,} jobs; send them in parts"
+            raise file_problem("too_many_jobs", message)
+        yield verdict
+    if not tally.rows:
+        raise file_problem("no_rows", "the file has no rows of values")
