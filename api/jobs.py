@@ -48,7 +48,7 @@ async def create_job(
     """Queue one picture. The 202 means it is committed: it will be drawn, whatever dies."""
     submission = _submission(use, job)
     if key is None:
-        accepted = await asyncio.wrap_future(use.intake.submit(tenant_id, submission))
+        accepted = await use.intake.submit(tenant_id, submission)
         answer = Answer(use.job_view(accepted).model_dump_json(), replayed=False)
     else:
         answer = await run_in_threadpool(_submit_once, use, tenant_id, submission, key)

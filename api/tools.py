@@ -62,7 +62,7 @@ class Tools:
         ]
 
 
-def tools(request: Request) -> Tools:
+async def tools(request: Request) -> Tools:  # async: FastAPI would send a plain one to a thread
     """The process's tools, put into its state when it started."""
     held: Tools = request.app.state.tools
     return held

@@ -9,18 +9,15 @@ sizes' worth of keys, 4 to 16 steps, guidance with and without, so that fill is 
 import argparse
 import csv
 import io
-import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ground import stack
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -134,29 +131,6 @@ def fill_of(database_url: str, batch_id: str, size: int) -> float:
             select(func.sum(Dispatch.size), func.count()).where(Dispatch.id.in_(drawn))
         ).one()
     return float(jobs) / (dispatches * size)
-
-
-@contextmanager
-def stack(data_dir: Path) -> Iterator[str]:
-    """The address of a stack that lives as long as the block."""
-    ready = data_dir / "address"
-    data_dir.mkdir(parents=True, exist_ok=True)
-    wait = (
-        f"import os, sys; open({str(ready)!r}, 'w').write(os.environ['DARKROOM_API']);"
-        "sys.stdin.read()"
-    )
-    command = [sys.executable, "-m", "darkroom.cli", "up", "--port=0", f"--data-dir={data_dir}"]
-    process = subprocess.Popen(
-        [*command, "--", sys.executable, "-c", wait], stdin=subprocess.PIPE, env=os.environ
-    )
-    try:
-        while not (ready.exists() and ready.read_text()):
-            if process.poll() is not None:
-                sys.exit("the stack did not start")
-            time.sleep(0.1)
-        yield ready.read_text()
-    finally:
-        process.communicate()
 
 
 def main() -> None:

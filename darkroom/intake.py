@@ -4,11 +4,13 @@ A commit is most of what a submission costs. One thread takes whatever has arriv
 commit was under way; on an idle system that is one job, and it waits for nobody.
 """
 
+import asyncio
 import itertools
 import queue
 import threading
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 from sqlalchemy.exc import DBAPIError
@@ -27,7 +29,7 @@ MAX_WAITING: Final = 5_000
 class _Arrival:
     tenant_id: str
     submission: Submission
-    job: "Future[Job]" = field(default_factory=Future)
+    job: "asyncio.Future[Job]"
 
 
 _Group: TypeAlias = list[_Arrival]
@@ -42,14 +44,17 @@ class Intake:
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
         self._thread.start()
 
-    def submit(self, tenant_id: str, submission: Submission) -> "Future[Job]":
-        """The job, once it is committed. Raises Overloaded when too many wait already."""
-        arrival = _Arrival(tenant_id, submission)
+    async def submit(self, tenant_id: str, submission: Submission) -> Job:
+        """The job, once it is committed. Raises Overloaded when too many wait already.
+
+        A caller that goes away takes nothing back: the job may be committed all the same.
+        """
+        arrival = _Arrival(tenant_id, submission, asyncio.get_running_loop().create_future())
         try:
             self._arrivals.put_nowait(arrival)
         except queue.Full:
             raise Overloaded(f"{MAX_WAITING:,} jobs wait to be committed; try again") from None
-        return arrival.job
+        return await arrival.job
 
     def close(self) -> None:
         """Commit what has arrived, then end."""
@@ -80,8 +85,7 @@ class Intake:
         except Exception as error:  # noqa: BLE001  # whatever it was, somebody waits for an answer
             self._refuse(group, error)
             return
-        for arrival, job in zip(group, accepted, strict=True):
-            arrival.job.set_result(job)
+        _tell(group, [partial(_accepted, job) for job in accepted])
 
     def _accept(self, group: _Group) -> list[Job]:
         """The jobs, committed, in the group's order: by tenant, so that no two writers deadlock."""
@@ -102,8 +106,29 @@ class Intake:
             for arrival in group:
                 self._commit([arrival])
             return
-        for arrival in group:
-            arrival.job.set_exception(error)
+        _tell(group, [partial(_refused, error)] * len(group))
+
+
+_Answer: TypeAlias = "Callable[[asyncio.Future[Job]], None]"
+
+
+def _tell(group: _Group, answers: list[_Answer]) -> None:
+    """From the thread to the event loop, in one call: to wake it is what costs."""
+
+    def tell() -> None:
+        for arrival, answer in zip(group, answers, strict=True):
+            if not arrival.job.done():  # its caller may have gone away
+                answer(arrival.job)
+
+    group[0].job.get_loop().call_soon_threadsafe(tell)
+
+
+def _accepted(job: Job, waiting: "asyncio.Future[Job]") -> None:
+    waiting.set_result(job)
+
+
+def _refused(error: Exception, waiting: "asyncio.Future[Job]") -> None:
+    waiting.set_exception(error)
 
 
 def _tenant_of(arrival: _Arrival) -> str:

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from darkroom import batches, events, fairness
@@ -133,9 +135,12 @@ def _copy(session: Session, rows: Sequence[dict[str, Any]]) -> None:
     statement = sql.SQL("COPY job ({}) FROM STDIN").format(
         sql.SQL(", ").join(map(sql.Identifier, names))
     )
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        for row in rows:
-            copy.write_row([_adapted(row[name]) for name in names])
+    try:
+        with connection.cursor() as cursor, cursor.copy(statement) as copy:
+            for row in rows:
+                copy.write_row([_adapted(row[name]) for name in names])
+    except psycopg.Error as error:  # as SQLAlchemy words it, whose statement this is not
+        raise DBAPIError.instance("COPY job", None, error, psycopg.Error) from error
 
 
 def _adapted(value: object) -> object:

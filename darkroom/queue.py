@@ -81,7 +81,8 @@ class Bell:
 
     def ring(self) -> None:
         """There is work. Returns at once; rings that come while one is under way become one."""
-        self._wanted.set()
+        if not self._wanted.is_set():  # to look is cheap, to set wakes whoever waits
+            self._wanted.set()
 
     def ring_deliveries(self) -> None:
         """Something ended that somebody may want to be told of. Returns at once."""

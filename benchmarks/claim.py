@@ -1,0 +1,135 @@
+"""Milliseconds of a claim, and claims per second, by the length of the queue and its keys.
+
+`python benchmarks/claim.py [--rounds 200]` fills databases of its own with 1, 10,000 and 1,000,000
+queued jobs under 1, 10 and 100 microbatch keys, and claims from them in turn, so that whatever else
+the machine does falls on all of them alike. A claim is the whole transaction, commit included.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from ground import database_server, new_database
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sqlalchemy import text
+
+from darkroom import claims, dispatches, jobs
+from darkroom.catalogue import Catalogue, load_catalogue
+from darkroom.database import Sessions, open_sessions
+from darkroom.outcomes import Failed
+from darkroom.params import JobInput
+from darkroom.settings import Settings
+from darkroom.tables import DEFAULT_TENANT, Job
+
+QUEUED = (1, 10_000, 1_000_000)
+KEYS = (1, 10, 100)
+LEASE = timedelta(seconds=30)
+WARM_UP = 10
+
+
+@dataclass
+class Queue:
+    """A database with so many jobs queued, and what claiming from it took."""
+
+    sessions: Sessions
+    queued: int
+    keys: int
+    claims_s: list[float] = field(default_factory=list)
+
+
+def submit_one(sessions: Sessions, catalogue: Catalogue) -> str:
+    """A small bulk job."""
+    job = JobInput(prompt="a red apple", width=64, height=64, priority="bulk")  # type: ignore[arg-type]
+    params = catalogue.resolve(job)
+    key = catalogue.models[params.model].microbatch_key(params)
+    with sessions.begin() as session:
+        [job_id] = jobs.submit(session, DEFAULT_TENANT, [jobs.Submission(job, params, key)])
+    return job_id
+
+
+def fill(queue: Queue, catalogue: Catalogue) -> None:
+    """Copy one job, on the server, as often as asked."""
+    first = submit_one(queue.sessions, catalogue)
+    own = {"id", "fair_tag", "microbatch_key"}
+    columns = ", ".join(column.name for column in Job.__table__.columns if column.name not in own)
+    with queue.sessions.begin() as session:
+        session.execute(text("SET LOCAL statement_timeout = 0"))
+        session.execute(
+            text(
+                f"INSERT INTO job (id, fair_tag, microbatch_key, {columns}) "  # noqa: S608  # our names
+                f"SELECT 'job_' || md5(n::text), n, 'key ' || n % :keys, {columns} "
+                "FROM job, generate_series(1, :queued - 1) n WHERE id = :first"
+            ),
+            {"first": first, "keys": queue.keys, "queued": queue.queued},
+        )
+    with queue.sessions.begin() as session:
+        session.execute(text("ANALYZE job"))
+
+
+def claim_once(queue: Queue, limits: dict[str, int]) -> None:
+    """One claim, timed, and its end."""
+    began = time.perf_counter()
+    with queue.sessions.begin() as session:
+        taken = claims.claim(session, "benchmark", max_microbatch=limits, lease=LEASE)
+    queue.claims_s.append(time.perf_counter() - began)
+    ends = [Failed(job.id, "benchmark", "not drawn") for job in taken]
+    with queue.sessions.begin() as session:
+        dispatches.settle(session, taken[0].dispatch_id or 0, ends)
+
+
+def main() -> None:
+    """Fill the queues, claim from them in turn, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200, help="claims of each (default 200)")
+    rounds = parser.parse_args().rounds
+    settings = Settings()
+    catalogue = load_catalogue(settings.models_dir, settings.default_model)
+    limits = {model.name: model.max_microbatch for model in catalogue.models.values()}
+    with tempfile.TemporaryDirectory() as folder, database_server(Path(folder)) as admin_url:
+        queues = [
+            Queue(open_sessions(new_database(admin_url), pool_size=1), queued, keys)
+            for keys in KEYS
+            for queued in QUEUED
+        ]
+        for queue in track(queues, "filling", console=Console(stderr=True)):
+            fill(queue, catalogue)
+        for _ in track(range(rounds + WARM_UP), "claiming", console=Console(stderr=True)):
+            for queue in queues:
+                if queue.queued == 1:
+                    submit_one(queue.sessions, catalogue)
+                claim_once(queue, limits)
+        for queue in queues:
+            queue.sessions.kw["bind"].dispose()
+    print_table(queues)
+
+
+def print_table(queues: Sequence[Queue]) -> None:
+    """A line for each queue; the ratio is to the 10,000 jobs of as many keys."""
+    table = Table("keys", "queued", "claim, ms", "p95, ms", "claims/s", "ratio")
+    middle = {queue.keys: _median(queue) for queue in queues if queue.queued == QUEUED[1]}
+    for queue in queues:
+        ordered = sorted(queue.claims_s[WARM_UP:])
+        table.add_row(
+            str(queue.keys),
+            f"{queue.queued:,}",
+            f"{1000 * _median(queue):.2f}",
+            f"{1000 * ordered[int(0.95 * len(ordered))]:.2f}",
+            f"{1 / _median(queue):.0f}",
+            f"{_median(queue) / middle[queue.keys]:.2f}",
+        )
+    Console().print(table)
+
+
+def _median(queue: Queue) -> float:
+    return statistics.median(queue.claims_s[WARM_UP:])
+
+
+if __name__ == "__main__":
+    main()
