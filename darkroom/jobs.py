@@ -196,7 +196,7 @@ def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
     """
     job = find(session, tenant_id, job_id, lock=True)
     if job.status == Status.QUEUED:
-        _cancel_queued(session, tenant_id, Job.id == job_id)
+        batches.close_finished(session, _cancel_queued(session, tenant_id, Job.id == job_id))
     elif job.status == Status.RUNNING:
         session.execute(
             update(Job)
@@ -215,7 +215,7 @@ def cancel_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
     """
     batch = batches.find(session, tenant_id, batch_id)
     _cancel_queued(session, tenant_id, Job.batch_id == batch_id)
-    session.execute(
+    session.execute(  # before it is closed: these may have been the last of its jobs
         update(Batch)
         .where(Batch.id == batch_id, Batch.finished_at.is_(None))
         .values(canceled_at=func.coalesce(Batch.canceled_at, func.now()), paused_at=None)
@@ -225,8 +225,8 @@ def cancel_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
     return batch
 
 
-def _cancel_queued(session: Session, tenant_id: str, which: ColumnElement[bool]) -> None:
-    """All on the server, because there may be 100,000 of them."""
+def _cancel_queued(session: Session, tenant_id: str, which: ColumnElement[bool]) -> set[str]:
+    """All on the server, because there may be 100,000 of them. Batches that may have ended now."""
     queued = (
         select(Job.id)
         .where(Job.tenant_id == tenant_id, Job.status == Status.QUEUED, which)
@@ -246,8 +246,8 @@ def _cancel_queued(session: Session, tenant_id: str, which: ColumnElement[bool])
         select(Job.priority, func.sum(Job.cost)).where(canceled).group_by(Job.priority)
     )
     fairness.give_back(session, tenant_id, {row[0]: row[1] for row in costs})
-    ended = session.scalars(select(Job.batch_id).where(canceled).distinct())
-    batches.close_finished(session, {batch_id for batch_id in ended if batch_id})
+    touched = session.scalars(select(Job.batch_id).where(canceled).distinct())
+    return {batch_id for batch_id in touched if batch_id}
 
 
 def pause_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:

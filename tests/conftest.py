@@ -27,6 +27,15 @@ def pytest_addoption(parser):
     parser.addoption("--chaos-seed", default="1", help="decides the fault suite's every throw")
 
 
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--chaos"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("chaos")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def catalogue() -> Catalogue:
     """The models of this repository."""

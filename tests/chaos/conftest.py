@@ -13,15 +13,6 @@ FOLDER = HOME / ".darkroom" / "chaos"
 results = []
 
 
-def pytest_collection_modifyitems(config, items):
-    if config.getoption("--chaos"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("chaos")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
-
-
 def pytest_terminal_summary(terminalreporter, config):
     if not results:
         return
