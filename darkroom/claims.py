@@ -3,6 +3,7 @@
 A function takes the session and commits nothing; the caller's block is the transaction.
 """
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,9 +11,13 @@ from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
+    CompoundSelect,
+    Integer,
     Interval,
     Select,
+    SmallInteger,
     and_,
+    bindparam,
     cast,
     func,
     insert,
@@ -106,10 +111,16 @@ _HEAD: Final = (
 
 def _heads(session: Session, models: Collection[str]) -> dict[int, _Head]:
     """The first waiting job of each class that has one, by the class's rank."""
-    known = Job.model.in_(models)
-    each = [first_waiting(Job.priority == rank, known) for rank in PRIORITY_RANK.values()]
-    found = [_Head(*row) for row in session.execute(union_all(*each))]
+    found = [_Head(*row) for row in session.execute(_heads_of(frozenset(models)))]
     return {head.priority: head for head in found}
+
+
+@functools.cache  # to word a statement takes longer than to run it
+def _heads_of(models: frozenset[str]) -> CompoundSelect[*tuple[Any, ...]]:
+    known = Job.model.in_(models)
+    return union_all(
+        *(first_waiting(Job.priority == rank, known) for rank in PRIORITY_RANK.values())
+    )
 
 
 def first_waiting(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
@@ -147,22 +158,37 @@ class _Seat:
     age: timedelta
 
 
-def _company(session: Session, head: _Head, seats: int) -> list[_Seat]:
+def _company(session: Session, head: _Head, most: int) -> list[_Seat]:
     """Who is drawn with the head, itself included: its class first, then whoever fills a seat."""
-    same = and_(Job.microbatch_key == head.microbatch_key, Job.isolation == head.isolation)
-    first = _seated(session, same, Job.priority == head.priority, limit=seats)
-    if len(first) == seats:
-        return first
-    return first + _seated(session, same, Job.priority != head.priority, limit=seats - len(first))
+    company = _seated(session, head, most, its_class=True)
+    if len(company) == most:
+        return company
+    return company + _seated(session, head, most - len(company), its_class=False)
 
 
 def _may_linger(head: _Head, company: Sequence[_Seat]) -> bool:
     return all(seat.age < LINGER[head.priority] for seat in company)
 
 
-def _seated(session: Session, *conditions: ColumnElement[bool], limit: int) -> list[_Seat]:
-    rows = session.execute(seats(*conditions).limit(limit).with_for_update(skip_locked=True))
-    return [_Seat(*row) for row in rows]
+def _seated(session: Session, head: _Head, most: int, *, its_class: bool) -> list[_Seat]:
+    wanted = {
+        "key": head.microbatch_key,
+        "isolation": head.isolation,
+        "priority": head.priority,
+        "most": most,
+    }
+    return [_Seat(*row) for row in session.execute(_seats_beside(its_class), wanted)]
+
+
+@functools.cache
+def _seats_beside(its_class: bool) -> Select[*tuple[Any, ...]]:  # noqa: FBT001  # a cache's key
+    rank = bindparam("priority", type_=SmallInteger)
+    beside = seats(
+        Job.microbatch_key == bindparam("key"),
+        Job.isolation == bindparam("isolation"),
+        Job.priority == rank if its_class else Job.priority != rank,
+    )
+    return beside.limit(bindparam("most", type_=Integer)).with_for_update(skip_locked=True)
 
 
 def seats(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import ColumnElement, and_, case, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -82,13 +82,13 @@ def _present(priority: int) -> ColumnElement[float]:
 
 def next_class(session: Session, waiting: Collection[int]) -> int:
     """Of the classes that have jobs waiting, the rank of the one to serve."""
-    turns = session.execute(
-        select(
-            ClassTurn.priority,
-            func.coalesce(func.extract("epoch", func.now() - ClassTurn.waiting_since), 0),
-        ).where(ClassTurn.priority.in_(waiting))
-    )
-    return min(turns, key=lambda turn: turn[0] - float(turn[1]) / AGEING.total_seconds())[0]
+    waited_s = {rank: float(seconds) for rank, seconds in session.execute(_WAITED)}
+    return min(waiting, key=lambda rank: rank - waited_s[rank] / AGEING.total_seconds())
+
+
+_WAITED: Final = text(
+    "SELECT priority, coalesce(extract(epoch FROM now() - waiting_since), 0) FROM class_turn"
+)
 
 
 def note_turn(session: Session, served: int, *, tag: float, waiting: Collection[int]) -> None:
@@ -96,21 +96,14 @@ def note_turn(session: Session, served: int, *, tag: float, waiting: Collection[
 
     Only under the claim's lock: no two turns are noted at once.
     """
-    changes = case(
-        (ClassTurn.priority == served, func.now()),
-        (ClassTurn.priority.in_(waiting), func.coalesce(ClassTurn.waiting_since, func.now())),
-        else_=None,
-    )
-    began = and_(ClassTurn.priority.in_(waiting), ClassTurn.waiting_since.is_(None))
-    ended = and_(ClassTurn.priority.not_in(waiting), ClassTurn.waiting_since.is_not(None))
-    session.execute(
-        update(ClassTurn)
-        .where(or_(ClassTurn.priority == served, began, ended))
-        .values(
-            waiting_since=changes,
-            virtual_time=case(
-                (ClassTurn.priority == served, func.greatest(ClassTurn.virtual_time, tag)),
-                else_=ClassTurn.virtual_time,
-            ),
-        )
-    )
+    session.execute(_TURN, {"served": served, "tag": tag, "waiting": list(waiting)})
+
+
+_TURN: Final = text("""
+    UPDATE class_turn
+    SET virtual_time = CASE WHEN priority = :served THEN greatest(virtual_time, :tag)
+                            ELSE virtual_time END,
+        waiting_since = CASE WHEN priority = :served THEN now()
+                             WHEN priority = ANY(:waiting) THEN coalesce(waiting_since, now()) END
+    WHERE priority = :served OR (priority = ANY(:waiting)) = (waiting_since IS NULL)
+""")
