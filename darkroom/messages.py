@@ -89,7 +89,7 @@ def _to_endpoints(noted: CTE) -> Select[*tuple[Any, ...]]:
             noted,
             WebhookEndpoint.id.label("endpoint"),
             large.label("large"),
-            case((large, (place - 1) / MAX_EVENTS), else_=noted.c.id).label("message"),
+            case((large, (place - 1) // MAX_EVENTS), else_=noted.c.id).label("message"),
         )
         .join(WebhookEndpoint, WebhookEndpoint.tenant_id == noted.c.tenant_id)
         .outerjoin(Batch, Batch.id == noted.c.batch_id)
