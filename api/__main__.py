@@ -2,7 +2,10 @@
 
 import argparse
 import ipaddress
+import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 
@@ -30,7 +33,7 @@ def main() -> int:
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.api_host,
         port=settings.api_port,
@@ -38,7 +41,23 @@ def main() -> int:
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 * 2**10,
     )
-    return 0
+    server = Server(config, on_leaving=app.state.tools.streams.end)
+    with suppress(KeyboardInterrupt):  # which it raises again when it has shut down
+        server.run()
+    return 0 if server.started else 1
+
+
+class Server(uvicorn.Server):
+    """Says when it is about to leave: streams, which wait themselves, must not be waited for."""
+
+    def __init__(self, config: uvicorn.Config, *, on_leaving: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_leaving = on_leaving
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Lets requests in flight finish."""
+        self._on_leaving()
+        await super().shutdown(sockets)
 
 
 def refuse_open_door(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """The HTTP application, put together from settings."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,7 +13,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import batches, deliveries, errors, exports, health, jobs, models, webhooks
+from api import batches, deliveries, errors, events, exports, health, jobs, models, webhooks
+from api.events import event_streams
 from api.keyring import KeyRing
 from api.openapi import openapi
 from api.tools import Tools
@@ -32,23 +34,25 @@ _IMPORTERS: Final = 2  # files that are read at once, by one process
 _STREAMED: Final = "/v1/batches"  # counts its own bytes, against its own limit
 
 _DESCRIPTION: Final = """\
-Turns prompts into images, in batches. Submit a job or a file of them; poll, or wait with
-`Prefer: wait`; fetch the image. A 202 means the job is committed and will reach exactly one end.
-Errors are RFC 9457 problems with a stable `code`.
+Turns prompts into images, in batches. Submit a job or a file of them; poll, wait with
+`Prefer: wait`, or follow the events; fetch the image. A 202 means the job is committed and will
+reach exactly one end. Errors are RFC 9457 problems with a stable `code`.
 """
 
 
 def open_tools(settings: Settings) -> Tools:
     """Everything but the connections, which are made when first needed."""
     sessions = open_sessions(settings.database_url.get_secret_value())
+    board = open_board(settings)
     return Tools(
         settings=settings,
         sessions=sessions,
         catalogue=load_catalogue(settings.models_dir, settings.default_model),
         store=S3Store(settings),
         redis=open_redis(settings),
-        board=open_board(settings),
+        board=board,
         bell=Bell(settings),
+        streams=event_streams(sessions, board),
         intake=Intake(sessions),
         keyring=KeyRing(sessions),
         policy=policy_of(settings),
@@ -63,7 +67,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        feeding = asyncio.create_task(held.streams.run())
         yield
+        feeding.cancel()
         held.intake.close()
         held.bell.close()
 
@@ -76,12 +82,13 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.tools = held
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    routers = (jobs, batches, exports, webhooks, deliveries, models, health)
+    routers = (jobs, batches, events, exports, webhooks, deliveries, models, health)
     for router in (each.router for each in routers):
         app.include_router(router)
     app.add_api_route("/", _front_page, include_in_schema=False)
     app.add_middleware(BodyLimit)
     errors.install(app)
+    app.add_exception_handler(events.NothingFurther, events.no_content)
     return app
 
 

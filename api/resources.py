@@ -100,6 +100,7 @@ class JobUrls(BaseModel):
     """Where to ask for more, and where to withdraw it."""
 
     self: str
+    events: str
     image: str
     cancel: str
 
@@ -107,7 +108,9 @@ class JobUrls(BaseModel):
     def of(cls, job_id: str) -> Self:
         """Paths on this API."""
         path = f"/v1/jobs/{job_id}"
-        return cls(self=path, image=f"{path}/image", cancel=f"{path}/cancel")
+        return cls(
+            self=path, events=f"{path}/events", image=f"{path}/image", cancel=f"{path}/cancel"
+        )
 
 
 class JobView(BaseModel):
@@ -232,20 +235,30 @@ class CountsView(BaseModel):
     canceled: int = 0
     expired: int = 0
 
+    @classmethod
+    def of(cls, counts: Counts) -> Self:
+        """The counts as clients see them."""
+        by_status = {status.value: number for status, number in counts.by_status.items()}
+        return cls(total=counts.total, rejected=counts.rejected, **by_status)
+
 
 class BatchUrls(BaseModel):
     """Where to ask for more."""
 
     self: str
+    events: str
     jobs: str
     errors: str
 
     @classmethod
     def of(cls, batch_id: str) -> Self:
-        """Of this batch."""
+        """Paths on this API."""
         path = f"/v1/batches/{batch_id}"
         return cls(
-            self=path, jobs=f"/v1/jobs?batch_id={batch_id}&limit=100", errors=f"{path}/errors.csv"
+            self=path,
+            events=f"{path}/events",
+            jobs=f"/v1/jobs?batch_id={batch_id}&limit=100",
+            errors=f"{path}/errors.csv",
         )
 
 
@@ -270,11 +283,7 @@ class BatchView(BaseModel):
             status=counts.status,
             outcome=counts.outcome,
             label=batch.label,
-            counts=CountsView(
-                total=counts.total,
-                rejected=counts.rejected,
-                **{status.value: number for status, number in counts.by_status.items()},
-            ),
+            counts=CountsView.of(counts),
             created_at=batch.created_at,
             finished_at=batch.finished_at,
             urls=BatchUrls.of(batch.id),

@@ -14,6 +14,7 @@ from redis import Redis
 from api.errors import Refused
 from api.keyring import KeyRing
 from api.resources import JobView
+from api.streams import Streams
 from darkroom import progress
 from darkroom.addresses import Policy
 from darkroom.catalogue import Catalogue
@@ -41,6 +42,7 @@ class Tools:
     redis: "Redis"
     board: "Redis"  #: for `darkroom.progress` alone: it gives up sooner
     bell: Bell
+    streams: Streams
     intake: Intake
     keyring: KeyRing
     policy: Policy  #: of the URLs that webhooks may go to
@@ -100,7 +102,14 @@ async def _admitted(
         raise Refused(HTTPStatus.UNAUTHORIZED, "bad_key", "the key is unknown, expired or revoked")
     if not {scope, Scope.ADMIN} & set(key.scopes):
         raise Refused(HTTPStatus.FORBIDDEN, "missing_scope", f"the key lacks the scope {scope}")
+    request.state.key_id = key.id
     return key.tenant_id
+
+
+def key_id(request: Request) -> str | None:
+    """Of the key that let this request in; None where none is needed."""
+    held: str | None = getattr(request.state, "key_id", None)
+    return held
 
 
 def _refuse_foreign_host(request: Request) -> None:

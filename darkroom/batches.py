@@ -4,12 +4,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from darkroom import events
 from darkroom.errors import NotFound
 from darkroom.event_types import EventType
+from darkroom.happenings import Subject
 from darkroom.ids import is_id, new_id
 from darkroom.status import FINISHED, Status
 from darkroom.tables import Batch, Job
@@ -112,6 +113,11 @@ def find(session: Session, tenant_id: str, batch_id: str, *, lock: bool = False)
     if batch is None:
         raise NotFound("batch", batch_id)
     return batch
+
+
+def find_all(session: Session, wanted: Collection[Subject]) -> Sequence[Batch]:
+    """Those of the tenants' batches that exist."""
+    return session.scalars(select(Batch).where(tuple_(Batch.tenant_id, Batch.id).in_(wanted))).all()
 
 
 def page(

@@ -55,6 +55,11 @@ def open_sessions(url: str, *, pool_size: int = 8) -> Sessions:
     return sessionmaker(open_database(url, pool_size=pool_size), expire_on_commit=False)
 
 
+def freeze(session: Session) -> None:
+    """From here to its end the transaction sees one moment; call it before the first query."""
+    session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+
+
 def is_unavailable(error: DBAPIError) -> bool:
     """Whether the server was out of reach or shutting down, and the caller may try again."""
     state = getattr(error.orig, "sqlstate", None)

@@ -1,10 +1,14 @@
 """What happened, written down in the transaction that made it true, with who is to be told.
 
-Each function is one statement: the events, and from them the deliveries to those that asked for
-them. Where nobody asked, the second half finds an empty table.
+One statement makes the events, and from them the deliveries to those that asked for them. Where
+nobody asked, its second half finds an empty table.
+
+A job's events, and those of a batch and its jobs, become visible in the order of their numbers:
+who writes one holds the job's row, and then its batch's, until he commits; the next number is
+drawn after that. `darkroom.happenings` relies on it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from sqlalchemy import ARRAY, ColumnElement, Select, Text, any_, case, insert, literal, select
@@ -38,6 +42,7 @@ def record_jobs(session: Session, jobs: Iterable[Job]) -> None:
         .order_by(Job.id)
     )
     own_urls = any(job.webhook_url for job in moved)
+    _hold(session, {job.batch_id for job in moved if job.batch_id is not None})
     _record(session, ["tenant_id", "type", "job_id", "batch_id"], happened, of_jobs=own_urls)
 
 
@@ -46,6 +51,7 @@ def record_canceled(session: Session, which: ColumnElement[bool]) -> None:
     canceled = select(
         Job.tenant_id, literal(EventType.JOB_CANCELED.value), Job.id, Job.batch_id
     ).where(which)
+    _hold(session, session.scalars(select(Job.batch_id).where(which).distinct()).all())
     _record(session, ["tenant_id", "type", "job_id", "batch_id"], canceled, of_jobs=True)
 
 
@@ -77,6 +83,15 @@ def record_test(session: Session, endpoint: WebhookEndpoint) -> str:
         .returning(Event.id)
     ).one()
     return messages.to_one(session, endpoint, event_id, EventType.WEBHOOK_TEST)
+
+
+def _hold(session: Session, batch_ids: Collection[str | None]) -> None:
+    """Let nobody else write of these batches' jobs until this transaction ends.
+
+    All in one order, so that two writers cannot wait for each other.
+    """
+    batches = select(Batch.id).where(Batch.id.in_(batch_ids)).order_by(Batch.id)
+    session.execute(batches.with_for_update(key_share=True))
 
 
 def _record(

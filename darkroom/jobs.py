@@ -6,7 +6,7 @@ order of their ids, and locks batches after jobs.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -14,13 +14,14 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, and_, func, select, tuple_, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from darkroom import batches, events, fairness
 from darkroom.ends import announce
 from darkroom.errors import Deleted, NotEnded, NotFound, NothingToRetry
+from darkroom.happenings import Subject
 from darkroom.ids import is_id, new_id
 from darkroom.params import GenerationParams, JobInput, cost
 from darkroom.status import FINISHED, PRIORITY_RANK, Priority, Status
@@ -158,6 +159,12 @@ def find(session: Session, tenant_id: str, job_id: str, *, lock: bool = False) -
     if job.deleted_at is not None:
         raise Deleted("job", job_id, job.deleted_at)
     return job
+
+
+def running(session: Session, wanted: Collection[Subject]) -> Sequence[Job]:
+    """Those of the tenants' jobs that are being drawn."""
+    theirs = tuple_(Job.tenant_id, Job.id).in_(wanted)
+    return session.scalars(select(Job).where(theirs, Job.status == Status.RUNNING)).all()
 
 
 def page(

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 import string
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -69,6 +69,12 @@ def authenticate(session: Session, secret: str) -> ApiKey | None:
             or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
         )
     )
+
+
+def dead(session: Session, key_ids: Collection[str]) -> frozenset[str]:
+    """Those of the keys that were revoked or have expired."""
+    over = or_(ApiKey.revoked_at.is_not(None), ApiKey.expires_at <= func.now())
+    return frozenset(session.scalars(select(ApiKey.id).where(ApiKey.id.in_(key_ids), over)))
 
 
 def revoke(session: Session, key_id: str) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     ColumnElement,
     Insert,
     Select,
+    SQLColumnExpression,
     and_,
     any_,
     case,
@@ -73,7 +74,7 @@ def to_one(session: Session, endpoint: WebhookEndpoint, event_id: int, kind: str
             type=kind,
             endpoint_id=endpoint.id,
             event_ids=[event_id],
-            message_id=_message_id(literal(event_id), func.now(), literal(_ONE)),
+            message_id=id_of(literal(event_id), func.now()),
         )
         .returning(Delivery.id)
     ).one()
@@ -133,7 +134,7 @@ def _to_urls(
             cast(null(), SqlText),
             subject.webhook_url,
             array([noted.c.id]),
-            _message_id(noted.c.id, func.now(), literal(_ONE)),
+            id_of(noted.c.id, func.now()),
             func.now(),
         )
         .join(subject, subject.id == subject_id)
@@ -151,13 +152,18 @@ def _delivery_id() -> ColumnElement[str]:
 
 
 def _message_id(
-    event_id: ColumnElement[int], at: ColumnElement[Any], version: ColumnElement[str]
+    event_id: SQLColumnExpression[int], at: SQLColumnExpression[Any], version: ColumnElement[str]
 ) -> ColumnElement[str]:
     """The same for all who are told of the event; its digits say nothing of how many there are."""
     digest = func.substr(func.md5(func.concat("event ", event_id)), 1, 19)
     return func.concat("evt_", _milliseconds(at), version, digest)
 
 
-def _milliseconds(at: ColumnElement[Any]) -> ColumnElement[str]:
+def id_of(event_id: SQLColumnExpression[int], at: SQLColumnExpression[Any]) -> ColumnElement[str]:
+    """The public id of an event, and of the message that tells of it alone; `at`: its creation."""
+    return _message_id(event_id, at, literal(_ONE))
+
+
+def _milliseconds(at: SQLColumnExpression[Any]) -> ColumnElement[str]:
     milliseconds = cast(func.extract("epoch", at) * 1000, Delivery.event_ids.type.item_type)
     return func.lpad(func.to_hex(milliseconds), 12, "0")
