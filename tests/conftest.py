@@ -1,5 +1,6 @@
 """Fixtures and helpers that many tests share."""
 
+import os
 from datetime import timedelta
 
 import pytest
@@ -12,6 +13,10 @@ from darkroom.jobs import Submission
 from darkroom.params import JobInput
 from darkroom.settings import Settings
 from darkroom.tables import DEFAULT_TENANT
+
+# Before anything imports PyTorch, and for every process that a test starts: see
+# workers.deployment. On a busy machine a spinning thread takes the core from the one it waits for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 pytest_plugins = ["servers", "api_server"]
 
