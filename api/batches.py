@@ -8,6 +8,7 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from api.errors import documented
 from api.jobs import Cursor, Limit
@@ -15,13 +16,15 @@ from api.repeats import Key, respond
 from api.resources import BatchView, DryRunView, Page
 from api.tools import TenantId, Tools, Uses
 from api.uploads import Upload, received
-from darkroom import batches, faults, idempotency, imports, rows, uploads, webhooks
+from darkroom import batches, faults, idempotency, imports, jobs, rows, uploads, webhooks
+from darkroom.batches import BatchStatus
 from darkroom.database import retried
 from darkroom.idempotency import Answer
 from darkroom.imports import Limits, OnError
 from darkroom.params import Label, WebhookUrl
 from darkroom.rows import Plan
 from darkroom.sweeps import Expand
+from darkroom.tables import Batch
 from darkroom.uploads import Format
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -179,7 +182,7 @@ def _submit(
             imports.load(
                 session, batch, table, plan, on_error=options.on_error, limits=_limits(use)
             )
-            return BatchView.of(batch, batches.count(session, [batch])[0]).model_dump_json()
+            return _view(session, batch).model_dump_json()
 
         answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
         faults.reach("before-submit-commit")
@@ -187,13 +190,20 @@ def _submit(
     return answer
 
 
-@router.get("")
+@router.get("", responses=documented(HTTPStatus.UNPROCESSABLE_ENTITY))
 def list_batches(
-    tenant_id: TenantId, use: Uses, limit: Limit = 20, cursor: Cursor = None
+    tenant_id: TenantId,
+    use: Uses,
+    status: BatchStatus | None = None,
+    label: Annotated[Label | None, Query()] = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
 ) -> Page[BatchView]:
     """Newest first."""
     with use.sessions.begin() as session:
-        found = batches.page(session, tenant_id, limit=limit + 1, after=cursor)
+        found = batches.page(
+            session, tenant_id, limit=limit + 1, after=cursor, status=status, label=label
+        )
         counts = batches.count(session, found[:limit])
     views = [BatchView.of(*pair) for pair in zip(found, counts, strict=False)]
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
@@ -203,5 +213,46 @@ def list_batches(
 def show_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     """The batch and its counts now."""
     with use.sessions.begin() as session:
-        batch = batches.find(session, tenant_id, batch_id)
-        return BatchView.of(batch, batches.count(session, [batch])[0])
+        return _view(session, batches.find(session, tenant_id, batch_id))
+
+
+@router.post("/{batch_id}/cancel", responses=documented(HTTPStatus.NOT_FOUND))
+def cancel_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
+    """Its queued jobs end at once, running ones within about a step; what is drawn stays."""
+    with use.sessions.begin() as session:
+        view = _view(session, jobs.cancel_batch(session, tenant_id, batch_id))
+    use.bell.ring_deliveries()
+    return view
+
+
+@router.post("/{batch_id}/pause", responses=documented(HTTPStatus.NOT_FOUND))
+def pause_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
+    """Its queued jobs wait until it is resumed; running ones are finished."""
+    with use.sessions.begin() as session:
+        return _view(session, jobs.pause_batch(session, tenant_id, batch_id))
+
+
+@router.post("/{batch_id}/resume", responses=documented(HTTPStatus.NOT_FOUND))
+def resume_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
+    """A paused batch goes on, in the places its jobs had."""
+    with use.sessions.begin() as session:
+        view = _view(session, jobs.resume_batch(session, tenant_id, batch_id))
+    use.bell.ring()
+    return view
+
+
+@router.post(
+    "/{batch_id}/retry",
+    status_code=HTTPStatus.ACCEPTED,
+    responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+)
+def retry_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
+    """A new batch of the failed jobs; asked again without new failures, it is the same one."""
+    with use.sessions.begin() as session:
+        view = _view(session, jobs.retry_batch(session, tenant_id, batch_id))
+    use.bell.ring()
+    return view
+
+
+def _view(session: Session, batch: Batch) -> BatchView:
+    return BatchView.of(batch, batches.count(session, [batch])[0])

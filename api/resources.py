@@ -249,6 +249,12 @@ class BatchUrls(BaseModel):
     events: str
     jobs: str
     errors: str
+    manifest: str
+    images: str
+    cancel: str
+    pause: str
+    resume: str
+    retry: str
 
     @classmethod
     def of(cls, batch_id: str) -> Self:
@@ -259,6 +265,12 @@ class BatchUrls(BaseModel):
             events=f"{path}/events",
             jobs=f"/v1/jobs?batch_id={batch_id}&limit=100",
             errors=f"{path}/errors.csv",
+            manifest=f"{path}/manifest.jsonl",
+            images=f"{path}/images.zip",
+            cancel=f"{path}/cancel",
+            pause=f"{path}/pause",
+            resume=f"{path}/resume",
+            retry=f"{path}/retry",
         )
 
 
@@ -273,6 +285,11 @@ class BatchView(BaseModel):
     counts: CountsView
     created_at: Moment
     finished_at: Moment | None
+    eta_s_p50: float | None
+    eta_s_p90: float | None
+    retried_from: str | None
+    retention_days: int | None
+    deleted_at: Moment | None
     urls: BatchUrls
 
     @classmethod
@@ -286,6 +303,11 @@ class BatchView(BaseModel):
             counts=CountsView.of(counts),
             created_at=batch.created_at,
             finished_at=batch.finished_at,
+            eta_s_p50=None,
+            eta_s_p90=None,
+            retried_from=batch.retried_from,
+            retention_days=batch.retention_days,
+            deleted_at=batch.deleted_at,
             urls=BatchUrls.of(batch.id),
         )
 

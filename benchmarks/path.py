@@ -98,7 +98,7 @@ def system_rate(client: Client, rows: Sequence[Row], tick: Progress) -> tuple[fl
         file.flush()
         task = tick.add_task("whole system", total=len(rows))
         began = time.monotonic()
-        batch = client.submit_csv(Path(file.name))
+        batch = client.submit_file(Path(file.name))
     while batch["status"] != BatchStatus.COMPLETED:
         time.sleep(_POLL_S)
         batch = client.batch(batch["id"])

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from darkroom import events
@@ -121,13 +121,37 @@ def find_all(session: Session, wanted: Collection[Subject]) -> Sequence[Batch]:
 
 
 def page(
-    session: Session, tenant_id: str, *, limit: int, after: str | None = None
+    session: Session,
+    tenant_id: str,
+    *,
+    limit: int,
+    after: str | None = None,
+    status: BatchStatus | None = None,
+    label: str | None = None,
 ) -> Sequence[Batch]:
     """Newest first; `after` is the last id already seen."""
     newest = select(Batch).where(Batch.tenant_id == tenant_id).order_by(Batch.id.desc())
     if after is not None:
         newest = newest.where(Batch.id < after)
+    if label is not None:
+        newest = newest.where(Batch.label == label)
+    if status is not None:
+        newest = newest.where(_is(status))
     return session.scalars(newest.limit(limit)).all()
+
+
+def _is(status: BatchStatus) -> ColumnElement[bool]:
+    """`Counts.status`, asked of the server."""
+    match status:
+        case BatchStatus.CANCELED:
+            return Batch.canceled_at.is_not(None)
+        case BatchStatus.COMPLETED:
+            return and_(Batch.canceled_at.is_(None), Batch.finished_at.is_not(None))
+        case BatchStatus.PAUSED:
+            return and_(Batch.paused_at.is_not(None), Batch.finished_at.is_(None))
+    begun = select(Job.id).where(Job.batch_id == Batch.id, Job.status != Status.QUEUED).exists()
+    going_on = and_(Batch.finished_at.is_(None), Batch.canceled_at.is_(None))
+    return and_(going_on, Batch.paused_at.is_(None), begun == (status is BatchStatus.RUNNING))
 
 
 def count(session: Session, batches: Sequence[Batch]) -> list[Counts]:

@@ -1,15 +1,22 @@
 """The Python client of the HTTP API."""
 
-from collections.abc import Iterator, Mapping
+import time
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import httpx2
+
+from darkroom.uploads import format_of_file
 
 Json = dict[str, Any]
 
 _LONG_POLL_S: Final = 30
+_INSIST_S: Final = 30.0
+_PAUSE_S: Final = 1.0
+_BUSY: Final = frozenset({429, 503})
 
 
 class ApiError(Exception):
@@ -22,7 +29,11 @@ class ApiError(Exception):
 
 
 class Unreachable(Exception):
-    """No answer from the API."""
+    """No answer from the API; `sent`: though it may have had the request."""
+
+    def __init__(self, message: str, *, sent: bool = False) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 class Client:
@@ -33,6 +44,7 @@ class Client:
         self._url = url
         # Two minutes: a server busy with a large file may take that long to judge all of it.
         self._http = httpx2.Client(base_url=url, headers=headers, timeout=120)
+        self._storage = httpx2.Client(timeout=60)
 
     def __enter__(self) -> Self:
         return self
@@ -44,6 +56,7 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self._http.close()
+        self._storage.close()
 
     def submit(self, job: Mapping[str, object]) -> Json:
         """Queue one job."""
@@ -66,33 +79,63 @@ class Client:
         """Remove its picture and all that was written about it."""
         self._send("DELETE", f"/v1/jobs/{job_id}")
 
-    def submit_csv(self, file: Path, *, label: str | None = None) -> Json:
-        """Queue a file of rows, sent as it is read."""
-        params = {} if label is None else {"label": label}
-        with file.open("rb") as body:
-            headers = {"Content-Type": "text/csv"}
-            return self._ask("POST", "/v1/batches", params=params, content=body, headers=headers)
+    def submit_file(self, file: Path, params: Mapping[str, str] | None = None) -> Json:
+        """Queue a file of rows, sent as it is read; `params` as the API has them.
+
+        Carries a key of its own, so that it can be and is sent again, for half a minute, when the
+        answer does not come. With `dry_run` the answer is what would become of it.
+        """
+        media_type = format_of_file(file.name)
+        headers = {"Content-Type": media_type, "Idempotency-Key": uuid.uuid4().hex}
+
+        def send() -> Json:
+            with file.open("rb") as body:
+                return self._ask(
+                    "POST", "/v1/batches", params=dict(params or {}), content=body, headers=headers
+                )
+
+        return _insist(send)
 
     def batch(self, batch_id: str) -> Json:
         """The batch and its counts now."""
         return self._ask("GET", f"/v1/batches/{batch_id}")
 
-    def batch_jobs(self, batch_id: str) -> Iterator[Json]:
-        """Every job of the batch, in the order of its rows."""
-        params = {"batch_id": batch_id, "limit": "100"}
-        while True:
-            page = self._ask("GET", "/v1/jobs", params=params)
-            yield from page["data"]
-            if page["next_cursor"] is None:
-                return
-            params["cursor"] = page["next_cursor"]
+    def change_batch(self, batch_id: str, verb: Literal["cancel", "pause", "resume"]) -> Json:
+        """The batch after that."""
+        return self._ask("POST", f"/v1/batches/{batch_id}/{verb}")
 
-    def image(self, job_id: str) -> bytes:
-        """The finished picture, from a fresh URL."""
-        redirect = self._send("GET", f"/v1/jobs/{job_id}/image")
+    def retry_batch(self, batch_id: str) -> Json:
+        """The new batch of this one's failed jobs."""
+        return self._ask("POST", f"/v1/batches/{batch_id}/retry")
+
+    def save(self, path: str, file: Path) -> None:
+        """Write what the API streams at this path into a file, whole or not at all."""
+        partial = file.with_name(file.name + ".part")
         try:
-            # A plain request: the storage must not see our API key.
-            return httpx2.get(redirect.headers["location"], timeout=60).raise_for_status().content
+            with self._http.stream("GET", path) as response, partial.open("wb") as out:
+                if response.is_error:
+                    response.read()
+                    raise ApiError(_problem(response))
+                for chunk in response.iter_bytes():
+                    out.write(chunk)
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
+        partial.replace(file)
+
+    def image(self, job_id: str, url: str | None = None) -> bytes:
+        """The finished picture; from this URL, or a fresh one if it has expired."""
+        if url is None:
+            url = self._send("GET", f"/v1/jobs/{job_id}/image").headers["location"]
+            return self._fetch(job_id, url)
+        try:
+            return self._fetch(job_id, url)
+        except Unreachable:
+            return self.image(job_id)
+
+    def _fetch(self, job_id: str, url: str) -> bytes:
+        try:
+            # Another client: the storage must not see our API key.
+            return self._storage.get(url).raise_for_status().content
         except httpx2.HTTPError as error:
             raise Unreachable(f"the image of {job_id} could not be fetched: {error}") from error
 
@@ -104,13 +147,34 @@ class Client:
         try:
             response = self._http.request(method, path, **request)
         except httpx2.HTTPError as error:
-            raise Unreachable(
-                f"no answer from {self._url} ({type(error).__name__}); "
-                "is it running (`darkroom up`), and does DARKROOM_API name it?"
-            ) from error
+            raise self._unreachable(error) from error
         if response.is_error:
             raise ApiError(_problem(response))
         return response
+
+    def _unreachable(self, error: httpx2.HTTPError) -> Unreachable:
+        return Unreachable(
+            f"no answer from {self._url} ({type(error).__name__}); "
+            "is it running (`darkroom up`), and does DARKROOM_API name it?",
+            sent=not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout),
+        )
+
+
+def _insist(send: Callable[[], Json]) -> Json:
+    """Ask again while the answer is lost on the way or the server is busy; not if none is there."""
+    began = time.monotonic()
+    seen = False  # by a server, at least once
+    while True:
+        try:
+            return send()
+        except Unreachable as error:
+            seen |= error.sent
+            if not seen or time.monotonic() - began > _INSIST_S:
+                raise
+        except ApiError as error:
+            if error.status not in _BUSY or time.monotonic() - began > _INSIST_S:
+                raise
+        time.sleep(_PAUSE_S)
 
 
 def _problem(response: httpx2.Response) -> Json:

@@ -60,6 +60,10 @@ class Overloaded(DarkroomError):
     """More came in than can be taken on now; nothing was accepted."""
 
 
+class ImageVanished(DarkroomError):
+    """The store has no such object, though a row says so; or it is not what was stored."""
+
+
 class StorageUnavailable(DarkroomError):
     """The object store could not be reached or refused; trying later may help."""
 

@@ -329,6 +329,7 @@ def retry_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
         tenant_id,
         total=len(failed),
         label=old.label,
+        retention_days=old.retention_days,
         retried_from=batch_id,
         webhook_url=old.webhook_url,
     )

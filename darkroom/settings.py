@@ -37,6 +37,18 @@ class Settings(BaseSettings):
     s3_bucket: str = Field("darkroom", description="Bucket that holds the images.")
     s3_access_key_id: SecretStr = Field(SecretStr(""), description="S3 key id.")
     s3_secret_access_key: SecretStr = Field(SecretStr(""), description="S3 secret key.")
+    retention_days: int | None = Field(
+        None,
+        ge=1,
+        description="Days after its end at which a job's picture and prompt are deleted, where "
+        "neither its batch nor its tenant says otherwise; unset keeps them.",
+    )
+    orphan_age_h: float = Field(
+        24,
+        ge=1,
+        description="Hours after which an image that no job knows of is removed from the bucket; "
+        "far longer than an upload waits for its row.",
+    )
     image_url_ttl_s: int = Field(
         900, ge=1, le=604_800, description="Seconds a presigned image URL is valid."
     )

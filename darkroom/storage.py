@@ -1,12 +1,14 @@
-"""Images in S3-compatible storage: put, presign, check."""
+"""Images in S3-compatible storage."""
 
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from darkroom.errors import StorageUnavailable
+from darkroom.errors import ImageVanished, StorageUnavailable
 from darkroom.settings import Settings
 
 if TYPE_CHECKING:
@@ -25,6 +27,14 @@ _CLIENT: Final = Config(
 )
 
 
+@dataclass(frozen=True)
+class Stored:
+    """An object of the store."""
+
+    key: str
+    modified_at: datetime  #: by the store's clock
+
+
 class ImageStore(Protocol):
     """Where finished images go. Keys are ours, never the client's."""
 
@@ -34,8 +44,17 @@ class ImageStore(Protocol):
     def presign(self, key: str, *, ttl_s: int) -> str:
         """A URL that reads the object without a key, for so many seconds."""
 
+    def get(self, key: str) -> bytes:
+        """The object. Raises ImageVanished when there is none, or StorageUnavailable."""
+
     def delete(self, key: str) -> None:
         """Remove the object; that there is none is as good. Raises StorageUnavailable."""
+
+    def page(self, *, after: str, limit: int) -> list[Stored]:
+        """The objects whose keys follow `after`, in the order of the keys.
+
+        None only when none follows. Raises StorageUnavailable.
+        """
 
     def check(self) -> None:
         """Raises StorageUnavailable unless the bucket answers."""
@@ -64,12 +83,32 @@ class S3Store:
             "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=ttl_s
         )
 
+    def get(self, key: str) -> bytes:
+        """See ImageStore."""
+        try:
+            found = self._client.get_object(Bucket=self._bucket, Key=key)
+            return found["Body"].read()
+        except self._client.exceptions.NoSuchKey as error:
+            raise ImageVanished(f"there is no object {key}") from error
+        except (BotoCoreError, ClientError) as error:
+            raise StorageUnavailable(f"could not read {key}: {error}") from error
+
     def delete(self, key: str) -> None:
         """See ImageStore."""
         try:
             self._client.delete_object(Bucket=self._bucket, Key=key)
         except (BotoCoreError, ClientError) as error:
             raise StorageUnavailable(f"could not delete {key}: {error}") from error
+
+    def page(self, *, after: str, limit: int) -> list[Stored]:
+        """See ImageStore."""
+        try:
+            found = self._client.list_objects_v2(
+                Bucket=self._bucket, StartAfter=after, MaxKeys=limit
+            )
+        except (BotoCoreError, ClientError) as error:
+            raise StorageUnavailable(f"could not list the bucket: {error}") from error
+        return [Stored(each["Key"], each["LastModified"]) for each in found.get("Contents", [])]
 
     def check(self) -> None:
         """See ImageStore."""

@@ -117,6 +117,7 @@ class Batch(Base):
     rejected: Mapped[int] = mapped_column(server_default="0")
     #: after which its pictures and prompts are deleted; null: the tenant's
     retention_days: Mapped[int | None]
+    deleted_at: Mapped[datetime | None]  #: all of its jobs are tombstones
     created_at: Mapped[datetime] = _created_at()
     #: when its last job finished; set once, in the transaction that finished that job
     finished_at: Mapped[datetime | None]
@@ -129,6 +130,7 @@ class Batch(Base):
     __table_args__ = (
         CheckConstraint("total >= 1 AND rejected >= 0", "counts"),
         CheckConstraint("retention_days >= 1", "retention"),
+        Index("batch_kept", "finished_at", postgresql_where=text("deleted_at IS NULL")),
         Index("batch_retried_from", "retried_from", postgresql_where=_given("retried_from")),
         Index(None, "tenant_id", "id"),
     )
@@ -290,6 +292,13 @@ class Job(Base):
             "job_unswept",
             "deleted_at",
             postgresql_where=text("deleted_at IS NOT NULL AND image_key IS NOT NULL"),
+        ),
+        Index(
+            "job_kept_alone",
+            "finished_at",
+            postgresql_where=text(
+                "batch_id IS NULL AND finished_at IS NOT NULL AND deleted_at IS NULL"
+            ),
         ),
         Index("job_running", "dispatch_id", postgresql_where=text("status = 'running'")),
         Index(

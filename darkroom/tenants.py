@@ -1,4 +1,4 @@
-"""Whom things belong to, and their share of the machine."""
+"""Whom things belong to: their share of the machine, and for how long what is theirs is kept."""
 
 from collections.abc import Sequence
 
@@ -34,3 +34,12 @@ def weigh(session: Session, tenant_id: str, weight: float) -> None:
     """Change its share, from the next job that it submits. Raises NotFound."""
     find(session, tenant_id)
     session.execute(update(Tenant).where(Tenant.id == tenant_id).values(weight=weight))
+
+
+def keep(session: Session, tenant_id: str, days: int | None) -> None:
+    """For how long pictures and prompts stay after their end; None: the setting. Raises NotFound.
+
+    Holds for what has ended already, too.
+    """
+    find(session, tenant_id)
+    session.execute(update(Tenant).where(Tenant.id == tenant_id).values(retention_days=days))

@@ -22,6 +22,7 @@ from darkroom.settings import Settings
 from darkroom.tables import DEFAULT_TENANT, Dispatch, Job
 from workers.app import Crew, run_pump
 from workers.generator import Mishap, Picture
+from workers.janitor import Janitor
 from workers.leases import Leases
 from workers.microbatch import Workshop, pump
 from workers.sweep import Sweeper
@@ -162,7 +163,14 @@ def test_a_worker_whose_cluster_is_gone_leaves_at_the_second_time(shop, queue_jo
     sweeper = Sweeper(
         shop.sessions, shop.bell, every=timedelta(seconds=5), lease=LEASE, max_attempts=3
     )
-    crew = Crew(shop, sweeper, leave=lambda: left.append(True))
+    janitor = Janitor(
+        shop.sessions,
+        shop.store,
+        every=timedelta(seconds=60),
+        retention_days=None,
+        orphan_age=timedelta(hours=24),
+    )
+    crew = Crew(shop, sweeper, janitor, leave=lambda: left.append(True))
     shop.generator.answer = lambda _: GeneratorGone("no cluster")
     for expected in ([], [True]):
         with shop.sessions.begin() as session:

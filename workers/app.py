@@ -25,11 +25,13 @@ from darkroom.ids import new_id
 from darkroom.settings import Settings
 from darkroom.storage import S3Store
 from workers.generator import ImageGenerator
+from workers.janitor import Janitor
 from workers.leases import Leases
 from workers.microbatch import Workshop, pump
 from workers.sweep import Sweeper
 
 EX_TEMPFAIL: Final = 75  # sysexits.h: the supervisor should try again
+_CLEAN_S: Final = 60.0  # between two rounds of the janitor
 _PATIENCE_S: Final = 60.0  # longer than a replica takes to be replaced
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Crew:
 
     shop: Workshop
     sweeper: Sweeper
+    janitor: Janitor
     stopping: threading.Event = field(default_factory=threading.Event)
     leave: Callable[[], None] = _terminate
     failing_since: float | None = None  #: by the monotonic clock; None after each success
@@ -77,7 +80,14 @@ def open_crew(settings: Settings, generator: ImageGenerator) -> Crew:
         lease=lease,
         max_attempts=settings.max_attempts,
     )
-    return Crew(shop, sweeper)
+    janitor = Janitor(
+        sessions,
+        shop.store,
+        every=timedelta(seconds=_CLEAN_S),
+        retention_days=settings.retention_days,
+        orphan_age=timedelta(hours=settings.orphan_age_h),
+    )
+    return Crew(shop, sweeper, janitor)
 
 
 def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Celery:
@@ -145,11 +155,13 @@ def start(crew: Crew) -> None:
         os._exit(EX_TEMPFAIL)  # Celery only logs what a signal handler raises, and would go on
     crew.shop.leases.start()
     crew.sweeper.start()
+    crew.janitor.start()
 
 
 def stop(crew: Crew) -> None:
     """Hand back what is still held, so that others go on at once."""
     crew.sweeper.close()
+    crew.janitor.close()
     crew.shop.leases.close()
     try:
         with crew.shop.sessions.begin() as session:

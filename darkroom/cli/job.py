@@ -134,9 +134,10 @@ def _until_finished(client: Client, job: Json) -> Json:
 
 
 def _save(client: Client, job: Json, folder: Path) -> None:
-    for entry in gallery.download(client, [job], folder, on_file=lambda: None):
-        if entry.file is not None:
-            console().print(f"saved {entry.file}", markup=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = gallery.download(client, [gallery.line_of(job)], folder, on_line=lambda: None)
+    for picture in saved.shown:
+        console().print(f"saved {picture.file}", markup=False)
 
 
 def _exit_for(job: Json) -> None:

@@ -38,3 +38,16 @@ def weigh(tenant_id: TenantId, weight: Weight) -> None:
     with open_core().begin() as session:
         tenants.weigh(session, tenant_id, weight)
     print(f"{tenant_id} now weighs {weight:g}")
+
+
+@app.command()
+def keep(
+    tenant_id: TenantId,
+    days: Annotated[
+        int | None, typer.Argument(min=1, help="Left out: as long as the installation's setting.")
+    ] = None,
+) -> None:
+    """For how long its pictures and prompts are kept, where a batch says nothing else."""
+    with open_core().begin() as session:
+        tenants.keep(session, tenant_id, days)
+    print(f"{tenant_id}: {'the setting' if days is None else f'{days} days'}")
