@@ -228,7 +228,7 @@ def _mark(
         select(WebhookEndpoint.id)
         .where(WebhookEndpoint.id.in_(endpoint_ids), changes)
         .order_by(WebhookEndpoint.id)
-        .with_for_update()
+        .with_for_update(key_share=True)  # whoever makes deliveries for it need not wait
         .cte("locked")
     )
     if endpoint_ids:

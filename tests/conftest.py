@@ -18,7 +18,7 @@ from darkroom.tables import DEFAULT_TENANT
 # workers.deployment. On a busy machine a spinning thread takes the core from the one it waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-pytest_plugins = ["servers", "api_server"]
+pytest_plugins = ["servers", "api_server", "webhook_servers"]
 
 hypothesis_settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis_settings.load_profile("default")

@@ -20,11 +20,12 @@ AT_ONCE: Final = 8  #: attempts in flight to one destination that answers
 _AHEAD_S: Final = 2.0  #: of work may wait for these, so that claims need not keep its pace
 _MOST_AHEAD: Final = 32  #: for each of the eight
 _SHARE: Final = 0.75  #: of all places, for one tenant, and for destinations that do not answer
-_DOUBTFUL_AFTER: Final = 3  #: failures in a row
+_DOUBTFUL_AFTER: Final = 5  #: failures in a row
 _OPEN_AFTER: Final = 10  #: failures in a row, a timeout being worth four: then it is left alone
 _TIMEOUT_WEIGHT: Final = 4
 _FIRST_REST_S: Final = 5.0
 _LONGEST_REST_S: Final = 300.0
+_LONGEST_PUT_OFF_S: Final = 15.0
 _REMEMBERED: Final = 50_000  #: destinations; those that are doing nothing are forgotten first
 
 
@@ -39,6 +40,7 @@ class _Destination:
     rest_until: float = 0.0
     seconds: float = 1.0  #: of an answer, smoothed
     probed_at: float = 0.0
+    tail: float = 0.0  #: when the last of those that were put off may come
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
 
     @property
@@ -101,10 +103,14 @@ class Gate:
         return None
 
     def _busy_s(self, known: _Destination, now: float) -> float:
-        """Until about half of the work ahead is done; a probe may hang, then ever longer."""
-        if known.good:
-            return min(max(known.places / AT_ONCE * known.seconds / 2, 0.05), 10)
-        return min(max(now - known.probed_at, 0.1), 15)
+        """One behind the other at the pace of the destination, so that few come in vain.
+
+        A probe may hang: then at a pace that falls.
+        """
+        pace_s = known.seconds / AT_ONCE if known.good else max(now - known.probed_at, 0.1)
+        head = now + (known.places * pace_s / 2 if known.good else 0)
+        known.tail = min(max(known.tail, head) + pace_s, now + _LONGEST_PUT_OFF_S)
+        return max(known.tail - now, 0.02)
 
     def _enter(self, claim: Claim, known: _Destination) -> None:
         self._inside += 1
@@ -136,8 +142,8 @@ class Gate:
         with self._lock:
             known = self._destinations[claim.destination]
             if outcome is Outcome.HTTP_2XX:
+                known.seconds += (seconds - known.seconds) / (4 if known.answered else 1)
                 known.answered, known.failures, known.rests = True, 0, 0
-                known.seconds += (seconds - known.seconds) / 4
                 return
             known.failures += _TIMEOUT_WEIGHT if outcome is Outcome.TIMEOUT else 1
             if known.failures >= _OPEN_AFTER and known.rest_until <= self._clock():
