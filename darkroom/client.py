@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -131,6 +131,57 @@ class Client:
             return self._fetch(job_id, url)
         except Unreachable:
             return self.image(job_id)
+
+    def create_webhook(self, url: str, events: Sequence[str] | None = None) -> Json:
+        """A new endpoint with its secret, which is shown this once; without `events`, all."""
+        asked = {"url": url} | ({"events": list(events)} if events else {})
+        return self._ask("POST", "/v1/webhooks", json=asked)
+
+    def webhooks(self) -> Iterator[Json]:
+        """All endpoints, newest first."""
+        return self._pages("/v1/webhooks", {})
+
+    def change_webhook(
+        self, webhook_id: str, verb: Literal["test", "enable", "rotate-secret"]
+    ) -> Json:
+        """What came of that: the delivery of a test, otherwise the endpoint."""
+        return self._ask("POST", f"/v1/webhooks/{webhook_id}/{verb}")
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Tell it nothing any more."""
+        self._send("DELETE", f"/v1/webhooks/{webhook_id}")
+
+    def webhook_secret(self, *, rotate: bool = False) -> Json:
+        """What signs webhooks to the URLs of single jobs and batches."""
+        if rotate:
+            return self._ask("POST", "/v1/webhook-secret/rotate")
+        return self._ask("GET", "/v1/webhook-secret")
+
+    def deliveries(self, which: Mapping[str, str]) -> Iterator[Json]:
+        """Newest first; `which`: webhook_id, job_id, batch_id, status."""
+        return self._pages("/v1/deliveries", which)
+
+    def delivery(self, delivery_id: str) -> Json:
+        """The delivery and its attempts so far."""
+        return self._ask("GET", f"/v1/deliveries/{delivery_id}")
+
+    def replay(self, delivery_id: str) -> Json:
+        """Send it anew."""
+        return self._ask("POST", f"/v1/deliveries/{delivery_id}/replay")
+
+    def replay_failed(self, since: str, webhook_id: str | None = None) -> Json:
+        """Send anew all that ended exhausted since then; how many."""
+        asked = {"since": since} | ({"webhook_id": webhook_id} if webhook_id else {})
+        return self._ask("POST", "/v1/deliveries/replay", json=asked)
+
+    def _pages(self, path: str, params: Mapping[str, str]) -> Iterator[Json]:
+        asked = {"limit": "100", **params}
+        while True:
+            page = self._ask("GET", path, params=asked)
+            yield from page["data"]
+            if page["next_cursor"] is None:
+                return
+            asked["cursor"] = page["next_cursor"]
 
     def _fetch(self, job_id: str, url: str) -> bytes:
         try:

@@ -140,6 +140,7 @@ def test_every_command_explains_itself(darkroom):
         ["batch", "submit"],
         ["keys"],
         ["tenants"],
+        ["webhooks"],
     ):
         done = darkroom(*words, "--help")
         assert done.returncode == 0

@@ -54,12 +54,20 @@ def submit(
     retention_days: Annotated[
         int | None, typer.Option(help="Days after which pictures and prompts are deleted.")
     ] = None,
+    webhook_url: Annotated[
+        str | None, typer.Option(help="Told when the batch ends; see `darkroom webhooks secret`.")
+    ] = None,
     yes: Yes = False,
     wait: Wait = False,
     out: WaitOut = None,
 ) -> None:
     """Submit a file of rows: all of them, or none and a list of what is wrong."""
-    given = {"label": label, "expand": expand, "retention_days": retention_days}
+    given = {
+        "label": label,
+        "expand": expand,
+        "retention_days": retention_days,
+        "webhook_url": webhook_url,
+    }
     params = {name: str(value) for name, value in given.items() if value is not None}
     params |= {"on_error": on_error} | _defaults(default or [])
     _submit(file, params, dry_run=dry_run, yes=yes, wait=wait, out=out)

@@ -38,6 +38,9 @@ def submit(
         int | None, typer.Option(help="Seconds; not finished by then, it expires.")
     ] = None,
     label: Annotated[str | None, typer.Option(help="To find the job again.")] = None,
+    webhook_url: Annotated[
+        str | None, typer.Option(help="Told when it ends; see `darkroom webhooks secret`.")
+    ] = None,
     from_image: Annotated[
         Path | None,
         typer.Option(help="Start from the parameters inside a picture drawn here.", exists=True),
@@ -62,6 +65,7 @@ def submit(
         "start_within_s": start_within_s,
         "deadline_s": deadline_s,
         "label": label,
+        "webhook_url": webhook_url,
     }
     job = _parameters_of(from_image) | {key: v for key, v in wanted.items() if v is not None}
     if "prompt" not in job:
