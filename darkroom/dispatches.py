@@ -60,24 +60,58 @@ def settle(session: Session, dispatch_id: int, outcomes: Iterable[Outcome]) -> b
     else has the jobs. Whatever was drawn then is garbage.
     """
     outcomes = list(outcomes)
-    sent_back = any(isinstance(outcome, SentBack) for outcome in outcomes)
-    status = DispatchStatus.RELEASED if sent_back else DispatchStatus.FINISHED
+    back = any(isinstance(outcome, SentBack | HandedBack) for outcome in outcomes)
+    status = DispatchStatus.RELEASED if back else DispatchStatus.FINISHED
     if not _close_dispatch(session, dispatch_id, status):
         return False
     _move(session, dispatch_id, lambda _: outcomes)
     return True
 
 
-def crash(session: Session, dispatch_id: int, *, max_attempts: int) -> bool:
+def settle_early(session: Session, dispatch_id: int, outcomes: Iterable[Outcome]) -> bool:
+    """Move jobs that are done with while the dispatch goes on with the others, wanted or not.
+
+    False, and nothing moves, when the dispatch is no longer open.
+    """
+    still_open = select(Dispatch.id).where(
+        Dispatch.id == dispatch_id, Dispatch.status == DispatchStatus.RUNNING
+    )
+    if session.scalar(still_open.with_for_update()) is None:
+        return False
+    outcomes = list(outcomes)
+    these = Job.id.in_([outcome.job_id for outcome in outcomes])
+    _move(session, dispatch_id, lambda _: outcomes, these)
+    return True
+
+
+def crash(
+    session: Session, dispatch_id: int, outcomes: Iterable[Outcome] = (), *, max_attempts: int
+) -> bool:
     """Close a dispatch over which the replica died or hung; False when it is no longer open.
 
-    Any of its jobs may be why. They are drawn again in two halves, and after a second crash each
-    alone; a job that was there at `max_attempts` crashes, 3 or more, fails: the last were its own.
+    `outcomes` are of the jobs that were done with before. Any of the others may be why. They are
+    drawn again in two halves, and after a second crash each alone; a job that was there at
+    `max_attempts` crashes, 3 or more, fails: the last were its own.
     """
     if not _close_dispatch(session, dispatch_id, DispatchStatus.CRASHED):
         return False
-    _move(session, dispatch_id, lambda jobs: _parted(jobs, max_attempts))
+    known = {outcome.job_id: outcome for outcome in outcomes}
+
+    def verdicts(jobs: Sequence[Job]) -> list[Outcome]:
+        suspects = [job for job in jobs if job.id not in known]
+        return [*known.values(), *_parted(suspects, max_attempts)]
+
+    _move(session, dispatch_id, verdicts)
     return True
+
+
+def unused_images(session: Session, outcomes: Iterable[Outcome]) -> list[str]:
+    """Keys of images that were stored, but that no job refers to: they may be removed."""
+    stored = {
+        outcome.job_id: outcome.image_key for outcome in outcomes if isinstance(outcome, Drawn)
+    }
+    used = set(session.scalars(select(Job.image_key).where(Job.id.in_(stored))))
+    return [key for key in stored.values() if key not in used]
 
 
 def release(session: Session, worker_id: str) -> int:
@@ -151,20 +185,21 @@ def _move(
     session: Session,
     dispatch_id: int,
     outcomes_of: Callable[[Sequence[Job]], Iterable[Outcome]],
+    *which: ColumnElement[bool],
 ) -> int:
-    """The dispatch's jobs to where their outcomes say; how many moved.
+    """The dispatch's jobs, or `which` of them, to where their outcomes say; how many moved.
 
     The rows are locked first, and all in the order of their ids, as everybody does who locks
     several: a cancel that comes meanwhile waits, and finds them where they have gone.
     """
-    held = (Job.dispatch_id == dispatch_id, Job.status == Status.RUNNING)
-    jobs = session.scalars(select(Job).where(*held).order_by(Job.id).with_for_update()).all()
-    moved = list(session.scalars(_withdraw(dispatch_id)))
+    held = and_(Job.dispatch_id == dispatch_id, Job.status == Status.RUNNING, *which)
+    jobs = session.scalars(select(Job).where(held).order_by(Job.id).with_for_update()).all()
+    moved = list(session.scalars(_withdraw(held)))
     gone = {job.id for job in moved}
     for outcome in outcomes_of([job for job in jobs if job.id not in gone]):
         moved += session.scalars(
             update(Job)
-            .where(*held, Job.id == outcome.job_id)
+            .where(held, Job.id == outcome.job_id)
             .values(_values(outcome))
             .returning(Job)
         )
@@ -172,13 +207,13 @@ def _move(
     return len(moved)
 
 
-def _withdraw(dispatch_id: int) -> ReturningUpdate[Job]:
+def _withdraw(held: ColumnElement[bool]) -> ReturningUpdate[Job]:
     """End what is no longer wanted: as expired when its deadline came before the client's word."""
     asked_at = func.coalesce(Job.cancel_requested_at, func.now())
     expired = and_(Job.deadline_at.is_not(None), Job.deadline_at <= asked_at)
     return (
         update(Job)
-        .where(Job.dispatch_id == dispatch_id, Job.status == Status.RUNNING, _unwanted())
+        .where(held, _unwanted())
         .values(
             status=case((expired, Status.EXPIRED), else_=Status.CANCELED), finished_at=func.now()
         )

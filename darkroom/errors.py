@@ -80,5 +80,9 @@ class MicrobatchCrashed(DarkroomError):
     """The replica died while drawing: one of the microbatch's jobs may be why."""
 
 
+class MicrobatchCanceled(DarkroomError):
+    """The worker itself gave the microbatch up: nobody wants it from here any more."""
+
+
 class SetupError(DarkroomError):
     """This machine or configuration cannot run what was asked; the message says what to do."""

@@ -114,6 +114,17 @@ class Settings(BaseSettings):
     generate_timeout_s: float = Field(
         600, gt=0, description="Longest one microbatch may take in the replica, in seconds."
     )
+    silence_timeout_s: float = Field(
+        60,
+        gt=0,
+        description="Longest a model may draw without finishing a step, in seconds; then it hangs.",
+    )
+    shutdown_grace_s: float = Field(
+        5,
+        ge=0,
+        description="Seconds that a worker which is told to stop goes on drawing; what is not done "
+        "by then is handed to others.",
+    )
     max_attempts: int = Field(
         3,
         ge=3,

@@ -1,7 +1,8 @@
 """The denoise loop: rows in, events out. Each row goes its own way through shared UNet batches."""
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -30,6 +31,8 @@ from engine.schedulers import (
 
 GUIDED_UNET_ROWS: Final = 2
 DECODED_TOGETHER: Final = 4  # pictures at a time: the VAE's activations dwarf the UNet's
+
+logger = logging.getLogger(__name__)
 
 
 class NetworkRunner(Protocol):
@@ -75,18 +78,24 @@ class _Seat:
         return len(self.course.moves)
 
 
+def _nobody() -> Container[int]:
+    return ()
+
+
 def draw(
     runner: NetworkRunner,
     rows: Sequence[Row],
     *,
     max_unet_rows: int,
-    is_cancelled: Callable[[int], bool] | None = None,
+    withdrawn: Callable[[], Container[int]] = _nobody,
 ) -> Iterator[Event]:
     """Draw the rows together, at most `max_unet_rows` UNet rows in a step.
 
     Every row ends in exactly one Picture or Mishap, as soon as it is done; a Step follows each of
-    its steps. `is_cancelled(index)` is asked before each step of each row. A picture is the same in
-    any company, up to rounding: one grey level of 255 in float32 on CPU.
+    its steps. `withdrawn` is asked before each step which rows are not to be drawn any further. A
+    picture is the same in any company, up to rounding: one grey level of 255 in float32 on CPU.
+    When the device's memory does not suffice, whoever has not ended yet ends in a Mishap that says
+    so: fewer rows together may fit.
 
     Raises ValueError when not even one guided row may run, and what the networks raise.
     """
@@ -94,8 +103,34 @@ def draw(
         raise ValueError(
             f"max_unet_rows is {max_unet_rows}; one guided row takes {GUIDED_UNET_ROWS}"
         )
+    left = dict(enumerate(rows))
+    try:
+        for event in _drawn(runner, rows, max_unet_rows, withdrawn):
+            if not isinstance(event, Step):
+                del left[event.index]
+            yield event
+    except torch.OutOfMemoryError as error:
+        shortage = str(error)
+    else:
+        return
+    # Not inside `except`: there, the error keeps the frames alive whose tensors fill the memory.
+    torch.cuda.empty_cache()
+    logger.warning("%d rows together do not fit into memory: %s", len(rows), shortage)
+    yield from (Mishap(index, "out_of_memory", "it does not fit into memory") for index in left)
+
+
+def _drawn(
+    runner: NetworkRunner,
+    rows: Sequence[Row],
+    max_unet_rows: int,
+    withdrawn: Callable[[], Container[int]],
+) -> Iterator[Event]:
     courses: dict[int, Course] = {}
+    gone = withdrawn()
     for index, row in enumerate(rows):
+        if index in gone:  # before anything was done for it
+            yield _canceled(index)
+            continue
         try:
             courses[index] = _course(runner, row)
         except UnsupportedSchedule as refusal:
@@ -104,11 +139,11 @@ def draw(
     for size in dict.fromkeys((rows[index].width, rows[index].height) for index in courses):
         company = [index for index in courses if (rows[index].width, rows[index].height) == size]
         waiting = _seated(runner, {index: (rows[index], courses[index]) for index in company})
-        yield from _denoise(runner, waiting, max_unet_rows, is_cancelled or _never)
+        yield from _denoise(runner, waiting, max_unet_rows, withdrawn)
 
 
-def _never(_index: int) -> bool:
-    return False
+def _canceled(index: int) -> Mishap:
+    return Mishap(index, "canceled", "canceled while drawing")
 
 
 def _course(runner: NetworkRunner, row: Row) -> Course:
@@ -157,14 +192,14 @@ def _denoise(
     runner: NetworkRunner,
     waiting: list[_Seat],
     max_unet_rows: int,
-    is_cancelled: Callable[[int], bool],
+    withdrawn: Callable[[], Container[int]],
 ) -> Iterator[Event]:
     running: list[_Seat] = []
     while running or waiting:
-        canceled = [seat.index for seat in (*running, *waiting) if is_cancelled(seat.index)]
-        yield from (Mishap(index, "canceled", "canceled while drawing") for index in canceled)
-        running = [seat for seat in running if seat.index not in canceled]
-        waiting = [seat for seat in waiting if seat.index not in canceled]
+        gone = withdrawn()
+        yield from (_canceled(seat.index) for seat in (*running, *waiting) if seat.index in gone)
+        running = [seat for seat in running if seat.index not in gone]
+        waiting = [seat for seat in waiting if seat.index not in gone]
 
         free = max_unet_rows - sum(unet_rows(seat.row) for seat in running)
         admitted = admit([seat.row for seat in waiting], free_unet_rows=free)

@@ -45,7 +45,7 @@ class Mishap:
     """Row `index` will have no picture; the other rows are not concerned."""
 
     index: int
-    code: str  #: "invalid_params", "not_finite" or "canceled"
+    code: str  #: "invalid_params", "not_finite", "out_of_memory" or "canceled"
     message: str
 
 

@@ -15,10 +15,14 @@ from darkroom.settings import Settings
 from darkroom.tables import DEFAULT_TENANT
 
 # Before anything imports PyTorch, and for every process that a test starts: see
-# workers.deployment. On a busy machine a spinning thread takes the core from the one it waits for.
+# workers.painter. On a busy machine a spinning thread takes the core from the one it waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-pytest_plugins = ["servers", "api_server", "webhook_servers"]
+# Before anything imports gRPC: what it does in a forked child starts threads there, and a process
+# with threads cannot enter a user namespace, as PostgreSQL's does where tests run as root.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+pytest_plugins = ["servers", "api_server", "webhook_servers", "workshop"]
 
 hypothesis_settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis_settings.load_profile("default")

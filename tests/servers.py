@@ -3,19 +3,22 @@
 import secrets
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from darkroom.local import child, servers
 from darkroom.local.child import Running
 from darkroom.local.layout import private_dir
 from darkroom.local.ports import free_port
 from darkroom.local.postgres import postgres
+from darkroom.settings import Settings
+from darkroom.storage import S3Store
 
 
 @dataclass(eq=False)  # two are never the same, whatever they hold
@@ -192,3 +195,31 @@ def s3_settings(_s3: tuple[Server, S3Settings]) -> S3Settings:
         aws_secret_access_key=shared.secret_access_key,
     ).create_bucket(Bucket=bucket)
     return S3Settings(shared.endpoint_url, shared.access_key_id, shared.secret_access_key, bucket)
+
+
+@pytest.fixture
+def s3_objects(s3_settings: S3Settings) -> Callable[[], list[str]]:
+    """The keys that are in the bucket."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_settings.endpoint_url,
+        aws_access_key_id=s3_settings.access_key_id,
+        aws_secret_access_key=s3_settings.secret_access_key,
+    )
+
+    def keys() -> list[str]:
+        found = client.list_objects_v2(Bucket=s3_settings.bucket).get("Contents", [])
+        return [entry["Key"] for entry in found]
+
+    return keys
+
+
+def store_of(s3: S3Settings, **changed: object) -> S3Store:
+    """The store that these settings lead to."""
+    settings = {
+        "s3_endpoint_url": s3.endpoint_url,
+        "s3_access_key_id": SecretStr(s3.access_key_id),
+        "s3_secret_access_key": SecretStr(s3.secret_access_key),
+        "s3_bucket": s3.bucket,
+    }
+    return S3Store(Settings(**settings | changed))

@@ -202,10 +202,10 @@ def test_who_speaks_with_strangers_has_nothing_to_lose(services):
     assert "volumes" not in sender
 
 
-def test_a_worker_may_finish_its_longest_microbatch(services):
+def test_a_worker_may_hand_over_what_it_draws(services):
     grace_s = int(services["worker"]["stop_grace_period"].removesuffix("s"))
 
-    assert grace_s > Settings().generate_timeout_s
+    assert grace_s > Settings().shutdown_grace_s + 10
 
 
 # --- secrets --------------------------------------------------------------------------------------

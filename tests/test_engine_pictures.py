@@ -228,13 +228,71 @@ def test_a_cancelled_row_leaves_before_its_next_step_and_the_others_stay(runner)
             runner,
             [row(num_inference_steps=9), row(seed=5)],
             max_unet_rows=8,
-            is_cancelled=lambda index: index in cancelled,
+            withdrawn=lambda: cancelled,
         ),
         cancelled,
     )
     assert Step(0, 3, 9) not in happened
     assert mishaps(happened) == {0: "canceled"}
     assert list(pictures(happened)) == [1]
+
+
+def test_a_row_that_is_canceled_before_it_begins_costs_nothing(runner):
+    counting = Counting(runner)
+    wanted = [row(guidance_scale=1.0), row(scheduler="plms")]
+    happened = list(draw(counting, wanted, max_unet_rows=8, withdrawn=lambda: {0, 1}))
+
+    assert mishaps(happened) == {0: "canceled", 1: "canceled"}
+    assert counting.batches == []
+
+
+def test_the_unet_batch_becomes_smaller_when_a_row_is_canceled(runner):
+    counting = Counting(runner)
+    cancelled: set[int] = set()
+    drawing = draw(
+        counting,
+        [row(num_inference_steps=9), row(num_inference_steps=4, seed=5)],
+        max_unet_rows=8,
+        withdrawn=lambda: cancelled,
+    )
+    happened = cancelled_after(2, drawing, cancelled)
+
+    assert counting.batches == [4, 4, 2, 2]
+    alone = pictures(events(runner, row(num_inference_steps=4, seed=5)))[0]
+    assert levels_apart(pictures(happened)[1], alone) <= 1
+
+
+class Cramped(Counting):
+    """The real networks in a memory that holds so many rows of the UNet, or of the decoder."""
+
+    def __init__(self, runner: TorchRunner, *, unet_rows: int, decoded: int = 8) -> None:
+        super().__init__(runner)
+        self._unet_rows, self._decoded = unet_rows, decoded
+        self.decode = self._decode
+
+    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        if len(latents) > self._unet_rows:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return super().unet(latents, timesteps, embeddings)
+
+    def _decode(self, latents: Tensor) -> list[Pixels | None]:
+        if len(latents) > self._decoded:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return self._runner.decode(latents)
+
+
+def test_rows_that_do_not_fit_into_memory_together_say_so_and_fewer_are_drawn(runner):
+    cramped = Cramped(runner, unet_rows=4)
+    assert mishaps(events(cramped, *[row()] * 3)) == dict.fromkeys(range(3), "out_of_memory")
+    assert list(pictures(events(cramped, *[row()] * 2))) == [0, 1]
+
+
+def test_who_had_ended_before_memory_was_short_stays_as_it_ended(runner):
+    cramped = Cramped(runner, unet_rows=8, decoded=1)
+    happened = events(cramped, row(), row(num_inference_steps=1), row(scheduler="plms"), row())
+
+    assert list(pictures(happened)) == [1]
+    assert mishaps(happened) == {0: "out_of_memory", 2: "invalid_params", 3: "out_of_memory"}
 
 
 def test_a_text_is_encoded_once(runner):

@@ -90,6 +90,64 @@ def test_a_picture_does_not_depend_on_its_company(stack, size):
     assert difference.max() <= 1
 
 
+def submitted_together(stack, *steps):
+    """Jobs that become one microbatch, with so many steps each."""
+    rows = [f"a red apple,{seed},{count},256,256" for seed, count in enumerate(steps)]
+    batch = stack.http.post(
+        "/v1/batches",
+        content="\n".join(["prompt,seed,steps,width,height", *rows]),
+        headers={"Content-Type": "text/csv"},
+    ).json()
+    return [job["id"] for job in stack.http.get(batch["urls"]["jobs"]).json()["data"]]
+
+
+def step_of(job):
+    return (job["progress"] or {}).get("step") or 0
+
+
+def test_one_job_is_canceled_out_of_a_running_microbatch(stack):
+    alone = stack.submit(seed=2, num_inference_steps=10, width=256, height=256)
+    stack.wait([alone])
+    unwanted, long, short = ids = submitted_together(stack, 50, 50, 10)
+    seen = []
+    deadline = time.monotonic() + 60
+    while len(set(seen)) < 3:
+        listed = stack.http.get("/v1/jobs?status=running").json()["data"]
+        seen += [step_of(job) for job in listed if job["id"] == unwanted and step_of(job)]
+        assert time.monotonic() < deadline, stack.log("worker-1")[-3000:]
+        time.sleep(0.02)
+    assert seen == sorted(seen)
+
+    stack.http.post(f"/v1/jobs/{unwanted}/cancel").raise_for_status()
+    [gone] = stack.wait([unwanted])
+    company = stack.job(long)
+    assert (gone["status"], company["status"]) == ("canceled", "running")
+    assert step_of(company) < 50
+    jobs = stack.wait(ids)
+    assert statuses(jobs) == ["canceled", "succeeded", "succeeded"]
+    assert {job["microbatch"]["size"] for job in jobs} == {3}
+    assert jobs[2]["finished_at"] < jobs[1]["finished_at"]  # nobody waits for longer company
+    difference = np.abs(pixels(stack.image(alone)) - pixels(stack.image(short)))
+    assert difference.max() <= 1
+
+
+def test_a_worker_that_is_told_to_stop_hands_over_what_it_draws(stack):
+    ids = submitted_together(stack, 40, 40)
+    stack.wait_until_running(ids)
+    with stack.sessions.begin() as session:
+        held = session.scalars(select(Dispatch).where(Dispatch.status == "running")).one()
+    psutil.Process(int(held.worker_id.split(":")[1])).terminate()
+    jobs = stack.wait(ids, within_s=120)
+
+    assert {(job["status"], job["attempt"]) for job in jobs} == {("succeeded", 1)}
+    with stack.sessions.begin() as session:
+        rows = session.scalars(select(Job).where(Job.id.in_(ids))).all()
+        handed = session.get(Dispatch, held.id)
+    assert handed.id not in {row.dispatch_id for row in rows}
+    assert {row.setbacks for row in rows} == {0}
+    assert handed.status == "released"  # by its own worker, long before its lease ran out
+
+
 def test_jobs_of_a_killed_worker_are_drawn_after_its_lease(stack):
     ids = [stack.submit(num_inference_steps=50, width=256, height=256) for _ in range(2)]
     stack.wait_until_running(ids)

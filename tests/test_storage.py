@@ -3,20 +3,9 @@
 import httpx2
 import pytest
 from pydantic import SecretStr
+from servers import store_of
 
 from darkroom.errors import StorageUnavailable
-from darkroom.settings import Settings
-from darkroom.storage import S3Store
-
-
-def store_of(s3, **changed):
-    settings = {
-        "s3_endpoint_url": s3.endpoint_url,
-        "s3_access_key_id": SecretStr(s3.access_key_id),
-        "s3_secret_access_key": SecretStr(s3.secret_access_key),
-        "s3_bucket": s3.bucket,
-    }
-    return S3Store(Settings(**settings | changed))
 
 
 def test_what_was_put_is_read_back_through_a_presigned_url(s3_settings):

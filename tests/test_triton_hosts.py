@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from workers.triton import (
 from workers.triton_runtime import SHARED_MEMORY, stubs_of, sweep_leftovers
 
 ROOT = Path(__file__).parents[1]
+FLAGS = uuid.uuid4().hex
 ENV = {
     "DARKROOM_ENGINE_MODEL_DIR": str(ROOT / "models/darkroom-demo"),
     "DARKROOM_ENGINE_THREADS": "2",
@@ -86,15 +88,23 @@ def kind(request) -> Any:
 
 
 @pytest.fixture(scope="module")
-def painter(kind, run) -> Iterator[ModelHost]:
+def flags_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("flags")
+
+
+@pytest.fixture(scope="module")
+def painter(kind, run, flags_dir) -> Iterator[ModelHost]:
     """A host with the real model."""
-    host = open_host(kind, ROOT / "model_repository", ENV, patience=Patience(exit_s=6))
+    env = ENV | {"DARKROOM_ENGINE_FLAGS_DIR": str(flags_dir)}
+    host = open_host(kind, ROOT / "model_repository", env, patience=Patience(exit_s=25))
     run(host.start())
     run(host.load("stable_diffusion"))
     yield host
     started = time.monotonic()
     run(host.stop())
-    assert time.monotonic() - started < 6  # nothing that the tests did keeps the model from leaving
+    assert (
+        time.monotonic() - started < 25
+    )  # nothing that the tests did keeps the model from leaving
 
 
 @pytest.fixture
@@ -256,6 +266,32 @@ def test_drawing_stops_soon_after_its_request_is_cancelled(painter, run):
     run(first_answer_only())
     run(responses(painter, "stable_diffusion", asked(1)))  # waits for its turn
     assert time.monotonic() - started < 10  # 900 steps would take some 30 s
+
+
+def test_a_row_whose_flag_is_raised_leaves_and_its_company_stays(painter, run, flags_dir):
+    flags = flags_dir / FLAGS
+    flags.write_bytes(bytes(2))
+    steps = np.array([900, 4], np.int32)
+    inputs = asked(2, num_inference_steps=steps, flags=texts(FLAGS))
+
+    async def first_row_withdrawn() -> list[Any]:
+        seen = []
+        async for answer in painter.infer("stable_diffusion", inputs):
+            seen.append(answer)
+            flags.write_bytes(b"\1\0")
+        return seen
+
+    answers = run(first_row_withdrawn())
+    (error,) = [answer for answer in answers if "error" in answer]
+    assert (error["index"].tolist(), error["error"][0]) == ([0], b"canceled")
+    assert [0, 900, 900] not in [[*a["index"], *a["step"]] for a in answers if "step" in a]
+    assert [a["index"].tolist() for a in answers if "image" in a] == [[1]]
+
+
+def test_flags_are_read_from_their_folder_only(painter, run):
+    with pytest.raises(ModelFailed, match="hex digits"):
+        run(responses(painter, "stable_diffusion", asked(1, flags=texts("../secret"))))
+    assert len(run(responses(painter, "stable_diffusion", asked(1)))) == 3
 
 
 def test_the_loop_is_free_while_the_model_works(napper, run):

@@ -9,13 +9,13 @@ from typing import Final
 from darkroom.readiness import print_checks
 from darkroom.settings import load_settings
 
-#: Bytes of the largest reply of a replica: eight pictures of 2048 x 2048. Ray reads it once, when
-#: ray.serve is imported; its own default is 4 MiB.
-REPLY_LIMIT: Final = ("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(128 * 2**20))
+#: Bytes of the largest reply of a replica: one picture, and 2048 x 2048 take 12 MiB. Ray reads it
+#: once, when ray.serve is imported; its own default is 4 MiB.
+REPLY_LIMIT: Final = ("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 * 2**20))
 
 
 def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
-    """Run until SIGTERM, which lets the microbatches in flight finish."""
+    """Run until SIGTERM, which lets microbatches finish that soon do, and hands over the others."""
     parser = argparse.ArgumentParser(
         prog="python -m workers",
         description="A Celery worker: claims microbatches, has Ray Serve draw them, stores them.",

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from celery import Celery, signals
 from sqlalchemy.exc import DBAPIError
@@ -22,16 +22,23 @@ from darkroom.catalogue import load_catalogue
 from darkroom.database import open_sessions
 from darkroom.errors import GeneratorGone, GeneratorUnavailable, StorageUnavailable
 from darkroom.ids import new_id
+from darkroom.progress import open_board
 from darkroom.settings import Settings
 from darkroom.storage import S3Store
 from workers.generator import ImageGenerator
 from workers.janitor import Janitor
 from workers.leases import Leases
-from workers.microbatch import Workshop, pump
+from workers.microbatch import pump
+from workers.noticeboard import Noticeboard
+from workers.seats import Seats
 from workers.sweep import Sweeper
+from workers.withdrawals import Withdrawals
+from workers.workshop import Workshop
 
 EX_TEMPFAIL: Final = 75  # sysexits.h: the supervisor should try again
 _CLEAN_S: Final = 60.0  # between two rounds of the janitor
+_MARGIN_S: Final = 10.0  # the replica gives up before its caller does
+_SETTLING_S: Final = 3.0  # to store and to commit what was drawn until then
 _PATIENCE_S: Final = 60.0  # longer than a replica takes to be replaced
 
 logger = logging.getLogger(__name__)
@@ -42,13 +49,23 @@ def _terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+class Helper(Protocol):
+    """A thread that works beside the pumps."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def close(self) -> None:
+        """End, and wait for it."""
+
+
 @dataclass
 class Crew:
     """A worker process: its workshop, and what starts and stops with it."""
 
     shop: Workshop
-    sweeper: Sweeper
-    janitor: Janitor
+    helpers: Sequence[Helper]
+    grace_s: float  #: what is being drawn may go on so long once the process is to end
     stopping: threading.Event = field(default_factory=threading.Event)
     leave: Callable[[], None] = _terminate
     failing_since: float | None = None  #: by the monotonic clock; None after each success
@@ -60,17 +77,21 @@ def open_crew(settings: Settings, generator: ImageGenerator) -> Crew:
     sessions = open_sessions(settings.database_url.get_secret_value())
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{new_id('wrk')}"
     bell = queue.Bell(settings)
+    leases = Leases(sessions, lease=lease)
     shop = Workshop(
         worker_id=worker_id,
         sessions=sessions,
         catalogue=load_catalogue(settings.models_dir, settings.default_model),
         generator=generator,
         store=S3Store(settings),
-        leases=Leases(sessions, lease=lease),
+        leases=leases,
         bell=bell,
+        board=Noticeboard(open_board(settings)),
+        seats=Seats(),
         encoders=ThreadPoolExecutor(8, thread_name_prefix="encode"),
         lease=lease,
-        generate_timeout_s=settings.generate_timeout_s,
+        generate_timeout_s=settings.generate_timeout_s + _MARGIN_S,
+        silence_timeout_s=settings.silence_timeout_s + _MARGIN_S,
         max_attempts=settings.max_attempts,
     )
     sweeper = Sweeper(
@@ -87,7 +108,9 @@ def open_crew(settings: Settings, generator: ImageGenerator) -> Crew:
         retention_days=settings.retention_days,
         orphan_age=timedelta(hours=settings.orphan_age_h),
     )
-    return Crew(shop, sweeper, janitor)
+    return Crew(
+        shop, [Withdrawals(sessions, leases), sweeper, janitor], grace_s=settings.shutdown_grace_s
+    )
 
 
 def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Celery:
@@ -108,6 +131,7 @@ def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Ce
 
     def _shutting_down(**_: object) -> None:
         crew.stopping.set()
+        threading.Thread(target=hand_over, args=[crew], name="hand-over", daemon=True).start()
 
     def _shutdown(**_: object) -> None:
         stop(crew)
@@ -154,22 +178,39 @@ def start(crew: Crew) -> None:
         logger.exception("could not connect to who draws")
         os._exit(EX_TEMPFAIL)  # Celery only logs what a signal handler raises, and would go on
     crew.shop.leases.start()
-    crew.sweeper.start()
-    crew.janitor.start()
+    for helper in crew.helpers:
+        helper.start()
+
+
+def hand_over(crew: Crew) -> None:
+    """Let what is nearly drawn be finished, then have others go on with the rest.
+
+    While this goes on, Celery waits for the pumps to return.
+    """
+    crew.shop.leases.idle_within(crew.grace_s)
+    crew.shop.leases.retire()
+    crew.shop.leases.idle_within(_SETTLING_S)
+    release(crew)
 
 
 def stop(crew: Crew) -> None:
-    """Hand back what is still held, so that others go on at once."""
-    crew.sweeper.close()
-    crew.janitor.close()
+    """End the threads, after the pumps have returned."""
+    for helper in crew.helpers:
+        helper.close()
     crew.shop.leases.close()
+    release(crew)
+    crew.shop.board.close()
+    crew.shop.bell.close()
+
+
+def release(crew: Crew) -> None:
+    """Hand back whatever is still held, so that others go on at once."""
     try:
         with crew.shop.sessions.begin() as session:
             dispatches.release(session, crew.shop.worker_id)
     except (DBAPIError, PoolTimeout) as error:
         logger.warning("could not release, the lease will run out: %s", error)
     crew.shop.bell.ring()
-    crew.shop.bell.close()
 
 
 def celery_arguments(settings: Settings) -> Sequence[str]:

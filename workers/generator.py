@@ -1,10 +1,11 @@
 """The seam between a worker and whatever draws."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from darkroom.params import GenerationParams
+from darkroom.progress import Steps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,18 +28,61 @@ class Mishap:
     message: str
 
 
-Drawing: TypeAlias = Picture | Mishap
+@dataclass(frozen=True)
+class Withdrawn:
+    """It was left out, as asked by `GenerateCall.withdraw`."""
+
+
+@dataclass(frozen=True)
+class OutOfMemory:
+    """There was not enough memory for so many together; fewer may fit."""
+
+
+Drawing: TypeAlias = Picture | Mishap | Withdrawn | OutOfMemory
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A replica has the microbatch; another one may have to be drawn before it."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The microbatch's turn has come: what happens to the replica now may be its jobs' doing."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the jobs are by now, by their place in the microbatch; those that have moved."""
+
+    steps: Mapping[int, Steps]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The job at this place of the microbatch is done with."""
+
+    index: int
+    drawing: Drawing
+
+
+Happening: TypeAlias = Accepted | Begun | Progress | Finished
 
 
 class GenerateCall(Protocol):
-    """A microbatch under way."""
+    """A microbatch under way. Every method but `happenings` may be called from any thread."""
 
-    def result(self, timeout_s: float) -> Sequence[Drawing]:
-        """One drawing for each job, in order.
+    def happenings(self, *, timeout_s: float, silence_s: float) -> Iterator[Happening]:
+        """What becomes of the jobs, as it happens: exactly one Finished for each, in any order.
 
-        Raises GeneratorUnavailable when nothing was drawn through no fault of the jobs, and
-        MicrobatchCrashed when one of them may have killed the replica or hung it.
+        `timeout_s` bounds the waiting for its turn, and then the drawing; `silence_s` the time
+        between two happenings of the drawing. Raises GeneratorUnavailable when it was not drawn
+        through no fault of the jobs, MicrobatchCrashed when one of those not yet finished may have
+        killed the replica or hung it, and MicrobatchCanceled after `cancel`.
         """
+
+    def withdraw(self, indices: Collection[int]) -> None:
+        """Do not draw these any further. May come too early or be lost: say it until it is so."""
 
     def cancel(self) -> None:
         """Stop drawing; nobody wants the result any more."""

@@ -1,12 +1,8 @@
 """The heart: claim a microbatch, have it drawn, store the images, settle it."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from typing import Final
 
@@ -14,40 +10,23 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from darkroom import claims, dispatches, faults, pictures
-from darkroom.catalogue import Catalogue
-from darkroom.database import Sessions
-from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed, StorageUnavailable
-from darkroom.outcomes import Drawn, Failed, Outcome, SentBack
-from darkroom.params import GenerationParams
-from darkroom.queue import Bell
-from darkroom.storage import ImageStore, image_key
+from darkroom import claims, dispatches, faults
+from darkroom.errors import (
+    GeneratorUnavailable,
+    MicrobatchCanceled,
+    MicrobatchCrashed,
+    StorageUnavailable,
+)
+from darkroom.outcomes import HandedBack, Outcome, SentBack
 from darkroom.tables import Job
-from workers.generator import Drawing, ImageGenerator, Mishap, Picture
-from workers.leases import Hold, Leases
+from workers.drawing import Work, draw
+from workers.workshop import Workshop
 
 _LINGER_POLL_S: Final = 0.04
 _SETTLE_RETRY_S: Final = 1.0
 _SETTLE_PATIENCE_S: Final = 300.0  # drawn and stored: worth waiting for a database restart
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """What a worker process works with."""
-
-    worker_id: str
-    sessions: Sessions
-    catalogue: Catalogue
-    generator: ImageGenerator
-    store: ImageStore
-    leases: Leases
-    bell: Bell
-    encoders: ThreadPoolExecutor
-    lease: timedelta
-    generate_timeout_s: float
-    max_attempts: int
 
 
 def pump(shop: Workshop, *, stopping: Callable[[], bool]) -> int:
@@ -70,17 +49,19 @@ def run_microbatch(shop: Workshop, claimed: Sequence[Job]) -> bool:
     dispatch_id = claimed[0].dispatch_id
     assert dispatch_id is not None  # the CHECK running_has_dispatch
     with shop.leases.holding(dispatch_id) as hold:
+        work = Work(dispatch_id, claimed, hold)
         try:
-            outcomes = draw(shop, claimed, hold)
+            draw(shop, work)
         except MicrobatchCrashed as error:
             logger.warning("dispatch %d crashed: %s", dispatch_id, error)
-            _commit(shop, dispatch_id, partial(dispatches.crash, max_attempts=shop.max_attempts))
+            crash(shop, work)
             return True
+        except MicrobatchCanceled:
+            return settle(shop, dispatch_id, work.outcomes(otherwise=HandedBack))
         except GeneratorUnavailable:
-            settle(shop, dispatch_id, [SentBack(job.id) for job in claimed])
+            settle(shop, dispatch_id, work.outcomes(otherwise=SentBack))
             raise
-        settle(shop, dispatch_id, outcomes)
-    return not any(isinstance(outcome, SentBack) for outcome in outcomes)
+        return settle(shop, dispatch_id, work.outcomes())
 
 
 def claim(shop: Workshop, last_key: str | None) -> Sequence[Job]:
@@ -113,61 +94,31 @@ def _claim(shop: Workshop, last_key: str | None, *, idle: bool) -> Sequence[Job]
     return claimed
 
 
-def draw(shop: Workshop, claimed: Sequence[Job], hold: Hold) -> list[Outcome]:
-    """One call of the replica, then every image into the store, side by side."""
-    call = shop.generator.begin([_params(job) for job in claimed])
-    hold.on_lost = call.cancel
-    faults.reach("in-generate")
-    drawings = call.result(timeout_s=shop.generate_timeout_s)
-    if len(drawings) != len(claimed):
-        raise MicrobatchCrashed(f"{len(drawings)} drawings for {len(claimed)} jobs")
-    pairs = zip(claimed, drawings, strict=True)
-    return list(shop.encoders.map(lambda pair: _stored(shop, *pair), pairs))
+def settle(shop: Workshop, dispatch_id: int, outcomes: Sequence[Outcome]) -> bool:
+    """Commit the outcomes, unless others have the jobs. False when some went back to the queue."""
+    _commit(shop, dispatch_id, outcomes, dispatches.settle)
+    return not any(isinstance(outcome, SentBack) for outcome in outcomes)
 
 
-def _stored(shop: Workshop, job: Job, drawing: Drawing) -> Outcome:
-    match drawing:
-        case Mishap(code, message):
-            return Failed(job.id, code, message)
-        case Picture(pixels) if pixels.shape != (job.height, job.width, 3):
-            return Failed(job.id, "bad_output", "the model returned a picture of the wrong size")
-        case Picture():
-            return _store(shop, job, drawing)
+def crash(shop: Workshop, work: Work) -> None:
+    """Commit what was done before the crash; the others may be why."""
+    close = partial(dispatches.crash, max_attempts=shop.max_attempts)
+    _commit(shop, work.dispatch_id, work.outcomes(), close)
 
 
-def _store(shop: Workshop, job: Job, picture: Picture) -> Outcome:
-    params = _params(job)
-    revision = shop.catalogue.models[job.model].revision
-    image = pictures.encode(picture.pixels, params, job_id=job.id, revision=revision)
-    key = image_key(job.tenant_id, job.id, job.dispatch_id or 0, params.output_format)
-    begun = time.monotonic()
-    try:
-        shop.store.put(key, image, pictures.CONTENT_TYPES[params.output_format])
-    except StorageUnavailable as error:
-        logger.warning("job %s goes back to the queue: %s", job.id, error)
-        return SentBack(job.id)
-    return Drawn(
-        job_id=job.id,
-        image_key=key,
-        image_sha256=hashlib.sha256(image).hexdigest(),
-        image_bytes=len(image),
-        inference_ms=picture.inference_ms,
-        upload_ms=round((time.monotonic() - begun) * 1000),
-    )
-
-
-def settle(shop: Workshop, dispatch_id: int, outcomes: Sequence[Outcome]) -> None:
-    """Commit the outcomes, unless others have the jobs."""
-    _commit(shop, dispatch_id, partial(dispatches.settle, outcomes=outcomes))
-
-
-def _commit(shop: Workshop, dispatch_id: int, close: Callable[[Session, int], bool]) -> None:
+def _commit(
+    shop: Workshop,
+    dispatch_id: int,
+    outcomes: Sequence[Outcome],
+    close: Callable[[Session, int, Sequence[Outcome]], bool],
+) -> None:
     """Close the dispatch in one transaction, waiting for the database if need be."""
     deadline = time.monotonic() + _SETTLE_PATIENCE_S
     while True:
         try:
             with shop.sessions.begin() as session:
-                closed = close(session, dispatch_id)
+                closed = close(session, dispatch_id, outcomes)
+                unused = dispatches.unused_images(session, outcomes)
                 faults.reach("before-settle-commit")
             faults.reach("after-settle-commit")
             break
@@ -180,7 +131,13 @@ def _commit(shop: Workshop, dispatch_id: int, close: Callable[[Session, int], bo
         shop.bell.ring_deliveries()
     else:
         logger.warning("dispatch %d was fenced out: its lease ran out, others drew it", dispatch_id)
+    _remove(shop, unused)
 
 
-def _params(job: Job) -> GenerationParams:
-    return GenerationParams.model_validate(job)
+def _remove(shop: Workshop, image_keys: Sequence[str]) -> None:
+    """Images that nobody refers to: of jobs that were canceled, or that others drew."""
+    for key in image_keys:
+        try:
+            shop.store.delete(key)
+        except StorageUnavailable as error:
+            logger.warning("%s stays in the store, unused: %s", key, error)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darkroom.errors import DarkroomError
-from workers.triton_runtime import is_running
+from workers.triton_runtime import is_alive, is_running
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -81,6 +81,10 @@ class ModelHost(Protocol):
         """
         ...
 
+    def kill(self) -> None:
+        """End what runs the models, now: requests under way fail, and `stop` need not wait."""
+        ...
+
     async def stop(self) -> None:
         """Stop Triton and all its processes, by force if need be. May be called twice."""
         ...
@@ -139,7 +143,7 @@ class LoadedModels:
     def kill(self, parent: int) -> None:
         for stubs in self._stubs.values():
             for pid in stubs:
-                if is_running(pid, parent):
+                if is_alive(pid, parent):
                     os.kill(pid, signal.SIGKILL)
 
     def check(self, parent: int) -> None:

@@ -1,29 +1,39 @@
 """An ImageGenerator that has Ray Serve's replicas draw."""
 
+import asyncio
+import contextlib
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
+from uuid import uuid4
 
 import grpc
 import ray
 from ray import serve
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import RayServeException, RequestCancelledError
 
-from darkroom.errors import GeneratorGone, GeneratorUnavailable, MicrobatchCrashed
+from darkroom.errors import (
+    DarkroomError,
+    GeneratorGone,
+    GeneratorUnavailable,
+    MicrobatchCanceled,
+    MicrobatchCrashed,
+)
 from darkroom.params import GenerationParams
-from workers.generator import Drawing, GenerateCall
+from workers.generator import Accepted, Begun, GenerateCall, Happening
 
-_HANDOVER_S: Final = 1.0  # longer than the few ms in which a call reaches a live replica
+_ACCEPTED_WITHIN_S: Final = 60.0  # longer than a replica takes to be replaced
+_WITHDRAWN_WITHIN_S: Final = 2.0  # 5 ms measured; a frozen replica does not answer
 
 
 class RayGenerator:
     """Ray Serve handles, one for each model's application.
 
-    Replies come over gRPC and not as objects of Ray's store: there, a caller that freezes keeps
-    the replica from answering anybody else.
+    Replies come as a stream over gRPC, and not as objects of Ray's store: there, a caller that
+    freezes keeps the replica from answering anybody else.
     """
 
     def __init__(self, address: str) -> None:
@@ -38,8 +48,7 @@ class RayGenerator:
     def begin(self, microbatch: Sequence[GenerationParams]) -> GenerateCall:
         """See ImageGenerator."""
         try:
-            handle = self._handle(microbatch[0].model)
-            return _RayCall(handle.generate.remote(list(microbatch)))
+            return _RayCall(self._handle(microbatch[0].model), microbatch)
         except (RayServeException, RayError, TimeoutError) as error:
             raise GeneratorUnavailable(f"could not reach the replica: {error}") from error
 
@@ -52,35 +61,76 @@ class RayGenerator:
 
 
 class _RayCall:
-    def __init__(self, response: Any) -> None:
-        self._response = response
-        self._begun = time.monotonic()
+    def __init__(self, handle: Any, microbatch: Sequence[GenerationParams]) -> None:
+        self._handle = handle
+        self._call_id = uuid4().hex
+        self._response = handle.options(stream=True).generate.remote(
+            self._call_id, list(microbatch)
+        )
+        self._stage: Accepted | Begun | None = None
+        self._canceled = False
 
-    def result(self, timeout_s: float) -> Sequence[Drawing]:
+    def happenings(self, *, timeout_s: float, silence_s: float) -> Iterator[Happening]:
+        deadline = time.monotonic() + timeout_s
+        patience_s = _ACCEPTED_WITHIN_S
+        with asyncio.Runner() as runner:  # Ray's own iteration knows no timeout
+            while happening := self._next(runner, min(patience_s, deadline - time.monotonic())):
+                match happening:
+                    case Accepted():
+                        self._stage, patience_s = happening, timeout_s
+                    case Begun():
+                        self._stage, patience_s = happening, silence_s
+                        deadline = time.monotonic() + timeout_s
+                yield happening
+
+    def _next(self, runner: asyncio.Runner, patience_s: float) -> Happening | None:
+        """None when that was all."""
         try:
-            drawings: Sequence[Drawing] = self._response.result(timeout_s=timeout_s)
-        except RayTaskError as error:  # first: it also is of the class of what the replica raised
-            if isinstance(error.cause, (GeneratorUnavailable, MicrobatchCrashed)):
-                raise error.cause from error
-            raise MicrobatchCrashed(f"the replica failed: {error.cause!r}") from error
+            happening: Happening | None = runner.run(self._awaited(patience_s))
+        except (GeneratorUnavailable, MicrobatchCrashed):  # in the replica's own words
+            raise
         except TimeoutError as error:
-            self.cancel()  # the timeout ends the waiting, not the drawing
-            if "resolving" in str(error):  # what an old handle says of a new cluster, for ever
-                raise GeneratorGone(str(error)) from error
-            raise MicrobatchCrashed(f"not drawn within {timeout_s:.0f} s") from error
-        except (ActorDiedError, ActorUnavailableError) as error:
-            raise self._death(error) from error
-        except (RayError, RayServeException, grpc.RpcError) as error:
-            raise GeneratorUnavailable(f"{type(error).__name__}: {error}") from error
-        return drawings
+            self._response.cancel()  # the timeout ends the waiting, not the drawing
+            raise self._overdue(patience_s) from error
+        except (asyncio.CancelledError, Exception) as error:
+            raise self._translated(error) from error
+        return happening
 
-    def _death(self, error: RayError) -> GeneratorUnavailable | MicrobatchCrashed:
-        """Dead before it can have begun, or in the course: only then our jobs are suspects."""
-        if time.monotonic() - self._begun < _HANDOVER_S:
-            return GeneratorUnavailable(f"the replica was dead already: {error}")
-        return MicrobatchCrashed("the replica died")
+    async def _awaited(self, patience_s: float) -> Happening | None:
+        async with asyncio.timeout(patience_s):
+            happening: Happening | None = await anext(self._response, None)
+        return happening
+
+    def _overdue(self, waited_s: float) -> GeneratorUnavailable | MicrobatchCrashed:
+        match self._stage:
+            case None:  # what an old handle says of a new cluster, for ever
+                return GeneratorGone(f"no replica took it within {waited_s:.0f} s")
+            case Accepted():
+                return GeneratorUnavailable(f"its turn did not come within {waited_s:.0f} s")
+            case Begun():
+                return MicrobatchCrashed(f"the replica said nothing for {waited_s:.0f} s")
+
+    def _translated(self, error: BaseException) -> DarkroomError:
+        match error:
+            case RequestCancelledError() | asyncio.CancelledError() if self._canceled:
+                return MicrobatchCanceled()
+            case ActorDiedError() | ActorUnavailableError() if isinstance(self._stage, Begun):
+                return MicrobatchCrashed("the replica died")
+            case RayTaskError():  # a RayError, but of what runs there
+                return MicrobatchCrashed(f"the replica failed: {error.cause!r}")
+            case RayError() | RayServeException() | grpc.RpcError() | asyncio.CancelledError():
+                return GeneratorUnavailable(f"{type(error).__name__}: {error}")
+            case _:
+                return MicrobatchCrashed(f"the replica failed: {error!r}")
+
+    def withdraw(self, indices: Collection[int]) -> None:
+        # To all replicas, because nobody says which one has it.
+        told = self._handle.broadcast("withdraw", self._call_id, sorted(indices))
+        with contextlib.suppress(RayServeException, RayError, TimeoutError):
+            told.results(timeout_s=_WITHDRAWN_WITHIN_S, return_exceptions=True)
 
     def cancel(self) -> None:
+        self._canceled = True
         self._response.cancel()
 
 

@@ -14,11 +14,11 @@ from ray import serve
 
 from darkroom.catalogue import Model, load_catalogue
 from darkroom.settings import Settings, load_settings
-from workers.deployment import Replica, ReplicaOptions
+from workers.deployment import Replica
+from workers.painter import PainterOptions
 from workers.ray_generator import check_ray, connect_to_ray
 
 _WATCH_S: Final = 5.0
-_TIMEOUT_MARGIN_S: Final = 10.0  # the replica gives up before its caller does
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,14 @@ def deploy(settings: Settings, model: Model) -> None:
         num_replicas=settings.replicas,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if settings.device == "cuda" else 0},
     ).bind(
-        ReplicaOptions(
+        PainterOptions(
             model=model,
             model_host=settings.model_host,
             device=settings.device,
             threads=settings.torch_threads,
             replicas=settings.replicas,
-            timeout_s=settings.generate_timeout_s - _TIMEOUT_MARGIN_S,
+            timeout_s=settings.generate_timeout_s,
+            silence_s=settings.silence_timeout_s,
         )
     )
     serve.run(application, name=model.name, route_prefix=None)

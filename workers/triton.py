@@ -1,7 +1,9 @@
 """Hosts Triton behind one small interface: inside this process, or as a child over a socket."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -175,6 +177,9 @@ class InProcessHost:
             if not self._server.model(name).ready():
                 raise HostDown(f"{name} is not ready")
 
+    def kill(self) -> None:
+        self._models.kill(os.getpid())
+
     async def stop(self) -> None:
         import tritonserver
 
@@ -184,7 +189,7 @@ class InProcessHost:
         try:
             await asyncio.to_thread(server.stop)
         except tritonserver.TritonError:  # a model that does not let go, after its exit timeout
-            self._models.kill(os.getpid())
+            self.kill()
         sweep_leftovers(self._prefix)
 
 
@@ -331,6 +336,11 @@ class SubprocessHost:
             raise HostDown(f"Triton has not answered for {self._patience.check_s} s") from None
         if not live:
             raise HostDown("Triton is not live")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
         self._models = LoadedModels()

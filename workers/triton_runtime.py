@@ -149,10 +149,16 @@ def stubs_of(parent: int) -> frozenset[int]:
     )
 
 
-def is_running(pid: int, parent: int) -> bool:
-    """Whether `pid` is still a child of `parent`, and neither dead nor stopped."""
+def is_alive(pid: int, parent: int) -> bool:
+    """Whether `pid` is still a child of `parent`, and not dead."""
     status = _status(pid)
-    return status is not None and status[2] == parent and status[1] not in "ZXTt"
+    return status is not None and status[2] == parent and status[1] not in "ZX"
+
+
+def is_running(pid: int, parent: int) -> bool:
+    """Whether it is alive, and not stopped either."""
+    status = _status(pid)
+    return is_alive(pid, parent) and status is not None and status[1] not in "Tt"
 
 
 def _processes() -> Iterator[tuple[int, str, str, int]]:

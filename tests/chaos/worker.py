@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from chaos import replica
-from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed
+from darkroom.errors import GeneratorUnavailable, MicrobatchCanceled, MicrobatchCrashed
 from darkroom.settings import load_settings
 from workers.app import celery_arguments, open_crew, worker_app
-from workers.generator import Picture
+from workers.generator import Begun, Finished, Picture
 
 
 class Replicas:
     """One process for each thread that pumps, started when it is first needed or was lost."""
 
-    def __init__(self):
+    def __init__(self, timeout_s):
+        self._timeout_s = timeout_s
         self._mine = threading.local()
 
     def connect(self):
@@ -34,7 +35,7 @@ class Replicas:
         process = getattr(self._mine, "process", None)
         if process is None or process.poll() is not None:
             process = self._mine.process = start_replica()
-        return Call(process, microbatch)
+        return Call(process, microbatch, self._timeout_s)
 
 
 def start_replica():
@@ -46,8 +47,8 @@ def start_replica():
 
 
 class Call:
-    def __init__(self, process, microbatch):
-        self._process, self._microbatch = process, microbatch
+    def __init__(self, process, microbatch, timeout_s):
+        self._process, self._microbatch, self._timeout_s = process, microbatch, timeout_s
         self._cancelled = False
         self._begun = time.monotonic()
         wanted = [[params.prompt, params.seed] for params in microbatch]
@@ -57,18 +58,22 @@ class Call:
         except BrokenPipeError as error:
             raise GeneratorUnavailable("the replica was dead already") from error
 
-    def result(self, timeout_s):
-        answered, _, _ = select.select([self._process.stdout], [], [], timeout_s)
+    def happenings(self, **_):
+        yield Begun()
+        answered, _, _ = select.select([self._process.stdout], [], [], self._timeout_s)
         line = self._process.stdout.readline() if answered else self._stop()
         if self._cancelled:
-            raise GeneratorUnavailable("nobody wants this any more")
+            raise MicrobatchCanceled
         if not line:
             raise MicrobatchCrashed("the replica died" if answered else "the replica hung")
         elapsed_ms = round((time.monotonic() - self._begun) * 1000)
-        return [
-            Picture(np.full((params.height, params.width, 3), colour, np.uint8), elapsed_ms)
-            for params, colour in zip(self._microbatch, json.loads(line), strict=True)
-        ]
+        for place, colour in enumerate(json.loads(line)):
+            params = self._microbatch[place]
+            pixels = np.full((params.height, params.width, 3), colour, np.uint8)
+            yield Finished(place, Picture(pixels, elapsed_ms))
+
+    def withdraw(self, indices):
+        """Too fast for that."""
 
     def cancel(self):
         self._cancelled = True
@@ -82,7 +87,7 @@ class Call:
 
 def main():
     settings = load_settings()
-    crew = open_crew(settings, Replicas())
+    crew = open_crew(settings, Replicas(settings.generate_timeout_s))
     app = worker_app(settings, crew, ready_file=Path(os.environ["DARKROOM_READY_FILE"]))
     app.worker_main(list(celery_arguments(settings)))
 

@@ -1,14 +1,16 @@
 """Triton's side of the engine: requests in, a stream of events out. See config.pbtxt.
 
 Read once, at load: DARKROOM_ENGINE_MODEL_DIR (a diffusers folder), DARKROOM_ENGINE_DEVICE (cpu or
-cuda), DARKROOM_ENGINE_DTYPE, DARKROOM_ENGINE_THREADS (optional; PyTorch's own choice without it).
-DARKROOM_FAULT_POISON is for fault tests: a prompt that holds this word kills the process.
+cuda), DARKROOM_ENGINE_DTYPE, DARKROOM_ENGINE_THREADS (optional; PyTorch's own choice without it),
+DARKROOM_ENGINE_FLAGS_DIR (optional; where the files are that `flags` names).
 """
 
+import contextlib
 import json
 import os
-import signal
+import re
 import traceback
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb  # type: ignore[import-not-found]  # lives in the backend
 from transformers.utils import logging
 
+from engine import faults
 from engine.draw import draw
 from engine.rows import Event, Mishap, Picture, Row, Step
 from engine.torch_runner import TorchRunner
@@ -38,6 +41,7 @@ class TritonPythonModel:
             dtype=os.environ.get("DARKROOM_ENGINE_DTYPE", "float32"),
             threads=int(threads) if threads else None,
         )
+        self._flags_dir = os.environ.get("DARKROOM_ENGINE_FLAGS_DIR")
         # Weights that cannot draw fail at load, and the first job does not pay for a cold start.
         trial = Row("", "", 0, num_inference_steps=1, guidance_scale=2, width=64, height=64)
         *_, end = draw(self._runner, [trial], max_unet_rows=self._max_unet_rows)
@@ -57,21 +61,43 @@ class TritonPythonModel:
 
     def _answer(self, request: Any, sender: Any) -> None:
         rows = _rows(request)
-        _die_of(os.environ.get("DARKROOM_FAULT_POISON"), rows)
-        events = draw(
-            self._runner,
-            rows,
-            max_unet_rows=self._max_unet_rows,
-            is_cancelled=lambda _: bool(sender.is_cancelled()),
-        )
-        for event in events:
-            tensors = [pb.Tensor(name, value) for name, value in _outputs(event).items()]
-            sender.send(pb.InferenceResponse(output_tensors=tensors))
+        faults.befall(rows)
+        with self._flags(request) as flags:
+
+            def withdrawn() -> Collection[int]:
+                if sender.is_cancelled():
+                    return range(len(rows))
+                return [at for at, flag in enumerate(os.pread(flags, len(rows), 0)) if flag]
+
+            events = draw(
+                faults.cramped(self._runner),
+                rows,
+                max_unet_rows=self._max_unet_rows,
+                withdrawn=withdrawn,
+            )
+            for event in events:
+                tensors = [pb.Tensor(name, value) for name, value in _outputs(event).items()]
+                sender.send(pb.InferenceResponse(output_tensors=tensors))
+
+    @contextlib.contextmanager
+    def _flags(self, request: Any) -> Iterator[int]:
+        """The file of this request's flags: one byte a row, not zero once it is withdrawn."""
+        named = pb.get_input_tensor_by_name(request, "flags")
+        path = Path(os.devnull)
+        if named is not None:
+            [name] = named.as_numpy().tolist()
+            path = _file_in(self._flags_dir, name.decode())
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
 
-def _die_of(poison: str | None, rows: list[Row]) -> None:
-    if poison and any(poison in row.prompt for row in rows):
-        os.kill(os.getpid(), signal.SIGKILL)
+def _file_in(folder: str | None, name: str) -> Path:
+    if folder is None or not re.fullmatch("[0-9a-f]{32}", name):
+        raise ValueError("flags must name a file in DARKROOM_ENGINE_FLAGS_DIR by 32 hex digits")
+    return Path(folder, name)
 
 
 def _rows(request: Any) -> list[Row]:

@@ -1,0 +1,75 @@
+"""What fault tests do to a model. Nothing happens without a DARKROOM_FAULT_… variable.
+
+Each names a word, and a row whose prompt holds it has the fault befall the process that draws it:
+POISON kills it, HANG and LOOP never return, RAISE is a bug. MAX_ROWS is a number: wider UNet
+batches find no memory.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from engine.rows import Row
+
+_PREFIX: Final = "DARKROOM_FAULT_"
+
+
+def befall(rows: Sequence[Row]) -> None:
+    """Whatever one of the prompts asks for."""
+    for name, act in _ACTS.items():
+        word = os.environ.get(_PREFIX + name)
+        if word and any(word in row.prompt for row in rows):
+            act()
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang() -> None:
+    threading.Event().wait()
+
+
+def _loop() -> None:
+    while True:
+        pass
+
+
+def _raise() -> None:
+    raise RuntimeError("a bug that only this prompt meets")
+
+
+_ACTS: Final[Mapping[str, Callable[[], None]]] = {
+    "POISON": _kill,
+    "HANG": _hang,
+    "LOOP": _loop,
+    "RAISE": _raise,
+}
+
+
+def cramped(runner: Any) -> Any:
+    """The runner, in too little memory if MAX_ROWS says so."""
+    most = os.environ.get(f"{_PREFIX}MAX_ROWS")
+    return Cramped(runner, unet_rows=int(most)) if most else runner
+
+
+class Cramped:
+    """A runner in a memory that holds so many rows of the UNet."""
+
+    def __init__(self, runner: Any, *, unet_rows: int) -> None:
+        self._runner, self._unet_rows = runner, unet_rows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        """See NetworkRunner."""
+        if len(latents) > self._unet_rows:
+            raise torch.OutOfMemoryError(f"no room for {len(latents)} rows")
+        output: Tensor = self._runner.unet(latents, timesteps, embeddings)
+        return output

@@ -1,0 +1,251 @@
+"""The painter on a real Triton: what becomes of its microbatches, whatever the model does."""
+
+import asyncio
+import os
+import signal
+import uuid
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+
+from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed
+from darkroom.params import GenerationParams
+from workers.generator import (
+    Accepted,
+    Begun,
+    Finished,
+    Mishap,
+    OutOfMemory,
+    Picture,
+    Progress,
+    Withdrawn,
+)
+from workers.model_host import HostDown
+from workers.painter import CHECKS_BEFORE_DEATH, Painter, PainterOptions
+from workers.triton_runtime import stubs_of
+
+DEADLINE_S = 60
+LONG = 900  #: steps: far more than any test waits for
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Await something on the one event loop of this module, with a deadline."""
+    with asyncio.Runner() as runner:
+        yield lambda coroutine: runner.run(asyncio.wait_for(coroutine, DEADLINE_S))
+
+
+@pytest.fixture(scope="module")
+def options(catalogue):
+    return PainterOptions(
+        model=catalogue.models[catalogue.default],
+        model_host="auto",
+        device="cpu",
+        threads=1,
+        replicas=1,
+        timeout_s=DEADLINE_S,
+        silence_s=DEADLINE_S,
+    )
+
+
+@pytest.fixture(scope="module")
+def painter(run, options):
+    opened = Painter(options)
+    run(opened.start())
+    yield opened
+    run(opened.stop())
+
+
+@pytest.fixture(scope="module")
+def cramped(run, options):
+    """A painter with memory for four rows of the UNet, and a model with a bug."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DARKROOM_FAULT_MAX_ROWS", "4")
+        patch.setenv("DARKROOM_FAULT_RAISE", "cyanide")
+        opened = Painter(options)
+        run(opened.start())
+    yield opened
+    run(opened.stop())
+
+
+@pytest.fixture
+def doomed(run, options, monkeypatch):
+    """A painter of the test's own, whose model hangs at a word."""
+    monkeypatch.setenv("DARKROOM_FAULT_HANG", "cyanide")
+    opened = Painter(replace(options, silence_s=5))
+    run(opened.start())
+    yield opened
+    run(opened.stop())
+
+
+def asked(prompt="a lighthouse", **changed):
+    plain = {"seed": 1, "num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 64}
+    return GenerationParams(
+        prompt=prompt,
+        negative_prompt="",
+        model="darkroom-demo",
+        output_format="png",
+        **plain | changed,
+    )
+
+
+class Drawing:
+    """A microbatch under way, and what has become of it."""
+
+    def __init__(self, painter, *microbatch):
+        self.call_id = uuid.uuid4().hex
+        self.happenings = []
+        self._painter, self._microbatch = painter, microbatch
+        self._happened = asyncio.Condition()
+        self.task = asyncio.create_task(self._run())
+
+    async def _run(self):
+        async with aclosing(self._painter.draw(self.call_id, self._microbatch)) as happenings:
+            async for happening in happenings:
+                async with self._happened:
+                    self.happenings.append(happening)
+                    self._happened.notify_all()
+
+    async def has(self, kind):
+        """Wait until something of this kind has happened."""
+        async with self._happened:
+            await self._happened.wait_for(lambda: any(isinstance(h, kind) for h in self.happenings))
+
+    async def ended(self):
+        await self.task
+        return {h.index: h.drawing for h in self.happenings if isinstance(h, Finished)}
+
+
+async def drawn(painter, *microbatch):
+    return await Drawing(painter, *microbatch).ended()
+
+
+def kinds(drawings):
+    return {index: type(drawing) for index, drawing in drawings.items()}
+
+
+def test_a_call_is_accepted_begun_and_ends_for_each(painter, run):
+    async def happenings():
+        drawing = Drawing(painter, asked(), asked(num_inference_steps=5))
+        await drawing.ended()
+        return drawing.happenings
+
+    first, second, *others = run(happenings())
+    assert (first, second) == (Accepted(), Begun())
+    assert [h.index for h in others if isinstance(h, Finished)] == [0, 1]
+    steps = [h.steps for h in others if isinstance(h, Progress)]
+    assert steps[0] == {0: (1, 2)}
+    assert all(step <= of for told in steps for step, of in told.values())
+
+
+def test_a_withdrawn_job_leaves_and_its_company_is_drawn_as_ever(painter, run):
+    company = [asked(seed=7), asked(seed=8, num_inference_steps=6)]
+
+    async def one_withdrawn():
+        drawing = Drawing(painter, asked(num_inference_steps=LONG), *company)
+        await drawing.has(Progress)
+        assert painter.withdraw(drawing.call_id, [0])
+        return await drawing.ended()
+
+    accompanied, alone = run(one_withdrawn()), run(drawn(painter, *company))
+    assert kinds(accompanied) == {0: Withdrawn, 1: Picture, 2: Picture}
+    for place in (0, 1):
+        difference = accompanied[place + 1].pixels.astype(int) - alone[place].pixels
+        assert abs(difference).max() <= 1
+
+
+def test_a_job_can_be_withdrawn_while_its_call_waits_for_its_turn(painter, run):
+    async def withdrawn_in_line():
+        first = Drawing(painter, asked(num_inference_steps=LONG))
+        await first.has(Begun)
+        second = Drawing(painter, asked(num_inference_steps=LONG), asked())
+        await second.has(Accepted)
+        assert painter.withdraw(second.call_id, [0])
+        assert painter.withdraw(first.call_id, [0])
+        return await first.ended(), await second.ended(), second.happenings
+
+    first, second, happenings = run(withdrawn_in_line())
+    assert kinds(first) == {0: Withdrawn}
+    assert kinds(second) == {0: Withdrawn, 1: Picture}
+    assert happenings[2] == Finished(0, Withdrawn())  # before anything was drawn
+
+
+def test_a_call_that_is_not_there_cannot_be_withdrawn_from(painter, run):
+    async def afterwards():
+        drawing = Drawing(painter, asked())
+        await drawing.ended()
+        return painter.withdraw(drawing.call_id, [0])
+
+    assert not run(afterwards())
+    assert not painter.withdraw(uuid.uuid4().hex, [0])
+
+
+@pytest.mark.parametrize("at", [Accepted, Progress])
+def test_a_canceled_call_makes_room_for_the_next(painter, run, at):
+    async def canceled_then_another():
+        first = Drawing(painter, asked(num_inference_steps=LONG))
+        await first.has(Begun)
+        second = Drawing(painter, asked(num_inference_steps=LONG))
+        await second.has(Accepted)
+        victims = [second, first] if at is Accepted else [first, second]
+        third = Drawing(painter, asked())
+        for victim in victims:
+            await victim.has(at)
+            victim.task.cancel()
+        return await third.ended()
+
+    assert kinds(run(canceled_then_another())) == {0: Picture}
+    assert not list(painter._flags.folder.iterdir())
+
+
+def test_jobs_that_find_no_memory_together_are_told_so(cramped, run):
+    assert kinds(run(drawn(cramped, *[asked()] * 3))) == dict.fromkeys(range(3), OutOfMemory)
+    assert kinds(run(drawn(cramped, *[asked()] * 2))) == dict.fromkeys(range(2), Picture)
+
+
+def test_a_bug_that_one_prompt_meets_is_a_crash_after_which_it_draws_on(cramped, run):
+    with pytest.raises(MicrobatchCrashed, match="a bug"):
+        run(drawn(cramped, asked("cyanide"), asked()))
+    assert kinds(run(drawn(cramped, asked()))) == {0: Picture}
+
+
+def test_a_model_that_hangs_fails_nobody_who_waits(doomed, run):
+    async def hung():
+        first = Drawing(doomed, asked("cyanide"))
+        await first.has(Begun)
+        second = Drawing(doomed, asked())
+        return await asyncio.gather(first.task, second.task, return_exceptions=True)
+
+    first, second = run(hung())
+    assert isinstance(first, MicrobatchCrashed)
+    assert isinstance(second, GeneratorUnavailable)
+    with pytest.raises(HostDown):
+        run(doomed.check())
+
+
+def test_a_frozen_model_is_given_up_after_a_few_checks(doomed, run):
+    async def frozen():
+        drawing = Drawing(doomed, asked(num_inference_steps=LONG))
+        await drawing.has(Progress)
+        for stub in stubs_of(getattr(doomed._host, "_pid", os.getpid())):
+            os.kill(stub, signal.SIGSTOP)
+        failed = 0
+        while failed < CHECKS_BEFORE_DEATH:  # a thread may be on a core until it is stopped
+            try:
+                await doomed.check()
+            except HostDown:
+                failed += 1
+        await drawing.task
+
+    with pytest.raises(MicrobatchCrashed):
+        run(frozen())
+
+
+def test_a_model_that_says_nothing_of_a_job_fails_that_job(painter, run, monkeypatch):
+    async def nothing(*_):
+        for _ in ():
+            yield {}
+
+    monkeypatch.setattr(painter._host, "infer", nothing)
+    assert kinds(run(drawn(painter, asked()))) == {0: Mishap}
