@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import func, update
 
-from darkroom import jobs, progress
+from darkroom import dispatches, jobs, progress
 from darkroom.database import open_sessions
 from darkroom.settings import Settings
 from darkroom.tables import DEFAULT_TENANT, Dispatch, Job
@@ -47,7 +47,7 @@ def test_the_last_word_counts(board, running):
 def test_a_job_that_is_drawn_again_does_not_show_its_last_time(board, sessions, running, claim):
     published(board, running, (3, 20))
     with sessions.begin() as session:
-        jobs.release(session, "worker")
+        dispatches.release(session, "worker")
 
     assert progress.read(board, claim()) == {}
 
@@ -92,7 +92,11 @@ def begun(api_database, job_id):
     sessions = open_sessions(api_database, pool_size=1)
     with sessions.begin() as session:
         dispatch = Dispatch(
-            worker_id="worker", microbatch_key="key", size=1, leased_until=datetime.now(UTC)
+            worker_id="worker",
+            microbatch_key="key",
+            size=1,
+            cost=1,
+            leased_until=datetime.now(UTC),
         )
         session.add(dispatch)
         session.flush()
