@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,17 +13,16 @@ from engine.rows import (
     Event,
     Mishap,
     Picture,
-    Pixels,
     Row,
     Step,
     admit,
     is_guided,
     unet_rows,
 )
+from engine.runner import Decoding, NetworkRunner
 from engine.schedulers import (
     Course,
     Move,
-    NoiseSchedule,
     UnsupportedSchedule,
     advance,
     course,
@@ -33,27 +32,6 @@ GUIDED_UNET_ROWS: Final = 2
 DECODED_TOGETHER: Final = 4  # pictures at a time: the VAE's activations dwarf the UNet's
 
 logger = logging.getLogger(__name__)
-
-
-class NetworkRunner(Protocol):
-    """What executes the networks. Latents come and go as float32 on `device`."""
-
-    noise_schedule: NoiseSchedule
-    device: torch.device
-    latent_channels: int
-    pixels_per_latent: int
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """[len(prompts), tokens, features], in order."""
-        ...
-
-    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """The output, [B, C, h, w], for [B, C, h, w], float32 [B] and [B, tokens, features]."""
-        ...
-
-    def decode(self, latents: Tensor) -> list[Pixels | None]:
-        """One picture for each of [B, C, h, w]; None where it came out as not a number."""
-        ...
 
 
 @dataclass(eq=False)
@@ -76,6 +54,14 @@ class _Seat:
     @property
     def steps(self) -> int:
         return len(self.course.moves)
+
+
+@dataclass(frozen=True, eq=False)
+class _Developing:
+    """Rows that have done all their steps, and are being decoded."""
+
+    indices: list[int]
+    decoding: Decoding
 
 
 def _nobody() -> Container[int]:
@@ -195,6 +181,7 @@ def _denoise(
     withdrawn: Callable[[], Container[int]],
 ) -> Iterator[Event]:
     running: list[_Seat] = []
+    developing: list[_Developing] = []
     while running or waiting:
         gone = withdrawn()
         yield from (_canceled(seat.index) for seat in (*running, *waiting) if seat.index in gone)
@@ -205,13 +192,15 @@ def _denoise(
         admitted = admit([seat.row for seat in waiting], free_unet_rows=free)
         running += [waiting[position] for position in admitted]
         waiting = [seat for at, seat in enumerate(waiting) if at not in admitted]
-        if not running:
-            return
-
-        _step(runner, running)
+        if running:
+            _step(runner, running)
         yield from (Step(seat.index, seat.step, seat.steps) for seat in running)
-        yield from _developed(runner, [seat for seat in running if seat.step == seat.steps])
+        developing += _begun(runner, [seat for seat in running if seat.step == seat.steps])
         running = [seat for seat in running if seat.step < seat.steps]
+        # With nobody left to step for, there is nothing better to do than to wait for pictures.
+        ready = [one for one in developing if one.decoding.done() or not running]
+        developing = [one for one in developing if one not in ready]
+        yield from (event for one in ready for event in _developed(one))
 
 
 @torch.inference_mode()
@@ -249,13 +238,19 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None, None]
 
 
-def _developed(runner: NetworkRunner, done: Sequence[_Seat]) -> Iterator[Picture | Mishap]:
-    """The pictures of rows that are through. One that is not a number is said so, never shown."""
+def _begun(runner: NetworkRunner, done: Sequence[_Seat]) -> Iterator[_Developing]:
+    """Start to decode the latents of rows that are through."""
     for first in range(0, len(done), DECODED_TOGETHER):
         chunk = done[first : first + DECODED_TOGETHER]
-        pictures = runner.decode(torch.stack([seat.latents for seat in chunk]))
-        for seat, pixels in zip(chunk, pictures, strict=True):
-            if pixels is None:
-                yield Mishap(seat.index, "not_finite", "the numbers of this picture overflowed")
-                continue
-            yield Picture(seat.index, pixels)
+        decoding = runner.decode(torch.stack([seat.latents for seat in chunk]))
+        yield _Developing([seat.index for seat in chunk], decoding)
+
+
+def _developed(developing: _Developing) -> Iterator[Picture | Mishap]:
+    """The pictures. One that is not a number is said so, never shown."""
+    pictures = developing.decoding.pictures()
+    for index, pixels in zip(developing.indices, pictures, strict=True):
+        if pixels is None:
+            yield Mishap(index, "not_finite", "the numbers of this picture overflowed")
+            continue
+        yield Picture(index, pixels)

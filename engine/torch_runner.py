@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from engine.rows import Pixels
+from engine.runner import Decoded, Decoding
 from engine.schedulers import NoiseSchedule, read_noise_schedule
 
 DTYPES: Final = {
@@ -109,7 +109,7 @@ class TorchRunner:
         return output[0].float()  # type: ignore[no-any-return]  # diffusers is not typed here
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> list[Pixels | None]:
+    def decode(self, latents: Tensor) -> Decoding:
         """One picture, uint8 [height, width, 3], for each of [B, C, h, w].
 
         None where the network made something that is not a number: a picture of it would be black.
@@ -121,7 +121,7 @@ class TorchRunner:
         finite = decoded.isfinite().flatten(1).all(dim=1).tolist()
         shades = (decoded / 2 + 0.5).clamp_(0, 1).mul_(255).round_()
         pixels = shades.nan_to_num_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        return [picture if good else None for picture, good in zip(pixels, finite, strict=True)]
+        return Decoded([p if good else None for p, good in zip(pixels, finite, strict=True)])
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         tokens = self._tokenizer(

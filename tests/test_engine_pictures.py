@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.draw import draw
 from engine.rows import Event, Mishap, Picture, Pixels, Row, Step
+from engine.runner import Decoded, Decoding
 from engine.torch_runner import TorchRunner
 
 DEMO = Path(__file__).parents[1] / "models/darkroom-demo"
@@ -190,7 +191,7 @@ def test_a_decoder_that_overflows_is_a_mishap_and_not_a_black_picture(runner):
     latents = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     latents[0] = float("inf")
 
-    spoiled, sound = runner.decode(latents)
+    spoiled, sound = runner.decode(latents).pictures()
 
     assert spoiled is None
     assert sound is not None
@@ -202,7 +203,7 @@ class Overexposed(Counting):
 
     def __init__(self, runner: TorchRunner) -> None:
         super().__init__(runner)
-        self.decode = lambda latents: [None, *runner.decode(latents)[1:]]
+        self.decode = lambda latents: Decoded([None, *runner.decode(latents).pictures()[1:]])
 
 
 def test_a_picture_that_overflows_in_the_decoder_does_not_spoil_its_neighbour(runner):
@@ -275,7 +276,7 @@ class Cramped(Counting):
             raise torch.OutOfMemoryError("tried to allocate too much")
         return super().unet(latents, timesteps, embeddings)
 
-    def _decode(self, latents: Tensor) -> list[Pixels | None]:
+    def _decode(self, latents: Tensor) -> Decoding:
         if len(latents) > self._decoded:
             raise torch.OutOfMemoryError("tried to allocate too much")
         return self._runner.decode(latents)
