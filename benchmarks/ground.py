@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx2
 import psycopg
 
 from darkroom.database import migrate
@@ -50,6 +51,37 @@ def new_database(admin_url: str) -> str:
     url = f"{admin_url.rpartition('/')[0]}/{name}"
     migrate(url)
     return url
+
+
+@contextmanager
+def serving(
+    command: Sequence[str], environment: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """An API process and its address."""
+    port = str(free_port())
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env=os.environ | environment | {"DARKROOM_API_PORT": port},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not _answers(url):
+            if process.poll() is not None:
+                sys.exit(f"{' '.join(command)} did not start")
+            time.sleep(0.1)
+        yield process, url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/healthz").is_success
+    except httpx2.TransportError:
+        return False
 
 
 @contextmanager

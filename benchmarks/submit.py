@@ -7,18 +7,12 @@ Then, on an idle stack with its workers, the time from a job's commit to its cla
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import httpx2
-from ground import Load, database_server, new_database, post_many, redis_server, stack
+from ground import Load, database_server, new_database, post_many, redis_server, serving, stack
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,40 +20,10 @@ from sqlalchemy import func, select
 
 from darkroom.client import Client
 from darkroom.database import open_sessions
-from darkroom.local.ports import free_port
 from darkroom.tables import Job
 
 HERE = Path(__file__).parent
 BODY = b'{"prompt": "a red apple", "width": 64, "height": 64, "num_inference_steps": 1}'
-
-
-@contextmanager
-def serving(command: Sequence[str], environment: dict[str, str]) -> Iterator[str]:
-    """The address of an API process."""
-    port = str(free_port())
-    url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        env=os.environ | environment | {"DARKROOM_API_PORT": port},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while not _answers(url):
-            if process.poll() is not None:
-                sys.exit(f"{' '.join(command)} did not start")
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx2.get(f"{url}/healthz").is_success
-    except httpx2.TransportError:
-        return False
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -78,8 +42,8 @@ def compare(arguments: argparse.Namespace) -> None:
         }
         task_per_job = [str(HERE / "task_per_job.py")]
         with (
-            serving(["-m", "api"], environment) as our_url,
-            serving(task_per_job, environment) as their_url,
+            serving(["-m", "api"], environment) as (_, our_url),
+            serving(task_per_job, environment) as (_, their_url),
         ):
             for url in (our_url, their_url):
                 load(url, arguments, requests=500)

@@ -1,8 +1,9 @@
-"""Work on many things by several threads, a few things ahead of whoever wants the results."""
+"""Work done by other threads, a little ahead of whoever wants the results."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -25,3 +26,18 @@ def in_order(
                 yield first, result.result()
         for item, result in coming:
             yield item, result.result()
+
+
+def beforehand(items: Iterable[Item]) -> Iterator[Item]:
+    """The items in order; while one is in use, a thread makes the next, and no more than that."""
+    left = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(_next, left)
+        while item := coming.result():
+            coming = pool.submit(_next, left)
+            yield item[0]
+
+
+def _next(left: Iterator[Item]) -> list[Item]:
+    """The next one, or nothing."""
+    return [*islice(left, 1)]

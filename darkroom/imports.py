@@ -3,17 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from darkroom import batches, jobs
+from darkroom import batches, jobs, rejected
+from darkroom.ahead import beforehand
+from darkroom.drafts import Draft
 from darkroom.errors import InputProblem, InvalidInput
-from darkroom.jobs import Submission
 from darkroom.records import Record, Table, file_problem
 from darkroom.rejected import Rejects
-from darkroom.rows import Plan, judge
+from darkroom.rows import Judge, Plan
 from darkroom.tables import Batch
 
 MAX_PROBLEMS: Final = 10_000  #: told in one answer; all are counted, and errors.csv has all
@@ -55,13 +56,19 @@ class Tally:
         return InvalidInput(self.problems, total=self.problem_count)
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """One row's jobs; or none, and what is wrong with it."""
 
     record: Record
-    submissions: list[Submission]
+    drafts: list[Draft]
     problems: list[InputProblem]
+
+
+class Chunk(NamedTuple):
+    """What goes into the database at once."""
+
+    drafts: list[Draft]
+    rejected: list[bytes]  #: pieces of errors.csv
 
 
 def check(table: Table, plan: Plan, *, limits: Limits) -> Tally:
@@ -88,41 +95,52 @@ def load(
     """
     session.execute(_PATIENCE)
     tally = Tally()
-    rejects = Rejects(session, batch.id, table.header)
-    chunk: list[Submission] = []
+    pieces = 0
+    # Read in a thread of its own: while the server takes one chunk in, the next is judged.
+    for chunk in beforehand(_chunks(table, plan, limits, tally, on_error)):
+        if chunk.drafts:
+            jobs.submit_drafts(session, batch.tenant_id, chunk.drafts, batch_id=batch.id)
+        rejected.write(session, batch.id, chunk.rejected, first=pieces)
+        pieces += len(chunk.rejected)
+    if not tally.jobs or (tally.rejected and on_error is OnError.REJECT):
+        raise tally.refuse()
+    batches.fill(session, batch, total=tally.jobs, rejected=tally.rejected)
+
+
+def _chunks(
+    table: Table, plan: Plan, limits: Limits, tally: Tally, on_error: OnError
+) -> Iterator[Chunk]:
+    rejects = Rejects(table.header)
+    drafts: list[Draft] = []
     for verdict in _judged(table, plan, limits, tally):
         if verdict.problems and on_error is OnError.SKIP:
             rejects.add(verdict.record, verdict.problems)
         if tally.rejected and on_error is OnError.REJECT:
             continue  # only to tell of every bad row
-        chunk += verdict.submissions
-        if len(chunk) >= _CHUNK:
-            jobs.submit(session, batch.tenant_id, chunk, batch_id=batch.id)
-            chunk = []
-    if not tally.jobs or (tally.rejected and on_error is OnError.REJECT):
-        raise tally.refuse()
-    if chunk:
-        jobs.submit(session, batch.tenant_id, chunk, batch_id=batch.id)
-    if tally.rejected:
+        drafts += verdict.drafts
+        if len(drafts) >= _CHUNK or rejects.pieces:
+            yield Chunk(drafts, rejects.taken())
+            drafts = []
+    if tally.rejected and on_error is OnError.SKIP:
         rejects.close()
-    batches.fill(session, batch, total=tally.jobs, rejected=tally.rejected)
+    yield Chunk(drafts, rejects.taken())
 
 
 def _judged(table: Table, plan: Plan, limits: Limits, tally: Tally) -> Iterator[Verdict]:
-    custom_ids: set[str] = set()
+    judge = Judge(plan)
     for record in table.records:
         if record.number > limits.max_rows:
             message = f"the file has more than {limits.max_rows:,} rows; send it in parts"
             raise file_problem("too_many_rows", message)
         tally.rows += 1
         try:
-            verdict = Verdict(record, judge(record, plan, custom_ids), [])
+            verdict = Verdict(record, judge(record), [])
         except InvalidInput as invalid:
             verdict = Verdict(record, [], invalid.problems)
             tally.rejected += 1
             tally.problem_count += len(invalid.problems)
             tally.problems += invalid.problems[: MAX_PROBLEMS - len(tally.problems)]
-        tally.jobs += len(verdict.submissions)
+        tally.jobs += len(verdict.drafts)
         if tally.jobs > limits.max_jobs:
             message = f"the rows make more than {limits.max_jobs:,} jobs; send them in parts"
             raise file_problem("too_many_jobs", message)

@@ -8,23 +8,20 @@ order of their ids, and locks batches after jobs.
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, Final
+from datetime import datetime
+from typing import Final, NamedTuple
 
-import psycopg
-from psycopg import sql
-from psycopg.types.json import Jsonb
 from sqlalchemy import ColumnElement, and_, func, select, tuple_, update
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from darkroom import batches, events, fairness
+from darkroom.drafts import Draft, Placed, Recipe, Row, copy, in_common
 from darkroom.ends import announce
 from darkroom.errors import Deleted, NotEnded, NotFound, NothingToRetry
 from darkroom.happenings import Subject
 from darkroom.ids import is_id, new_id
-from darkroom.params import GenerationParams, JobInput, cost
-from darkroom.status import FINISHED, PRIORITY_RANK, Priority, Status
+from darkroom.params import GenerationParams, JobInput
+from darkroom.status import FINISHED, Priority, Status
 from darkroom.tables import Batch, Job
 
 #: an end that was not the one the client wanted
@@ -42,6 +39,19 @@ class Submission:
     image_number: int = 0
     custom_id: str | None = None
 
+    def draft(self, default: Priority) -> Draft:
+        """The same as COPY takes it; `default`: its class if it names none."""
+        params = self.params
+        return Draft(
+            Recipe.of(self.input, params, self.microbatch_key, default=default),
+            params.prompt,
+            params.negative_prompt,
+            params.seed,
+            self.row_number,
+            self.image_number,
+            self.custom_id,
+        )
+
 
 def submit(
     session: Session,
@@ -51,101 +61,65 @@ def submit(
     batch_id: str | None = None,
 ) -> list[str]:
     """Queue the jobs, in order, and return their ids. They exist once the caller commits."""
-    rows = _rows(tenant_id, submissions, batch_id)
-    _queue(session, rows)
-    return [row["id"] for row in rows]
+    default = Priority.NORMAL if batch_id is None else Priority.BULK
+    drafts = [submission.draft(default) for submission in submissions]
+    return submit_drafts(session, tenant_id, drafts, batch_id=batch_id)
+
+
+def submit_drafts(
+    session: Session, tenant_id: str, drafts: Sequence[Draft], *, batch_id: str | None
+) -> list[str]:
+    """As `submit`."""
+    return [placed.id for placed in _queue(session, tenant_id, drafts, batch_id).placed]
 
 
 def accept(session: Session, tenant_id: str, submissions: Sequence[Submission]) -> list[Job]:
     """As `submit`; the jobs themselves, as they will be found once the caller has committed."""
-    rows = _rows(tenant_id, submissions, None)
-    now = _queue(session, rows)
+    drafts = [submission.draft(Priority.NORMAL) for submission in submissions]
+    queue = _queue(session, tenant_id, drafts, None)
     queued = {"status": Status.QUEUED, "attempt": 0, "setbacks": 0, "isolation": "", "held": False}
-    return [
-        Job(**row, **queued, metadata_=row.pop("metadata"), created_at=now, run_after=now)
-        for row in rows
-    ]
+    made = []
+    for placed in queue.placed:
+        row = placed.columns(queue.common[placed.draft.recipe])
+        metadata = row.pop("metadata")
+        times = {"created_at": queue.now, "run_after": queue.now}
+        made.append(Job(**row, **queued, **times, metadata_=metadata))
+    return made
 
 
-def _rows(
-    tenant_id: str, submissions: Sequence[Submission], batch_id: str | None
-) -> list[dict[str, Any]]:
-    default = Priority.NORMAL if batch_id is None else Priority.BULK
-    return [
-        _row(submission, default) | {"tenant_id": tenant_id, "batch_id": batch_id}
-        for submission in submissions
-    ]
+class _Queued(NamedTuple):
+    """Drafts that have been given their places, in order."""
+
+    placed: list[Placed]
+    common: Mapping[Recipe, Row]
+    now: datetime  #: by the database's clock
 
 
-def _row(submission: Submission, default: Priority) -> dict[str, Any]:
-    """A job's columns; `start_within_s` and `deadline_s` are still to be counted from now."""
-    asked = submission.input
-    return submission.params.model_dump() | {
-        "row_number": submission.row_number,
-        "image_number": submission.image_number,
-        "custom_id": submission.custom_id,
-        "label": asked.label,
-        "metadata": asked.metadata,
-        "priority": PRIORITY_RANK[asked.priority or default],
-        "microbatch_key": submission.microbatch_key,
-        "cost": cost(submission.params),
-        "start_within_s": asked.start_within_s,
-        "deadline_s": asked.deadline_s,
-        "webhook_url": asked.webhook_url,
-        "webhook_events": asked.told,
+def _queue(
+    session: Session, tenant_id: str, drafts: Sequence[Draft], batch_id: str | None
+) -> _Queued:
+    """Give the drafts ids and places in the fair order, and write them. There is at least one."""
+    costs: dict[int, float] = defaultdict(float)
+    for draft in drafts:
+        costs[draft.recipe.priority] += draft.recipe.cost
+    places = {
+        priority: fairness.reserve(session, tenant_id, priority, cost=costs[priority])
+        for priority in sorted(costs)
     }
-
-
-def _queue(session: Session, rows: Sequence[dict[str, Any]]) -> datetime:
-    """Give the rows ids and places in the fair order, and write them; when, by the database.
-
-    All are of one tenant, and there is at least one.
-    """
-    for priority, mine in sorted(_by_priority(rows).items()):
-        total = sum(row["cost"] for row in mine)
-        places = fairness.reserve(session, mine[0]["tenant_id"], priority, cost=total)
-        tag = places.first_tag
-        for row in mine:
-            row.update(_limits(row, places.now), id=new_id("job"), fair_tag=tag)
-            tag += row["cost"] / places.weight
-    _copy(session, rows)
-    return places.now
-
-
-def _by_priority(rows: Sequence[dict[str, Any]]) -> Mapping[int, list[dict[str, Any]]]:
-    classes = defaultdict(list)
-    for row in rows:
-        classes[row["priority"]].append(row)
-    return classes
-
-
-def _limits(row: dict[str, Any], now: datetime) -> dict[str, datetime | None]:
-    """When it must have been begun, and ended, by the database's clock."""
-    start_s, end_s = row.pop("start_within_s"), row.pop("deadline_s")
-    deadline_at = None if end_s is None else now + timedelta(seconds=end_s)
-    begins = [seconds for seconds in (start_s, end_s) if seconds is not None]
-    expires_at = now + timedelta(seconds=min(begins)) if begins else None
-    return {"expires_at": expires_at, "deadline_at": deadline_at}
-
-
-def _copy(session: Session, rows: Sequence[dict[str, Any]]) -> None:
-    """COPY is ten times as fast as INSERT for a file of rows, and no slower for one."""
-    connection = session.connection().connection.driver_connection
-    assert connection is not None  # a pool's connection has one
-    names = list(rows[0])
-    statement = sql.SQL("COPY job ({}) FROM STDIN").format(
-        sql.SQL(", ").join(map(sql.Identifier, names))
-    )
-    try:
-        with connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in rows:
-                copy.write_row([_adapted(row[name]) for name in names])
-    except psycopg.Error as error:  # as SQLAlchemy words it, whose statement this is not
-        raise DBAPIError.instance("COPY job", None, error, psycopg.Error) from error
-
-
-def _adapted(value: object) -> object:
-    return Jsonb(value) if isinstance(value, dict) else value
+    tags = {priority: place.first_tag for priority, place in places.items()}
+    placed = []
+    for draft in drafts:
+        recipe = draft.recipe
+        tag = tags[recipe.priority]
+        placed.append(Placed(new_id("job"), tag, draft))
+        tags[recipe.priority] = tag + recipe.cost / places[recipe.priority].weight
+    now = next(iter(places.values())).now
+    common = {
+        recipe: in_common(recipe, tenant_id, batch_id, now)
+        for recipe in {draft.recipe for draft in drafts}
+    }
+    copy(session, common, placed)
+    return _Queued(placed, common, now)
 
 
 def find(session: Session, tenant_id: str, job_id: str, *, lock: bool = False) -> Job:
@@ -302,9 +276,7 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
         raise NothingToRetry(f"job {job_id} has succeeded; submit it again for another picture")
     again = session.scalar(select(Job.id).where(Job.retried_from == job_id))
     if again is None:
-        row = _repeat(job) | {"row_number": None, "batch_id": None}
-        _queue(session, [row])
-        again = row["id"]
+        [again] = submit_drafts(session, tenant_id, [_repeat(job, alone=True)], batch_id=None)
     return find(session, tenant_id, again)
 
 
@@ -333,7 +305,7 @@ def retry_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
         retried_from=batch_id,
         webhook_url=old.webhook_url,
     )
-    _queue(session, [_repeat(job) | {"batch_id": new.id} for job in failed])
+    submit_drafts(session, tenant_id, [_repeat(job) for job in failed], batch_id=new.id)
     return new
 
 
@@ -346,21 +318,24 @@ def _latest_retry(session: Session, batch_id: str) -> Batch:
 
 
 _REPEATED: Final = (
-    *GenerationParams.model_fields,
-    *("tenant_id", "row_number", "image_number", "custom_id", "label"),
-    *("priority", "microbatch_key", "cost", "webhook_url", "webhook_events"),
+    *("model", "width", "height", "num_inference_steps", "guidance_scale", "output_format"),
+    *("label", "priority", "microbatch_key", "cost", "webhook_url", "webhook_events"),
 )
 
 
-def _repeat(job: Job) -> dict[str, Any]:
-    """The columns of a job that asks for the same; a deadline was for the first time only."""
-    asked = {name: getattr(job, name) for name in _REPEATED}
-    return asked | {
-        "metadata": job.metadata_,
-        "retried_from": job.id,
-        "start_within_s": None,
-        "deadline_s": None,
-    }
+def _repeat(job: Job, *, alone: bool = False) -> Draft:
+    """A job that asks for the same; a deadline was for the first time only."""
+    asked = {name: getattr(job, name) for name in _REPEATED} | {"metadata": job.metadata_}
+    return Draft(
+        Recipe(asked, job.cost, job.priority, None, None),
+        job.prompt,
+        job.negative_prompt,
+        job.seed,
+        None if alone else job.row_number,
+        job.image_number,
+        job.custom_id,
+        retried_from=job.id,
+    )
 
 
 def expire_overdue(session: Session, *, limit: int = 1000) -> int:

@@ -48,6 +48,7 @@ _PRINTABLE: Final = AfterValidator(_printable)
 LongText = Annotated[str, Field(max_length=MAX_PROMPT_CHARS), _PRINTABLE]
 Prompt = Annotated[LongText, AfterValidator(_not_blank)]
 WebhookUrl = Annotated[str, Field(min_length=1, max_length=2048), _PRINTABLE]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Label = Annotated[str, Field(min_length=1, max_length=200), _PRINTABLE]
 
 
@@ -75,9 +76,7 @@ class JobInput(BaseModel):
     guidance_scale: float | None = Field(
         None, description="Classifier-free guidance; 1 or less turns it off, and costs half."
     )
-    seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Same seed, same picture. Drawn when left out."
-    )
+    seed: Seed | None = Field(None, description="Same seed, same picture. Drawn when left out.")
     output_format: Annotated[OutputFormat, Field(strict=False)] = Field(
         OutputFormat.PNG, description="How the image is encoded."
     )

@@ -22,15 +22,13 @@ _PIECE_CHARS: Final = 2**19
 
 
 class Rejects:
-    """Takes rejected rows down, a piece at a time, so that they never fill the memory."""
+    """Takes rejected rows down as pieces of the file, for whoever puts them away in time."""
 
-    def __init__(self, session: Session, batch_id: str, header: Sequence[str]) -> None:
-        self._session = session
-        self._batch_id = batch_id
+    def __init__(self, header: Sequence[str]) -> None:
         self._columns = [place for place, name in enumerate(header) if name not in ERROR_COLUMNS]
         self._width = len(header)
-        self._piece = 0
         self._text = io.StringIO(newline="")
+        self.pieces: list[bytes] = []  #: that are whole and were not taken yet
         self._write([header[place] for place in self._columns] + list(ERROR_COLUMNS))
 
     def add(self, record: Record, problems: Sequence[InputProblem]) -> None:
@@ -43,21 +41,33 @@ class Rejects:
         self._write([cells[place] for place in self._columns] + [str(record.number), column, why])
 
     def close(self) -> None:
-        """Write what is left."""
+        """What was added last is a piece too."""
         if self._text.tell():
-            self._flush()
+            self._cut()
+
+    def taken(self) -> list[bytes]:
+        """The pieces, which are the caller's from now on."""
+        pieces, self.pieces = self.pieces, []
+        return pieces
 
     def _write(self, cells: Sequence[str]) -> None:
         csv.writer(self._text).writerow([spreadsheet.escape(cell) for cell in cells])
         if self._text.tell() > _PIECE_CHARS:
-            self._flush()
+            self._cut()
 
-    def _flush(self) -> None:
-        text = self._text.getvalue().encode("utf-8", "replace")
-        values = {"batch_id": self._batch_id, "piece": self._piece, "csv": text}
-        self._session.execute(insert(RejectedRows).values(values))
-        self._piece += 1
+    def _cut(self) -> None:
+        self.pieces.append(self._text.getvalue().encode("utf-8", "replace"))
         self._text = io.StringIO(newline="")
+
+
+def write(session: Session, batch_id: str, pieces: Sequence[bytes], *, first: int) -> None:
+    """Put the batch's next pieces away, of which it has `first` already."""
+    rows = [
+        {"batch_id": batch_id, "piece": number, "csv": text}
+        for number, text in enumerate(pieces, start=first)
+    ]
+    if rows:
+        session.execute(insert(RejectedRows), rows)
 
 
 def _told(problem: InputProblem) -> str:

@@ -1,23 +1,26 @@
 """The rows of a file into jobs, or into everything that is wrong with them. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Required
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from darkroom import columns, webhooks
 from darkroom.addresses import Policy
 from darkroom.catalogue import Catalogue
 from darkroom.columns import RowInput, Style
+from darkroom.drafts import Draft, Recipe
 from darkroom.errors import InputProblem, InvalidInput
-from darkroom.jobs import Submission
-from darkroom.params import MAX_SEED, GenerationParams, draw_seed
+from darkroom.params import MAX_SEED, Label, LongText, Prompt, Seed, draw_seed
 from darkroom.problems import input_problems
 from darkroom.records import Record
+from darkroom.status import Priority
 from darkroom.sweeps import Expand, variants
 
 MAX_JOBS_PER_ROW: Final = 10_000
+_MAX_RECIPES: Final = 1_000  #: remembered at once
 #: fields that the query may set for all rows; what it says by these names is said of the batch
 DEFAULTS: Final = tuple(
     sorted(
@@ -25,6 +28,20 @@ DEFAULTS: Final = tuple(
         - {"prompt", "custom_id", "label", "webhook_url", "webhook_events"}
     )
 )
+
+
+class Words(TypedDict, total=False):
+    """The fields that a row seldom shares with another, under `RowInput`'s rules."""
+
+    __pydantic_config__ = RowInput.model_config  # type: ignore[misc]  # pydantic's documented way
+    prompt: Required[Prompt]
+    negative_prompt: LongText
+    seed: Seed | None
+    custom_id: Label | None
+
+
+_WORDS: Final = frozenset(Words.__annotations__)
+_judge_words: Final = TypeAdapter(Words).validate_python
 
 
 @dataclass(frozen=True)
@@ -69,71 +86,95 @@ def _default_column(name: str, seen: Mapping[str, object]) -> str:
     return column
 
 
-def judge(record: Record, plan: Plan, custom_ids: set[str]) -> list[Submission]:
-    """The row's jobs, in order. Raises InvalidInput with all that is wrong with it.
+class Judge:
+    """Judges the rows of one file, in order.
 
-    `custom_ids` are those of earlier rows; the row's own is added.
+    What a row shares with others, which is all but its own words, is judged when it is first met;
+    from then on only the words are. What is wrong with either is told by the first way, in full.
     """
-    problems = record.problems
-    if record.values is not None:
-        try:
-            submissions = _submissions(record.number, record.values, plan, custom_ids)
-        except ValidationError as error:
-            problems = _joined(problems, input_problems(error))
-        except InvalidInput as error:
-            problems = _joined(problems, error.problems)
-        else:
-            if not problems:
-                return submissions
-    raise InvalidInput([_in_row(record.number, problem) for problem in problems])
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._custom_ids: set[str] = set()  #: of the rows so far
+        self._recipes: dict[str, Recipe] = {}  #: by the fields they were made of
+
+    def __call__(self, record: Record) -> list[Draft]:
+        """The row's jobs, in order. Raises InvalidInput with all that is wrong with it."""
+        problems = record.problems
+        if record.values is not None:
+            try:
+                drafts = self._drafts(record.number, {**self._plan.defaults, **record.values})
+            except ValidationError as error:
+                problems = _joined(problems, input_problems(error))
+            except InvalidInput as error:
+                problems = _joined(problems, error.problems)
+            else:
+                if not problems:
+                    return drafts
+        raise InvalidInput([_in_row(record.number, problem) for problem in problems])
+
+    def _drafts(self, number: int, values: dict[str, object]) -> list[Draft]:
+        self._note_custom_id(values.get("custom_id"))
+        if self._plan.expand is None:
+            return _images(number, 0, *self._judged(values))
+        if values.get("seed") is None:  # one for all, so that only what is swept differs
+            values["seed"] = draw_seed()
+        made: list[Draft] = []
+        for variant in variants(values, self._plan.expand):
+            made += _images(number, len(made), *self._judged(variant))
+            if len(made) > MAX_JOBS_PER_ROW:
+                message = f"makes more than {MAX_JOBS_PER_ROW:,} jobs of one row"
+                raise columns.bad_cell("num_images", "too_many_jobs", message)
+        return made
+
+    def _note_custom_id(self, custom_id: object) -> None:
+        if isinstance(custom_id, str):
+            if custom_id in self._custom_ids:
+                raise columns.bad_cell("custom_id", "not_unique", "stands in an earlier row too")
+            self._custom_ids.add(custom_id)
+
+    def _judged(self, values: dict[str, object]) -> tuple[Recipe, Words]:
+        words = {name: values[name] for name in _WORDS if name in values}
+        # As text, because 1, 1.0 and True are the same key, and lists are none.
+        shared = repr([item for item in values.items() if item[0] not in _WORDS])
+        recipe = self._recipes.get(shared)
+        if recipe is not None:
+            try:
+                return recipe, _judge_words(words)
+            except ValidationError:
+                pass  # is told with all else that is wrong
+        job = RowInput.model_validate(values)
+        if len(self._recipes) == _MAX_RECIPES:
+            self._recipes.clear()
+        recipe = self._recipes[shared] = self._recipe(job)
+        return recipe, _judge_words(words)
+
+    def _recipe(self, job: RowInput) -> Recipe:
+        if job.webhook_url is not None:
+            webhooks.vet_own_url(job.webhook_url, self._plan.policy)
+        params = self._plan.catalogue.resolve(job)
+        key = self._plan.catalogue.models[params.model].microbatch_key(params)
+        return Recipe.of(job, params, key, default=Priority.BULK, num_images=job.num_images)
+
+
+def _images(number: int, first: int, recipe: Recipe, words: Words) -> list[Draft]:
+    """`num_images` pictures of one row: the same but for seeds that count up."""
+    prompt, negative_prompt = words["prompt"], words.get("negative_prompt", "")
+    custom_id, seed = words.get("custom_id"), words.get("seed")
+    if seed is None:
+        seed = draw_seed()
+    if seed + recipe.num_images - 1 > MAX_SEED:
+        raise columns.bad_cell("seed", "out_of_range", "seed + num_images is too large")
+    return [
+        Draft(recipe, prompt, negative_prompt, seed + image, number, first + image, custom_id)
+        for image in range(recipe.num_images)
+    ]
 
 
 def _joined(cells: list[InputProblem], fields: list[InputProblem]) -> list[InputProblem]:
     """Of a cell that could not be read it need not be said that its field is missing."""
     known = {problem.loc for problem in cells}
     return cells + [problem for problem in fields if problem.loc[:1] not in known]
-
-
-def _submissions(
-    number: int, values: Mapping[str, object], plan: Plan, custom_ids: set[str]
-) -> list[Submission]:
-    values = {**plan.defaults, **values}
-    custom_id = values.get("custom_id")
-    if isinstance(custom_id, str):
-        _check_custom_id(custom_id, custom_ids)
-    made: list[Submission] = []
-    for row in [values] if plan.expand is None else _variants(values, plan.expand):
-        job = RowInput.model_validate(row)
-        if job.webhook_url is not None:
-            webhooks.vet_own_url(job.webhook_url, plan.policy)
-        first = plan.catalogue.resolve(job)
-        key = plan.catalogue.models[first.model].microbatch_key(first)
-        images = [first] if job.num_images == 1 else _images(first, job.num_images)
-        for params in images:
-            made.append(Submission(job, params, key, number, len(made), job.custom_id))
-        if len(made) > MAX_JOBS_PER_ROW:
-            message = f"makes more than {MAX_JOBS_PER_ROW:,} jobs of one row"
-            raise columns.bad_cell("num_images", "too_many_jobs", message)
-    return made
-
-
-def _variants(values: dict[str, object], expand: Expand) -> Iterator[dict[str, object]]:
-    if values.get("seed") is None:  # one for all, so that only what is swept differs
-        values["seed"] = draw_seed()
-    return variants(values, expand)
-
-
-def _images(first: GenerationParams, count: int) -> list[GenerationParams]:
-    """`num_images` pictures of one row: the same but for seeds that count up."""
-    if first.seed + count - 1 > MAX_SEED:
-        raise columns.bad_cell("seed", "out_of_range", "seed + num_images is too large")
-    return [first.model_copy(update={"seed": first.seed + image}) for image in range(count)]
-
-
-def _check_custom_id(custom_id: str, seen: set[str]) -> None:
-    if custom_id in seen:
-        raise columns.bad_cell("custom_id", "not_unique", "stands in an earlier row too")
-    seen.add(custom_id)
 
 
 def _in_row(number: int, problem: InputProblem) -> InputProblem:

@@ -17,10 +17,18 @@ from darkroom.errors import InvalidInput
 from darkroom.params import MAX_SEED
 from darkroom.rows import Plan
 from darkroom.settings import Settings
+from darkroom.status import PRIORITY_RANK, Priority
 from darkroom.sweeps import Expand
 from darkroom.uploads import Format, UnsupportedFile
 
 POLICY = policy_of(Settings())
+
+
+class Row:
+    """All columns of a draft, as attributes: whichever of them are its own."""
+
+    def __init__(self, draft):
+        vars(self).update(draft.recipe.columns | draft._asdict())
 
 
 def read(catalogue, text, kind=Format.CSV, *, expand=None, defaults=()):
@@ -28,10 +36,10 @@ def read(catalogue, text, kind=Format.CSV, *, expand=None, defaults=()):
     body = text if isinstance(text, bytes) else text.encode()
     lists = expand is not None
     plan = Plan(catalogue, POLICY, rows.read_defaults(defaults, lists=lists), expand)
-    made, problems, seen = [], [], set()
+    made, problems, judge = [], [], rows.Judge(plan)
     for record in uploads.read_table(io.BytesIO(body), kind, lists=lists).records:
         try:
-            made += rows.judge(record, plan, seen)
+            made += map(Row, judge(record))
         except InvalidInput as invalid:
             problems += invalid.problems
     if problems:
@@ -48,22 +56,22 @@ def problems(catalogue, text, kind=Format.CSV, **options):
 def test_columns_have_short_names_too(catalogue):
     [row] = read(catalogue, "prompt,steps,cfg,negative\na cat,5,2.5,a dog\n")
 
-    assert row.params.num_inference_steps == 5
-    assert row.params.guidance_scale == 2.5
-    assert row.params.negative_prompt == "a dog"
+    assert row.num_inference_steps == 5
+    assert row.guidance_scale == 2.5
+    assert row.negative_prompt == "a dog"
 
 
 def test_an_empty_cell_is_the_models_default(catalogue):
     [row] = read(catalogue, "prompt,steps,seed\na cat,,\n")
 
-    assert row.params.num_inference_steps == 12
-    assert 0 <= row.params.seed <= MAX_SEED
+    assert row.num_inference_steps == 12
+    assert 0 <= row.seed <= MAX_SEED
 
 
 def test_a_row_may_become_several_images_whose_seeds_count_up(catalogue):
     made = read(catalogue, "prompt,seed,num_images\na cat,7,3\na dog,1,1\n")
 
-    assert [(r.row_number, r.image_number, r.params.seed) for r in made] == [
+    assert [(r.row_number, r.image_number, r.seed) for r in made] == [
         (1, 0, 7),
         (1, 1, 8),
         (1, 2, 9),
@@ -78,7 +86,7 @@ def test_what_spreadsheets_write_is_read(catalogue, newline, delimiter, mark):
     lines = [delimiter.join(cells) for cells in (("prompt", "seed"), ("a cat", "7"))]
     [row] = read(catalogue, mark + newline.join(lines) + newline)
 
-    assert (row.params.prompt, row.params.seed) == ("a cat", 7)
+    assert (row.prompt, row.seed) == ("a cat", 7)
 
 
 def test_row_numbers_are_right_behind_a_quoted_newline(catalogue):
@@ -163,28 +171,28 @@ def test_where_a_file_is_not_utf8_is_told_to_the_byte(catalogue):
 @pytest.mark.parametrize("text", ['prompt\na "red" apple\n', 'prompt\n"a ""red"" apple"\n'])
 def test_quotes_may_stand_in_a_field(catalogue, text):
     [row] = read(catalogue, text)
-    assert row.params.prompt == 'a "red" apple'
+    assert row.prompt == 'a "red" apple'
 
 
 @pytest.mark.parametrize("text", ["a\u2028cat", "a\u2029cat", "=1+1", "{a|b}"])
 def test_what_looks_special_in_a_prompt_is_only_a_prompt(catalogue, text):
     [row] = read(catalogue, f"prompt\n{text}\n")
-    assert row.params.prompt == text
+    assert row.prompt == text
 
 
 def test_numbers_may_come_as_spreadsheets_write_them(catalogue):
     """pandas writes a column of whole numbers with gaps as floats, German Excel decimal commas."""
     [row] = read(catalogue, "prompt;seed;cfg\na cat;7.0;4,125\n")
-    assert (row.params.seed, row.params.guidance_scale) == (7, 4.125)
+    assert (row.seed, row.guidance_scale) == (7, 4.125)
 
 
 def test_what_all_rows_have_in_common_need_not_stand_in_them(catalogue):
     defaults = [("steps", "5"), ("seed", "7"), ("priority", "normal"), ("num_images", "2")]
     made = read(catalogue, "prompt,seed\na cat,\na dog,1\n", defaults=defaults)
 
-    assert [row.params.seed for row in made] == [7, 8, 1, 2]
-    assert {row.params.num_inference_steps for row in made} == {5}
-    assert {row.input.priority for row in made} == {"normal"}
+    assert [row.seed for row in made] == [7, 8, 1, 2]
+    assert {row.num_inference_steps for row in made} == {5}
+    assert {row.priority for row in made} == {PRIORITY_RANK[Priority.NORMAL]}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +236,7 @@ def came_in(catalogue, table, file):
     for wanted, row in zip(table, read(catalogue, file), strict=True):
         for column, value in wanted.items():
             if value is not None:
-                assert getattr(row.params, column) == value
+                assert getattr(row, column) == value
 
 
 @few
@@ -301,7 +309,7 @@ def test_rows_may_come_as_lines_of_json(catalogue):
     made = read(catalogue, text, Format.JSON_LINES)
 
     assert [(row.row_number, row.image_number) for row in made] == [(1, 0), (1, 1), (2, 0)]
-    assert (made[0].params.num_inference_steps, made[2].params.prompt) == (5, "a\ndog")
+    assert (made[0].num_inference_steps, made[2].prompt) == (5, "a\ndog")
 
 
 @pytest.mark.parametrize(
@@ -346,7 +354,7 @@ def test_any_array_of_json_comes_in_unchanged(catalogue, made, ascii_only, wrapp
     )
     found = read(catalogue, text, Format.JSON)
 
-    assert [(row.params.prompt, row.params.seed) for row in found] == made
+    assert [(row.prompt, row.seed) for row in found] == made
     assert [row.row_number for row in found] == list(range(1, len(made) + 1))
 
 
@@ -384,37 +392,37 @@ def test_a_sweep_is_the_product_of_its_choices(catalogue):
     text = 'prompt,steps,seed\n"a {red|green} {cat|dog}, {really}",4|8,1\n'
     made = read(catalogue, text, expand=Expand.PRODUCT)
 
-    assert [(row.params.prompt, row.params.num_inference_steps) for row in made] == [
+    assert [(row.prompt, row.num_inference_steps) for row in made] == [
         (f"a {colour} {animal}, {{really}}", steps)
         for colour in ("red", "green")
         for animal in ("cat", "dog")
         for steps in (4, 8)
     ]
     assert [row.image_number for row in made] == list(range(8))
-    assert {(row.row_number, row.params.seed) for row in made} == {(1, 1)}
+    assert {(row.row_number, row.seed) for row in made} == {(1, 1)}
 
 
 def test_a_sweep_may_go_in_step(catalogue):
     made = read(catalogue, "prompt,seed\na {cat|dog},1|2\n", expand=Expand.ZIP)
-    assert [(row.params.prompt, row.params.seed) for row in made] == [("a cat", 1), ("a dog", 2)]
+    assert [(row.prompt, row.seed) for row in made] == [("a cat", 1), ("a dog", 2)]
 
 
 def test_what_is_not_swept_stays_the_same_even_the_seed_that_was_drawn(catalogue):
     made = read(catalogue, "prompt\na {cat|dog|cow}\n", expand=Expand.PRODUCT)
-    assert len({row.params.seed for row in made}) == 1
+    assert len({row.seed for row in made}) == 1
 
 
 def test_a_sweep_in_json_lists_its_numbers(catalogue):
     made = read(
         catalogue, '{"prompt": "a", "seed": [1, 2]}', Format.JSON_LINES, expand=Expand.PRODUCT
     )
-    assert [row.params.seed for row in made] == [1, 2]
+    assert [row.seed for row in made] == [1, 2]
 
 
 def test_without_being_asked_for_nothing_is_swept(catalogue):
     [row] = read(catalogue, "prompt\na {cat|dog}\n")
 
-    assert row.params.prompt == "a {cat|dog}"
+    assert row.prompt == "a {cat|dog}"
     assert problems(catalogue, "prompt,steps\na,4|8\n") == [
         (("row", 1, "num_inference_steps"), "not_a_number")
     ]
