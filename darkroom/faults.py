@@ -15,6 +15,7 @@ Point = Literal[
     "in-generate",
     "before-settle-commit",
     "after-settle-commit",
+    "in-import",
     "before-submit-commit",
     "after-submit-commit",
 ]

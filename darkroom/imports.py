@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from darkroom import batches, jobs, rejected
+from darkroom import batches, faults, jobs, rejected
 from darkroom.ahead import beforehand
 from darkroom.drafts import Draft
 from darkroom.errors import InputProblem, InvalidInput
@@ -102,6 +102,7 @@ def load(
             jobs.submit_drafts(session, batch.tenant_id, chunk.drafts, batch_id=batch.id)
         rejected.write(session, batch.id, chunk.rejected, first=pieces)
         pieces += len(chunk.rejected)
+        faults.reach("in-import")
     if not tally.jobs or (tally.rejected and on_error is OnError.REJECT):
         raise tally.refuse()
     batches.fill(session, batch, total=tally.jobs, rejected=tally.rejected)

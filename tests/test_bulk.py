@@ -6,8 +6,8 @@ import io
 import json
 import signal
 import socket
+import struct
 import threading
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -39,6 +39,20 @@ def made(api_database):
             )
 
     yield count
+    sessions.kw["bind"].dispose()
+
+
+@pytest.fixture
+def numbers(api_database):
+    """The row numbers of a batch's jobs, in order; twice what is there twice."""
+    sessions = open_sessions(api_database, pool_size=1)
+
+    def read(batch_id):
+        rows = select(Job.row_number).where(Job.batch_id == batch_id).order_by(Job.row_number)
+        with sessions.begin() as session:
+            return session.scalars(rows).all()
+
+    yield read
     sessions.kw["bind"].dispose()
 
 
@@ -330,42 +344,58 @@ def test_mixed_classes_of_two_files_at_once_do_not_lock_each_other_out(http, mad
     assert made(label) == (2, 10_200)
 
 
-def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(http, api_url, made):
+@pytest.mark.parametrize("form", [False, True])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_stops_half_way_leaves_nothing_behind(http, api_url, made, form, reset):
     before = made()
+    body = table(50_000).encode()
+    kind = "text/csv"
+    if form:
+        part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
+        body, kind = part + body + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
     address = httpx2.URL(api_url)
+    head = (
+        f"POST /v1/batches HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
     with socket.create_connection((address.host, address.port)) as client:
-        head = "POST /v1/batches HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/csv\r\n"
-        client.sendall(f"{head}Content-Length: 100000\r\n\r\nprompt\na cat\n".encode())
-    time.sleep(0.2)
+        client.sendall(head.encode() + body[: len(body) // 2])
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    assert http.get("/healthz").status_code == 200
-    assert made() == before
+    assert send(http, table(1)).status_code == 202
+    batches, jobs = before
+    assert made() == (batches + 1, jobs + 1)
 
 
-def test_a_killed_api_has_taken_the_whole_file_or_nothing(api_environment, made, tmp_path, label):
-    """The client asks again with its key until it has an answer, as the command line does."""
-    body, count = table(20_000), 20_000
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_an_api_killed_in_mid_import_has_taken_nothing_and_then_each_valid_row_once(
+    api_environment, made, numbers, tmp_path, label, chunk
+):
+    count, bad = 12_000, set(range(50, 12_001, 100))
     key = {"Idempotency-Key": label}
-    answer, killed, delay_s = None, 0, 0.1
-    while answer is None:
-        process, url = serve(api_environment, tmp_path / f"log{killed}")
-        if killed < 2:
-            timer = threading.Timer(delay_s, process.kill)
-            timer.start()
-        with httpx2.Client(base_url=url, timeout=120) as client:
-            try:
-                answer = send(client, body, CSV | key, label=label)
-            except httpx2.TransportError:
-                killed += 1
-                delay_s *= 4
-                assert made(label) in {(0, 0), (1, count)}
-            finally:
-                process.kill()
-                process.wait()
+    fault = {"DARKROOM_FAULT_POINT": f"in-import:{chunk}"}
+    process, url = serve(api_environment | fault, tmp_path / "log")
+    with (
+        httpx2.Client(base_url=url, timeout=120) as client,
+        pytest.raises(httpx2.TransportError),
+    ):
+        send(client, table(count, bad), CSV | key, label=label, on_error="skip")
+    assert process.wait(10) == -signal.SIGKILL
+    assert made(label) == (0, 0)
 
-    assert answer.status_code in {200, 202}
-    assert answer.json()["counts"]["total"] == count
-    assert made(label) == (1, count)
+    process, url = serve(api_environment, tmp_path / "log2")
+    try:
+        with httpx2.Client(base_url=url, timeout=120) as client:
+            for expected in (202, 200):
+                answer = send(client, table(count, bad), CSV | key, label=label, on_error="skip")
+                assert answer.status_code == expected, answer.text
+            rejected = read_csv(client.get(answer.json()["urls"]["errors"]).text)
+    finally:
+        process.kill()
+        process.wait()
+    assert numbers(answer.json()["id"]) == sorted(set(range(1, count + 1)) - bad)
+    assert [int(row["row_number"]) for row in rejected] == sorted(bad)
 
 
 @pytest.mark.parametrize(
