@@ -62,12 +62,16 @@ _PRIVATE: Final = _networks(
 )
 _LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASCII | re.IGNORECASE)
 _TOP_LABEL: Final = re.compile(r"[a-z]{2,63}|xn--[a-z0-9-]{1,59}", re.ASCII | re.IGNORECASE)
+#: Names that lead inside wherever they lead anywhere; none is a public top-level domain.
 _LOCAL_TOPS: Final = frozenset(
     (
-        *("arpa", "corp", "home", "internal", "invalid", "lan"),
-        *("local", "localdomain", "localhost", "onion", "test"),
+        *("alt", "arpa", "cluster", "consul", "corp", "default", "docker", "domain", "home"),
+        *("internal", "intranet", "invalid", "lan", "local", "localdomain", "localhost"),
+        *("localnet", "mshome", "onion", "private", "svc", "test", "workgroup"),
     )
 )
+#: What stands between the slashes: no user, and a port, if any, in digits that all read alike.
+_AUTHORITY: Final = re.compile(r"[^/?#]*//(\[[^]@]*\]|[^]:@/?#\[]+)(:[0-9]{1,5})?(?=[/?#]|$)")
 
 
 class Blocked(DarkroomError):
@@ -155,6 +159,8 @@ def vet_url(url: str, policy: Policy) -> Target:
         raise Blocked(f"must begin with {' or '.join(sorted(policy.schemes))}://")
     if parsed.userinfo:
         raise Blocked("must not hold a user name or password")
+    if not _AUTHORITY.match(url):
+        raise Blocked("is not a URL: between // and the path stands a host, and perhaps a port")
     port = _DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
     if port == 0 or (policy.ports is not None and port not in policy.ports):
         allowed = " and ".join(map(str, sorted(policy.ports or {})))

@@ -11,10 +11,14 @@ from cryptography.x509.oid import NameOID
 
 
 def make_certificates(folder: Path) -> None:
-    """An authority that the sender trusts, one that it does not, and a certificate of each."""
+    """An authority that the sender trusts, one that it does not, certificates of both.
+
+    One of ours ended an hour ago.
+    """
     ours = _authority(folder / "ca.pem")
     _certificate(folder / "ok.pem", ours, ["ok.example", "ok6.example", "second.example"])
     _certificate(folder / "badca.pem", _authority(folder / "strange-ca.pem"), ["badca.example"])
+    _certificate(folder / "expired.pem", ours, ["expired.example"], ends=-timedelta(hours=1))
 
 
 def _authority(file: Path):
@@ -24,17 +28,26 @@ def _authority(file: Path):
     return key, "an authority"
 
 
-def _certificate(file: Path, issuer, names: list[str]) -> None:
+def _certificate(file: Path, issuer, names: list[str], *, ends=timedelta(days=1)) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     private = key.private_bytes(
         Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    file.write_bytes(_pem(_signed(key.public_key(), names[0], issuer, names=names)) + private)
+    certificate = _signed(key.public_key(), names[0], issuer, names=names, ends=ends)
+    file.write_bytes(_pem(certificate) + private)
 
 
-def _signed(public, subject: str, issuer, *, names: list[str] = (), authority: bool = False):
+def _signed(
+    public,
+    subject: str,
+    issuer,
+    *,
+    names: list[str] = (),
+    authority: bool = False,
+    ends: timedelta = timedelta(days=1),
+):
     def named(text):
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
@@ -47,7 +60,7 @@ def _signed(public, subject: str, issuer, *, names: list[str] = (), authority: b
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_after(now + ends)
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
     )
     if names:

@@ -9,6 +9,7 @@ and port. Nothing leaves the machine; the namespaces end with their last process
 import asyncio
 import contextlib
 import fcntl
+import gzip
 import json
 import os
 import shutil
@@ -20,7 +21,6 @@ import sys
 import tempfile
 import threading
 import time
-import zlib
 from pathlib import Path
 
 from certificates import make_certificates
@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve()
 PUBLIC_4, PUBLIC_6 = "93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946"
 ELSEWHERE, DOWN = "93.184.216.35", "93.184.216.36"  # another public host, and one without servers
 PUBLIC = {PUBLIC_4, PUBLIC_6, ELSEWHERE}
+NAT64 = "2a00:1098:2b::"  # an operator's own translation prefix, within what is public
 WEB_PORTS = {80, 443, 8443}
 PORTS = sorted(WEB_PORTS | {22, 25, 5432, 6379, 8000, 8080, 8265})
 ZONE = {
@@ -40,6 +41,7 @@ ZONE = {
     "internal": ["10.0.0.1"],
     "meta": ["169.254.169.254"],
     "loop4": ["127.0.0.1"],
+    "localhost": ["127.0.0.1"],
     "loop6": ["::1"],
     "mapped": ["::ffff:127.0.0.1"],
     "nat64": ["64:ff9b::a9fe:a9fe"],
@@ -52,9 +54,33 @@ ZONE = {
     "mixedrev": ["127.0.0.1", PUBLIC_4],
     "dual": [PUBLIC_4, "::1"],
     "denied": ["93.184.217.1"],
-    "127.0.0.1.nip": ["127.0.0.1"],
+    "127.0.0.1.nip.org": ["127.0.0.1"],
+    "127.0.0.1.nip.io": ["127.0.0.1"],
+    "a9fea9fe.nip.io": ["169.254.169.254"],
+    "169-254-169-254.sslip.io": ["169.254.169.254"],
+    "localtest.me": ["127.0.0.1"],
+    "ok.localtest.me": ["127.0.0.1"],
+    "spoofed.burpcollaborator.net": ["127.0.0.1"],
+    "xn--bcher-kva": ["10.0.0.1"],
+    "compat": ["::a9fe:a9fe"],
+    "site": ["fec0::1"],
+    "segments": ["5f00::1"],
+    "nat64local": ["64:ff9b:1::a9fe:a9fe"],
+    "teredo": ["2001:0:7f00:1::1"],
+    "relay": ["192.88.99.1"],
+    "documentation": ["203.0.113.1", "2001:db8::1"],
+    "multicast": ["224.0.0.1", "ff02::1"],
+    "mappedmeta": ["::ffff:169.254.169.254"],
+    "ec2v6": ["fd00:ec2::254"],
+    "linklocal": ["fe80::1"],
+    "classe": ["240.0.0.1"],
+    "dualrev": [PUBLIC_6, "10.0.0.1"],
+    "crowd": [*(f"93.184.218.{n}" for n in range(30)), "192.168.0.1"],
+    "operators": [f"{NAT64}a9fe:a9fe"],
+    "expired": [PUBLIC_4],
 }
-DEADLINE_S = 5.0
+ALIASES = {"cname": "internal.example", "alias": "localhost.example"}
+DEADLINE_S = 6.0
 BODY = b'{"type":"webhook.test"}'
 IN_VAIN = "in vain"  #: printed by `run` where namespaces are not allowed
 
@@ -172,9 +198,7 @@ async def _big(writer) -> None:
 
 
 async def _bomb(writer) -> None:
-    packer = zlib.compressobj(9, wbits=31)
-    zeros = bytes(2**20)
-    packed = b"".join(packer.compress(zeros) for _ in range(200)) + packer.flush()
+    packed = gzip.compress(bytes(2**20)) * 200  # one member after the other is one file
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\n")
     writer.write(packed)
 
@@ -204,6 +228,12 @@ async def _continue(writer) -> None:
     await _well(writer)
 
 
+async def _reset(writer) -> None:
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
 async def _garbage(writer) -> None:
     writer.write(b"\x00\xff garbage \r\n\r\n")
 
@@ -217,6 +247,7 @@ HOSTILE = {
     "/hdrbig": _big_header,
     "/100": _continue,
     "/garbage": _garbage,
+    "/reset": _reset,
 }
 
 
@@ -239,7 +270,7 @@ def name_server() -> None:
             reply = request.reply()
             name = str(request.q.qname).removesuffix(".").lower()
             kind = QTYPE[request.q.qtype]
-            label = name.removesuffix(".example").removesuffix(".org")
+            label = name.removesuffix(".example")
             if label == "slow":
                 time.sleep(20)
             if label == "servfail":
@@ -252,13 +283,13 @@ def name_server() -> None:
                     RR(name, QTYPE.A, ttl=0, rdata=A(PUBLIC_4 if odd else "127.0.0.1"))
                 )
                 return reply
-            addresses = ZONE.get("internal" if label == "cname" else label)
+            alias = ALIASES.get(label)
+            addresses = ZONE.get(alias.removesuffix(".example") if alias else label)
             if addresses is None and label != "rebind":
                 reply.header.rcode = RCODE.NXDOMAIN
                 return reply
-            owner = name
-            if label == "cname":
-                owner = "internal.example"
+            owner = alias or name
+            if alias:
                 reply.add_answer(RR(name, QTYPE.CNAME, ttl=0, rdata=CNAME(owner)))
             for address in addresses or []:
                 v6 = ":" in address
@@ -276,18 +307,19 @@ def name_server() -> None:
 
 def _contexts(folder: Path) -> ssl.SSLContext:
     """By the name that the client asks for; the names asked for are written down."""
-    ok, strange = (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in range(2))
-    ok.load_cert_chain(folder / "ok.pem")
-    strange.load_cert_chain(folder / "badca.pem")
+    names_of = {"": "ok", "badca.example": "badca", "expired.example": "expired"}
+    contexts = {name: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for name in names_of}
+    for name, file in names_of.items():
+        contexts[name].load_cert_chain(folder / f"{file}.pem")
     names = (folder / "names").open("a", buffering=1)
 
     def choose(connection, name, _context):
         names.write(f"{name}\n")
-        if name == "badca.example":
-            connection.context = strange
+        if name in contexts:
+            connection.context = contexts[name]
 
-    ok.sni_callback = choose
-    return ok
+    contexts[""].sni_callback = choose
+    return contexts[""]
 
 
 # --- the bench ------------------------------------------------------------------------------------
@@ -347,7 +379,7 @@ async def bench(world: World, urls: list[str]) -> dict:
     plain, strict = outbound(world.folder, **PLAIN_TOO), outbound(world.folder)
     denying = outbound(
         world.folder,
-        denied_networks=(ipaddress.ip_network("93.184.217.0/24"),),
+        denied_networks=tuple(map(ipaddress.ip_network, ("93.184.217.0/24", f"{NAT64}/96"))),
         denied_names=("other.example",),
         **PLAIN_TOO,
     )
@@ -367,7 +399,15 @@ async def bench(world: World, urls: list[str]) -> dict:
     found: dict = {"urls": await post_all(plain, urls), "secure": await post_all(strict, secure)}
     found["rebind"] = [await post(plain, "http://rebind.example/") for _ in range(10)]
     found["denied"] = await post_all(
-        denying, ["http://denied.example/", "http://other.example/", "http://a.other.example/"]
+        denying,
+        [
+            "http://denied.example/",
+            "http://other.example/",
+            "http://a.other.example/",
+            "http://operators.example/",
+            f"http://[{NAT64}a9fe:a9fe]/",
+            f"http://[{NAT64}7f00:1]/",
+        ],
     )
     found["leaks"] = world.leaks()
     found["allowed"] = await post_all(
@@ -380,6 +420,7 @@ async def bench(world: World, urls: list[str]) -> dict:
             "https://ok6.example:8443/hook",
             "https://other.example/hook",
             "https://badca.example/hook",
+            "https://expired.example/hook",
             f"https://{PUBLIC_4}/hook",
             f"https://[{PUBLIC_6}]/hook",
         ],

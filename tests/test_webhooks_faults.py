@@ -1,4 +1,8 @@
-"""Webhooks while senders die, receivers hang or are away, and time passes."""
+"""Webhooks while senders die, receivers hang or are away, and time passes.
+
+Small volumes, which show the rules; the numbers of the promise are marked `chaos` (`make chaos`).
+What was measured is printed: `pytest -rP` shows it.
+"""
 
 import asyncio
 import random
@@ -59,7 +63,11 @@ def until(true, *, within_s=100):
     deadline = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def told(figures):
+    print(figures)  # noqa: T201  # for `pytest -rP`
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -137,11 +145,16 @@ def test_a_sender_told_to_stop_finishes_what_is_in_flight(sessions, queue_jobs, 
     assert statuses(sessions) == {"accepted": 1}
 
 
-def test_a_crowd_that_hangs_does_not_hold_up_the_rest(sessions, queue_jobs, sender_process):
-    """1,000 endpoints of which 950 hang, for longer than the test would wait."""
+@pytest.mark.parametrize(
+    ("hanging", "healthy"), [(190, 10), pytest.param(950, 50, marks=pytest.mark.chaos)]
+)
+def test_a_crowd_that_hangs_does_not_hold_up_the_rest(
+    sessions, queue_jobs, sender_process, hanging, healthy
+):
+    """95 of 100 endpoints hang, for longer than the test would wait."""
     hang_s = 45
     with crowd(lambda post: None if post.path.startswith("/hang") else 200) as there:
-        paths = [f"/hang{n}" for n in range(950)] + [f"/good{n}" for n in range(50)]
+        paths = [f"/hang{n}" for n in range(hanging)] + [f"/good{n}" for n in range(healthy)]
         random.Random(1).shuffle(paths)
         register(sessions, map(there.url, paths), EventType.JOB_CANCELED)
         ids = queue_jobs(*[{}] * 4)
@@ -150,16 +163,19 @@ def test_a_crowd_that_hangs_does_not_hold_up_the_rest(sessions, queue_jobs, send
         for number, job_id in enumerate(ids, 1):
             began = time.time()
             cancel(sessions, [job_id])
-            until(lambda: sum("/good" in post.path for post in there.came) >= 50 * number)  # noqa: B023
-            good = [post for post in there.came if "/good" in post.path][-50:]
-            delays += [post.at - began for post in good]
+            until(lambda: len(to_good(there)) >= healthy * number)  # noqa: B023
+            delays += [post.at - began for post in to_good(there)[-healthy:]]
         sender_process.kill()  # it would wait for those that hang
 
     delays.sort()
     p95 = delays[int(0.95 * len(delays))]
-    print(f"healthy p95 {p95:.2f} s, of {len(delays)} deliveries")  # noqa: T201  # `pytest -s` shows it
+    told(f"{hanging} of {hanging + healthy} hang: healthy p95 {p95:.2f} s of {len(delays)}")
     assert p95 < hang_s / 3
-    assert len({post.path for post in there.came if "/hang" in post.path}) == 950
+    assert len({post.path for post in there.came if "/hang" in post.path}) == hanging
+
+
+def to_good(there):
+    return [post for post in there.came if "/good" in post.path]
 
 
 # --- simulated time -------------------------------------------------------------------------------
@@ -202,33 +218,36 @@ class World:
         self._thread.join()
 
     def skip(self):
-        """To the moment at which the next delivery is due; False when none waits."""
+        """To when the next delivery is due and a quarter of the wait more; False when none waits.
+
+        Late, never early: so those that failed together are tried together, whatever the jitter.
+        """
         soonest = text(
             "SELECT extract(epoch FROM min(due_at) - now()) FROM delivery WHERE status = 'pending'"
         )
-        until(lambda: not self._busy())
+        until(self._is_idle)
         with self._sessions.begin() as session:
             seconds = session.scalar(soonest)
             if seconds is None:
                 return False
-            seconds = max(float(seconds), 0) + 5  # with those that are due soon after it
+            seconds = max(float(seconds), 0) * 1.25 + 5
             session.execute(
                 update(Delivery)
                 .where(Delivery.status == "pending")
                 .values(due_at=Delivery.due_at - timedelta(seconds=seconds))
             )
         self.skipped_s += seconds
-        self._loop.call_soon_threadsafe(self._sender.wake)
         return True
 
-    def _busy(self):
-        """Whether something is on its way, or due."""
+    def _is_idle(self):
+        """Whether nothing is on its way, or due. If not, the bell is rung."""
         due = text(
             "SELECT count(*) FROM delivery WHERE finished_at IS NULL"
             " AND (status = 'sending' OR due_at <= now())"
         )
+        self._loop.call_soon_threadsafe(self._sender.wake)
         with self._sessions.begin() as session:
-            return session.scalar(due) > 0
+            return session.scalar(due) == 0
 
     def run_out(self, *, until_s=10**9):
         """Skip until nothing waits any more, or so much time has passed."""
@@ -238,16 +257,26 @@ class World:
 
 def test_a_receiver_that_is_away_for_two_hours_gets_each_event_once(sessions, queue_jobs):
     with crowd(lambda _: 200) as there, World(sessions) as world:
-        there.reply = lambda _: 503 if world.skipped_s < 2 * 3600 else 200
+        accepted = []
+
+        def reply(post):
+            if world.skipped_s < 2 * 3600:
+                return 503
+            accepted.append(post)
+            return 200
+
+        there.reply = reply
         register(sessions, [there.url("/hook")], EventType.JOB_CANCELED)
         cancel(sessions, queue_jobs(*[{}] * 6))
         world.run_out()
 
     assert statuses(sessions) == {"accepted": 6}
-    assert 2 * 3600 < world.skipped_s < 10 * 3600
+    assert 2 * 3600 < world.skipped_s < 12 * 3600
     tries = Counter(post.id for post in there.came)
+    told(f"away for 2 h: 6 events accepted, tried {sorted(tries.values())} times by their ids")
     assert len(tries) == 6
     assert max(tries.values()) <= 8
+    assert Counter(post.id for post in accepted) == dict.fromkeys(tries, 1)
 
 
 def test_one_that_stays_away_exhausts_them_and_a_replay_delivers_them(sessions, queue_jobs):
@@ -258,7 +287,7 @@ def test_one_that_stays_away_exhausts_them_and_a_replay_delivers_them(sessions, 
         world.run_out()
         assert statuses(sessions) == {"exhausted": 6}
         assert Counter(Counter(post.id for post in there.came).values()) == {8: 6}
-        assert 31 * 3600 < world.skipped_s < 40 * 3600
+        assert 31 * 3600 < world.skipped_s < 50 * 3600
 
         there.reply = lambda _: 200
         ids = {post.id for post in there.came}
@@ -268,16 +297,18 @@ def test_one_that_stays_away_exhausts_them_and_a_replay_delivers_them(sessions, 
 
     assert statuses(sessions) == {"accepted": 6}
     assert {post.id for post in there.came[-6:]} == ids
+    told("away for good: 6 events exhausted after 8 tries each; replayed: 6 accepted, same ids")
 
 
-def test_of_2000_jobs_each_end_is_accepted_or_exhausted(sessions, catalogue):
+@pytest.mark.parametrize("count", [250, pytest.param(2000, marks=pytest.mark.chaos)])
+def test_each_end_of_many_jobs_is_accepted_or_exhausted(sessions, catalogue, count):
     """One receiver answers at random; another does too, and leaves for good in the course."""
     dice = random.Random(2)
     accepted = []
 
     def reply(post):
         status = dice.choice([200] * 6 + [500, 503, 404, 302, 429])
-        if post.path == "/leaves" and sum(each.path == "/leaves" for each in there.came) > 50:
+        if post.path == "/leaves" and sum(each.path == "/leaves" for each in there.came) > 10:
             return 410
         if post.path == "/well" and status == 200:
             accepted.append(post.id)
@@ -286,20 +317,21 @@ def test_of_2000_jobs_each_end_is_accepted_or_exhausted(sessions, catalogue):
     with crowd(reply) as there, World(sessions) as world:
         [well] = register(sessions, [there.url("/well")], *JOB_ENDS)
         [leaves] = register(sessions, [there.url("/leaves")], EventType.JOB_FAILED)
-        ends = end_2000_jobs(sessions, catalogue, dice)
+        ends = end_jobs(sessions, catalogue, dice, count)
         world.run_out()
 
-    assert sum(ends.values()) == 2000
+    assert sum(ends.values()) == count
     assert {"succeeded", "failed", "canceled"} == ends.keys()
-    told = select(Delivery).join(
+    ended = select(Delivery).join(
         Job, (Job.id == Delivery.job_id) & (Delivery.type == "job." + Job.status)
     )
     with sessions.begin() as session:
-        rows = session.scalars(told).all()
+        rows = session.scalars(ended).all()
         assert endpoint_reason(session, leaves) == "gone"
     assert {row.status for row in rows} <= {"accepted", "exhausted"}
     mine = [row for row in rows if row.endpoint_id == well]
-    assert len({row.job_id for row in mine}) == len(mine) == 2000
+    told(f"{ends}: {dict(Counter(row.status for row in mine))}, none missing")
+    assert len({row.job_id for row in mine}) == len(mine) == count
     assert sorted(row.message_id for row in mine if row.status == "accepted") == sorted(accepted)
     assert {row.status for row in rows if row.endpoint_id == leaves} == {"accepted", "exhausted"}
 
@@ -308,13 +340,12 @@ def endpoint_reason(session, endpoint_id):
     return session.get(WebhookEndpoint, endpoint_id).disabled_reason
 
 
-def end_2000_jobs(sessions, catalogue, dice):
+def end_jobs(sessions, catalogue, dice, count):
     """Draws, fails and cancels them as workers would; how many came to which end."""
     with sessions.begin() as session:
-        made = [submission_of(catalogue, {"seed": number}) for number in range(2000)]
+        made = [submission_of(catalogue, {"seed": number}) for number in range(count)]
         ids = jobs.submit(session, DEFAULT_TENANT, made)
-    for job_id in dice.sample(ids, 100):
-        cancel(sessions, [job_id])
+    cancel(sessions, dice.sample(ids, count // 20))
     while True:
         with sessions.begin() as session:
             claimed = claims.claim(
