@@ -117,9 +117,16 @@ def _number(column: str, cell: str, kind: Kind) -> int | float:
 
 def _json(column: str, cell: str) -> object:
     try:
-        return json.loads(cell)
+        return json.loads(cell, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise bad_cell(column, "not_json", "must be JSON") from error
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("names a field twice")
+    return found
 
 
 def bad_cell(column: str, code: str, message: str) -> InvalidInput:

@@ -80,9 +80,10 @@ def _first_bad_byte(file: IO[bytes]) -> int:
 
 def _delimiter(first_line: str) -> str:
     """The one under which most of the header's names are known."""
-    if re.fullmatch(r"\"?sep=.?\"?\s*", first_line, re.IGNORECASE):
+    excel = re.fullmatch(r"\"?sep=(.?)\"?\s*", first_line, re.IGNORECASE)
+    if excel:
         message = (
-            f"the first line is Excel's `{first_line.strip()[:5]}`; remove it: "
+            f"looks like {excel[1]}: the first line is Excel's `sep={excel[1]}`; remove it: "
             "comma, semicolon and tab are told apart by the header row"
         )
         raise file_problem("delimiter", message, row=0)

@@ -76,7 +76,8 @@ def _record(number: int, text: str, value: object) -> Record:
     if not isinstance(value, dict):
         return _bad(number, text, "not_an_object", "must be an object with a job's fields")
     values = {canonical(name): field for name, field in value.items()}
-    if isinstance(value, _Doubled) or len(values) < len(value):
+    doubled = any(isinstance(each, _Doubled) for each in (value, *value.values()))
+    if doubled or len(values) < len(value):
         return _bad(number, text, "doubled_field", "names a field twice")
     return Record(number, values, [text])
 

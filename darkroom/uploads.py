@@ -55,6 +55,7 @@ _MAGIC: Final[Mapping[bytes, str]] = {
     rb"\xfd7zXZ\0": "an xz archive",
     rb"\x28\xb5\x2f\xfd": "a zstd archive",
     rb"7z\xbc\xaf\x27\x1c|Rar!\x1a": "an archive",
+    rb"PK\x03\x04.*word/": "a Word document (DOCX)",
     rb"PK\x03\x04.{26}(\[Content_Types\]|_rels/|xl/|docProps/)": "an Excel workbook (XLSX)",
     rb"PK\x03\x04.{26}mimetypeapplication/vnd\.oasis": "an OpenDocument spreadsheet",
     rb"PK(\x03\x04|\x05\x06)": "a ZIP archive",
@@ -67,7 +68,11 @@ _MAGIC: Final[Mapping[bytes, str]] = {
     rb"\s*(\xef\xbb\xbf)?\s*<(\?xml|!--|[a-z])": "XML",
     rb"\xff\xfe\0\0|\0\0\xfe\xff": "text in UTF-32",
     rb"\xff\xfe|\xfe\xff|([\x20-\x7e]\0){4}|(\0[\x20-\x7e]){4}": "text in UTF-16",
+    rb".*(p\0{3}r\0{3}o\0{3}m\0{3}p\0{3}t)": "text in UTF-32",
+    rb".*(p\0r\0o\0m\0p\0t)": "text in UTF-16",
+    rb"[^\r\n]*\0\0|\x7fELF|MZ": "a binary file",
 }
+_JSON: Final = re.compile(rb"\s*(\xef\xbb\xbf)?\s*(\{|\[\s*[\[{\]])")
 
 
 def format_of_body(content_type: str) -> Format | None:
@@ -97,6 +102,9 @@ def read_table(file: IO[bytes], kind: Format, *, lists: bool) -> Table:
     for magic, name in _MAGIC.items():
         if re.match(magic, head, re.DOTALL | re.IGNORECASE):
             raise UnsupportedFile(f"this is {name}; send rows as CSV or JSON lines, in UTF-8")
+    if kind is Format.CSV and _JSON.match(head):
+        message = f"this is JSON; send it as {Format.JSON}, or one object a line as "
+        raise UnsupportedFile(f"{message}{Format.JSON_LINES}; in a form, name it .json or .jsonl")
     match kind:
         case Format.CSV:
             return read_csv(file, lists=lists)

@@ -1,9 +1,11 @@
 """A file of rows becomes jobs, or a list of everything that is wrong with it."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 
 import pandas as pd
 import pytest
@@ -11,10 +13,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from darkroom import rows, spreadsheet, uploads
+from darkroom import columns, rows, spreadsheet, uploads
 from darkroom.addresses import policy_of
 from darkroom.errors import InvalidInput
 from darkroom.params import MAX_SEED
+from darkroom.records import Record
 from darkroom.rows import Plan
 from darkroom.settings import Settings
 from darkroom.status import PRIORITY_RANK, Priority
@@ -104,6 +107,31 @@ def test_row_numbers_are_right_behind_a_quoted_newline(catalogue):
         ("seed\n7\n", [(("header",), "missing_column")]),
         ("", [(("header",), "missing_column")]),
         ("sep=;\nprompt;seed\na;1\n", [(("header",), "delimiter")]),
+        ('\ufeff"SEP=,"\r\nprompt\r\na\r\n', [(("header",), "delimiter")]),
+        ("sep=\t\nprompt\tseed\na\t1\n", [(("header",), "delimiter")]),
+        ("\ufeff", [(("header",), "missing_column")]),
+        ("\n\n\n", [(("header",), "missing_column")]),
+        ("   \n  \n", [(("header", ""), "unknown_column")]),
+        ("\ufeff\ufeffprompt\na\n", [(("header", "\ufeffprompt"), "unknown_column")]),
+        ("prompt|seed\na|1\n", [(("header", "prompt|seed"), "unknown_column")]),
+        ("prompt,Prompt \na,b\n", [(("header", "prompt"), "doubled_column")]),
+        ("prompt,seed\na,1\n   \nb,x\n",
+         [(("row", 2), "column_count"), (("row", 3, "seed"), "not_a_number")]),
+        ("prompt\na\n   \n", [(("row", 2, "prompt"), "missing_field")]),
+        ("prompt\n" + '"' * 9999 + "\n", [(("row", 1), "malformed_csv")]),
+        ("prompt,seed\na,1e3\n", [(("row", 1, "seed"), "not_a_number")]),
+        ("prompt,seed\na,0x10\n", [(("row", 1, "seed"), "not_a_number")]),
+        ("prompt,seed\na,true\n", [(("row", 1, "seed"), "not_a_number")]),
+        ("prompt,seed\na,-1\n", [(("row", 1, "seed"), "greater_than_equal")]),
+        ("prompt,seed\na,\uff11\n", [(("row", 1, "seed"), "not_a_number")]),
+        ("prompt,seed\na,\u00b2\n", [(("row", 1, "seed"), "not_a_number")]),
+        ("prompt,cfg\na,1e400\n", [(("row", 1, "guidance_scale"), "finite_number")]),
+        ("prompt,cfg\na,-Infinity\n", [(("row", 1, "guidance_scale"), "finite_number")]),
+        ('prompt,metadata\na,"{""k"": ""v"", ""k"": ""w""}"\n',
+         [(("row", 1, "metadata"), "not_json")]),
+        ('prompt,metadata\na,"{""k"": ""\\u0000""}"\n',
+         [(("row", 1, "metadata", "k"), "control_character")]),
+        ("prompt,metadata\na," + "[" * 10_000 + "\n", [(("row", 1, "metadata"), "not_json")]),
         ("prompt" + ",seed" * 9999 + "\n", [(("header",), "too_many_columns")]),
         ("prompt,seed\na cat\n", [(("row", 1), "column_count")]),
         ("prompt,seed\na cat,1,2\n", [(("row", 1), "column_count")]),
@@ -302,6 +330,54 @@ def test_row_numbers_are_right_whatever_newlines_prompts_hold(catalogue, made):
     assert found == wrong
 
 
+words = st.fixed_dictionaries(
+    {"prompt": st.sampled_from(["a cat", "a dog", "a cow", "\0", 7])},
+    optional={
+        "seed": st.sampled_from([1, 1.0, True, -1, MAX_SEED, None, "1"]),
+        "negative_prompt": st.sampled_from(["", "blurry", "\x1b", None]),
+        "custom_id": st.sampled_from(["x", "y", "", 7]),
+    },
+)
+shared = st.sampled_from(
+    [
+        *({"steps": steps} for steps in (1, 1.0, True, 0)),
+        *({"num_images": images} for images in (1, 2, 1.0, True)),
+        *({"guidance_scale": scale} for scale in (1, 1.0, True)),
+        *({"metadata": metadata} for metadata in ({}, {"k": "v"}, {"k": 1}, [])),
+        *({"label": label} for label in ("x", "")),
+    ]
+)
+values = st.builds(lambda *parts: parts[0] | parts[1], words, shared)
+
+
+@given(st.lists(values, min_size=2, max_size=12))
+def test_what_a_row_shares_with_others_does_not_change_its_verdict(catalogue, rows_given):
+    """Rows behind one another are judged by what is known of the earlier; alone, in full."""
+
+    def verdict(judge, number, fields):
+        fields = {columns.canonical(name): value for name, value in fields.items()}
+        try:
+            drafts = judge(Record(number, fields, []))
+        except InvalidInput as invalid:
+            return invalid.problems
+        made = [Row(draft) for draft in drafts]
+        for row in made:
+            row.seed = row.seed if fields.get("seed") is not None else "drawn"
+            row.recipe = None
+        return [vars(row) for row in made]
+
+    plan = Plan(catalogue, POLICY)
+    together, seen = rows.Judge(plan), set()
+    for number, fields in enumerate(rows_given, start=1):
+        doubled = fields.get("custom_id") in seen
+        seen |= {fields["custom_id"]} if "custom_id" in fields else set()
+        found = verdict(together, number, fields)
+        if doubled and isinstance(fields["custom_id"], str):
+            assert [problem.code for problem in found] == ["not_unique"]
+        else:
+            assert found == verdict(rows.Judge(plan), number, fields)
+
+
 def test_rows_may_come_as_lines_of_json(catalogue):
     text = (
         '\ufeff{"prompt": "a cat", "steps": 5, "num_images": 2, "seed": 1}\n\n{"prompt": "a\\ndog"}'
@@ -321,6 +397,13 @@ def test_rows_may_come_as_lines_of_json(catalogue):
         (b'{"prompt": "a", "steps": 1, "num_inference_steps": 2}', ((), "doubled_field")),
         (b'{"prompt": "a", "colour": "red"}', (("colour",), "unknown_field")),
         (b'{"prompt": "a", "seed": "7"}', (("seed",), "int_type")),
+        (b'{"prompt": "a", "metadata": {"k": "v", "k": "w"}}', ((), "doubled_field")),
+        (b'{"prompt": "nul \\u0000"}', (("prompt",), "control_character")),
+        (b'{"prompt": "a", "seed": 99999999999999999999}', (("seed",), "less_than_equal")),
+        (b'{"prompt": "a", "seed": -0.0}', (("seed",), "int_type")),
+        (b'{"prompt": "a", "cfg": 1e400}', (("guidance_scale",), "finite_number")),
+        (b'{"prompt": "a", "__proto__": 1}', (("__proto__",), "unknown_field")),
+        (b"null", ((), "not_an_object")),
         (b'{"prompt": "a", "seed": true}', (("seed",), "int_type")),
         (b'{"prompt": "a", "cfg": NaN}', (("guidance_scale",), "finite_number")),
         (b'{"prompt": "a", "custom_id": 7}', (("custom_id",), "string_type")),
@@ -460,7 +543,21 @@ def test_one_row_makes_no_more_jobs_than_it_may(catalogue):
         (b"PK\x03\x04" + b"\0" * 26 + b"prompts.csv", "ZIP"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "XLS"),
         (b"%PDF-1.7", "PDF"),
+        (b"PK\x03\x04" + b"\0" * 26 + b"[Content_Types].xml ... word/document.xml", "DOCX"),
+        (
+            b"PK\x03\x04" + b"\0" * 26 + b"mimetypeapplication/vnd.oasis.opendocument",
+            "OpenDocument",
+        ),
+        (b"PK\x05\x06" + b"\0" * 18, "ZIP"),
+        (bz2.compress(b"prompt\na\n"), "bzip2"),
+        (lzma.compress(b"prompt\na\n"), "xz"),
         (b"PAR1\x15\x04", "Parquet"),
+        (b"\x7fELF\x02\x01", "binary"),
+        (b"prompts.csv" + b"\0" * 89 + b"0000644\0", "binary"),
+        (b"\0" * 2000, "binary"),
+        ("\u043f\u0440,prompt\na,\n".encode("utf-16-le"), "UTF-16"),
+        ("\u043f\u0440,Prompt\na,\n".encode("utf-16-be"), "UTF-16"),
+        ("seed,prompt\n1,a\n".encode("utf-32-le"), "UTF-32"),
         ("prompt\na\n".encode("utf-16"), "UTF-16"),
         ("prompt\na\n".encode("utf-16-le"), "UTF-16"),
         ("prompt\na\n".encode("utf-16-be"), "UTF-16"),
@@ -474,6 +571,14 @@ def test_one_row_makes_no_more_jobs_than_it_may(catalogue):
 def test_what_only_claims_to_be_rows_is_refused_by_name(catalogue, body, name, kind):
     with pytest.raises(UnsupportedFile, match=name):
         read(catalogue, body, kind)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"prompt": "a"}\n', '[{"prompt": "a"}]', '\ufeff {"jobs": []}', "[]", "[[1]]"]
+)
+def test_json_that_is_called_csv_is_told_what_to_be_sent_as(catalogue, text):
+    with pytest.raises(UnsupportedFile, match="application/json"):
+        read(catalogue, text)
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@a", "\ta", "\ra", "\0a", "'=1", "''=1"])
