@@ -33,7 +33,7 @@ test: $(STAMP)  ## every test that needs no GPU
 	@$(BIN)/pytest
 
 chaos: $(STAMP)  ## the whole fault suite, about half an hour: `docs/chaos.md`
-	@$(BIN)/pytest tests/chaos tests/test_webhooks_faults.py --chaos
+	@$(BIN)/pytest tests/chaos tests/test_webhooks_faults.py --chaos $(ARGS)
 
 check: $(STAMP) lint test  ## format, lint, types, import arrows, then the tests
 

@@ -66,6 +66,19 @@ def open_redis(settings: Settings, *, timeout_s: float = 1) -> Redis:
     )
 
 
+def clear(settings: Settings, name: str) -> None:
+    """Remove what hangs in a queue, before a worker that will look for itself listens to it.
+
+    Hints may be lost; what is no hint at all must be: a worker that takes it dies of it (kombu
+    decodes before anybody is asked), and so would each of its successors.
+    """
+    try:
+        with open_redis(settings) as redis:
+            redis.delete(_PREFIX + name)
+    except RedisError as error:
+        logger.warning("queue %s was not cleared: %s", name, error)
+
+
 class Bell:
     """Rings for the workers from a thread of its own, so that no request waits for Redis."""
 

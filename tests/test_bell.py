@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
-from darkroom.queue import GENERATE, Bell
+from darkroom.queue import GENERATE, Bell, clear
 from darkroom.settings import Settings
 
 HINTS = f"darkroom:{GENERATE}"
@@ -52,3 +52,16 @@ def test_a_ring_that_failed_does_not_silence_the_next(bell, redis_server):
     redis_server.restart()
     bell.ring()
     assert hanging(redis_server.url) == Settings().dispatches_in_flight
+
+
+@pytest.mark.parametrize("litter", ["a list", "a string"])
+def test_what_hangs_in_a_queue_is_cleared_whatever_it_is(redis_url, litter):
+    with Redis.from_url(redis_url) as client:
+        client.lpush(HINTS, "garbage") if litter == "a list" else client.set(HINTS, "garbage")
+        clear(Settings(redis_url=SecretStr(redis_url)), GENERATE)
+        assert not client.exists(HINTS)
+
+
+def test_a_queue_that_cannot_be_cleared_stops_nobody(redis_url, redis_server):
+    redis_server.kill()
+    clear(Settings(redis_url=SecretStr(redis_url)), GENERATE)

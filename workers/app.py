@@ -122,6 +122,7 @@ def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Ce
         run_pump(crew)
 
     def _init(**_: object) -> None:
+        queue.clear(settings, queue.GENERATE)
         start(crew)
 
     def _ready(**_: object) -> None:

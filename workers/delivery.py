@@ -120,6 +120,9 @@ def delivery_app(settings: Settings, room: PostRoom, *, ready_file: Path | None)
     def _deliver() -> None:
         room.wake()
 
+    def _init(**_: object) -> None:
+        queue.clear(settings, queue.DELIVERIES)
+
     def _ready(**_: object) -> None:
         room.start()
         if ready_file is not None:
@@ -128,7 +131,8 @@ def delivery_app(settings: Settings, room: PostRoom, *, ready_file: Path | None)
     def _shutdown(**_: object) -> None:
         room.close()
 
-    signals.worker_ready.connect(_ready, weak=False)  # closures have no other owner
+    signals.worker_init.connect(_init, weak=False)  # closures have no other owner
+    signals.worker_ready.connect(_ready, weak=False)
     signals.worker_shutdown.connect(_shutdown, weak=False)
     return app
 

@@ -161,14 +161,21 @@ def _csv(jobs: Sequence[Wanted], label: str) -> str:
 
 
 def plan(
-    dice: random.Random, jobs: int, *, largest: int = 100, prompts: Sequence[str] = ("a red apple",)
+    dice: random.Random,
+    jobs: int,
+    *,
+    largest: int = 100,
+    prompts: Sequence[str] = ("a red apple",),
+    fields: tuple[tuple[str, object], ...] = (),
 ) -> list[Submission]:
     """So many jobs of both tenants, as single jobs and as batches of up to `largest`."""
     submissions: list[Submission] = []
     while jobs > 0:
         as_batch = jobs > 1 and dice.random() < 0.5
         size = dice.randint(2, min(largest, jobs)) if as_batch else 1
-        wanted = [Wanted(dice.choice(prompts), dice.randrange(2**32)) for _ in range(size)]
+        wanted = [
+            Wanted(dice.choice(prompts), dice.randrange(2**32), fields=fields) for _ in range(size)
+        ]
         submissions.append(Submission(dice.randrange(2), wanted, as_batch))
         jobs -= size
     return submissions

@@ -52,4 +52,14 @@ def dice(request):
 @pytest.fixture
 def row(lab, dice):
     """`with row("F01", "kill -9 ..."):` runs one row of the matrix on the lab."""
-    return lambda name, fault: running(name, fault, lab, dice, results.append)
+
+    def run(name, fault, **how):
+        return running(name, fault, how.pop("on", lab), dice, results.append, **how)
+
+    return run
+
+
+@pytest.fixture
+def record():
+    """Adds a line to the table."""
+    return results.append

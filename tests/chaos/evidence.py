@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
+from receiver import Received
 from sqlalchemy import text
 
 from chaos.client import Answer, Client, Submission
@@ -127,6 +128,16 @@ def _image(file: Path) -> StoredImage:
     return StoredImage(sha256, about["id"], None if others else colour)
 
 
+def read_deliveries(got: Sequence[Received]) -> dict[str, list[str]]:
+    """By job, the webhook-ids under which a receiver was told of its end, accepted all of them."""
+    deliveries: dict[str, list[str]] = {}
+    for received in got:
+        about = received.json["data"]
+        for job in about["data"] if about["object"] == "list" else [about]:
+            deliveries.setdefault(job["id"], []).append(received.id)
+    return deliveries
+
+
 def read_trespasses(client: Client, *, at_most: int = 5) -> list[tuple[str, int]]:
     """What the first tenant is told of some of the second's objects, and the other way round."""
     paths = [
@@ -134,5 +145,7 @@ def read_trespasses(client: Client, *, at_most: int = 5) -> list[tuple[str, int]
         for each in client.submissions
         if each.id is not None
     ]
+    if len(set(client.keys)) == 1:
+        return []  # there is nobody else
     step = max(1, len(paths) // at_most)
     return [(path, client.get(path, tenant=other).status_code) for path, other in paths[::step]]

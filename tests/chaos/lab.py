@@ -4,22 +4,26 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import psutil
 import psycopg
+from receiver import Receiver, receiving
 from servers import S3Settings, Server
 from sqlalchemy import text
 
 from chaos import replica
-from darkroom import keys
+from darkroom import keys, webhooks
 from darkroom.database import Sessions, open_sessions
+from darkroom.event_types import JOB_ENDS
 from darkroom.keys import Scope
 from darkroom.local import child, own
 from darkroom.local.ports import free_port
+from darkroom.seals import Seal
 from darkroom.settings import HOME
 from darkroom.tables import Tenant
 
@@ -46,8 +50,62 @@ class Ground:
         return self.postgres, self.redis, self.s3
 
 
-class Lab:
+class Ledger:
+    """What the database says of it all, and patience."""
+
+    sessions: Sessions
+
+    def tend(self) -> None:
+        """What a supervisor does."""
+
+    def wait_until(self, holds: Callable[[], bool], *, within_s: float = 60) -> bool:
+        """Tend until it holds; False when the time is up."""
+        deadline = time.monotonic() + within_s
+        while not holds():
+            if time.monotonic() > deadline:
+                return False
+            self.tend()
+            time.sleep(0.02)
+        return True
+
+    def value(self, statement: str, **values: object) -> object:
+        """The first value that a statement finds."""
+        with self.sessions.begin() as session:
+            return session.scalar(text(statement), values)
+
+    def rows(self, statement: str, **values: object) -> list:
+        with self.sessions.begin() as session:
+            return list(session.execute(text(statement), values))
+
+    def now(self) -> datetime:
+        """By the database's clock, as all times of rows."""
+        return self.rows("SELECT clock_timestamp() AS now")[0].now
+
+    def lasting_leftovers(self) -> list[str]:
+        """What should be gone once all is quiet, and is not even after a minute."""
+        deadline = time.monotonic() + GONE_WITHIN_S
+        while (left := self._leftovers()) and time.monotonic() < deadline:
+            self.tend()
+            time.sleep(0.2)
+        return left
+
+    def _leftovers(self) -> list[str]:
+        """Leases that nobody ends, transactions that somebody forgot."""
+        open_dispatches = self.rows("SELECT id FROM dispatch WHERE status = 'running'")
+        forgotten = self.rows(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+            " AND state LIKE 'idle in transaction%' AND state_change < now() - interval '6 s'"
+        )
+        return [
+            *(f"dispatch {row.id}" for row in open_dispatches),
+            *(f"transaction of backend {row.pid}" for row in forgotten),
+        ]
+
+
+class Lab(Ledger):
     """An API, workers, and whoever a row adds to them. All launching is the main thread's."""
+
+    colours_known = True  #: its pictures are those of `chaos.replica`
 
     def __init__(
         self,
@@ -101,8 +159,61 @@ class Lab:
     def _api(self) -> child.Child:
         return own.api(self.port, env=self.environment(), log=self.folder / "api.log")
 
-    def hire(self, environment: Mapping[str, str] | None = None, *, keep: bool = True) -> Server:
-        """A worker, launched. One that is kept is started again whenever it dies."""
+    @contextmanager
+    def api_with(self, environment: Mapping[str, str]) -> Iterator[None]:
+        """For the block, the API is one with these settings, whenever it is started."""
+        self._replace_api(environment)
+        try:
+            yield
+        finally:
+            self._replace_api({})
+
+    def _replace_api(self, environment: Mapping[str, str]) -> None:
+        child.end(self.api.running)
+        spec = self._api()
+        self.api.running = child.launch(replace(spec, env={**spec.env, **environment}))
+        self.wait_ready(self.api)
+
+    @contextmanager
+    def listening(self) -> Iterator[Receiver]:
+        """For the block, somebody listens to the ends of both tenants' jobs."""
+        with receiving() as receiver:
+            endpoints = self._register(receiver.url())
+            sender = self._launch(
+                own.sender(
+                    env=self.environment() | {"DARKROOM_WEBHOOK_ALLOW_PRIVATE": "1"},
+                    ready_file=self.folder / "sender.ready",
+                    log=self.folder / "sender.log",
+                )
+            )
+            self.wait_ready(sender)
+            yield receiver
+            self.dismiss(sender)
+            with self.sessions.begin() as session:
+                for tenant, endpoint in zip(self.tenants, endpoints, strict=True):
+                    webhooks.remove(session, tenant, endpoint)
+
+    def _register(self, url: str) -> list[str]:
+        with self.sessions.begin() as session:
+            return [
+                webhooks.create(
+                    session, tenant, url=url, kinds=set(JOB_ENDS), seal=Seal(""), most=9
+                ).endpoint.id
+                for tenant in self.tenants
+            ]
+
+    def hire(
+        self,
+        environment: Mapping[str, str] | None = None,
+        *,
+        keep: bool = True,
+        module: str = "chaos.worker",
+        within: tuple[str, ...] = (),
+    ) -> Server:
+        """A worker, launched. One that is kept is started again whenever it dies.
+
+        `module` is what it runs; `within` a command that runs it somewhere else.
+        """
         number = len(self._hired) + 1
         name = f"worker-{number}"
         spec = own.worker(
@@ -111,7 +222,7 @@ class Lab:
             ready_file=self.folder / f"{name}.ready",
             log=self.folder / f"{name}.log",
         )
-        spec = replace(spec, argv=(sys.executable, "-P", "-m", "chaos.worker"))
+        spec = replace(spec, argv=(*within, sys.executable, "-P", "-m", module))
         self._hired.append(self._launch(spec, keep=keep))
         return self._hired[-1]
 
@@ -143,16 +254,6 @@ class Lab:
                 self.restarts += 1
                 server.running = child.launch(server.running.child)
 
-    def wait_until(self, holds: Callable[[], bool], *, within_s: float = 60) -> bool:
-        """Tend until it holds; False when the time is up."""
-        deadline = time.monotonic() + within_s
-        while not holds():
-            if time.monotonic() > deadline:
-                return False
-            self.tend()
-            time.sleep(0.02)
-        return True
-
     def wait_ready(self, *servers: Server) -> None:
         """Until these, or all that are kept, are ready."""
         for server in servers or tuple(self._kept):
@@ -169,6 +270,11 @@ class Lab:
         self.tend()
         self.wait_ready()
 
+    @property
+    def processes(self) -> list[Server]:
+        """All that are kept: the API, workers, a sender."""
+        return list(self._kept)
+
     def close(self) -> None:
         for server in self._kept:  # all are asked before the first is waited for
             server.running.send(server.running.child.stop_signal)
@@ -176,37 +282,10 @@ class Lab:
             child.end(server.running)
         self.sessions.kw["bind"].dispose()
 
-    def value(self, statement: str, **values: object) -> object:
-        """The first value that a statement finds."""
-        with self.sessions.begin() as session:
-            return session.scalar(text(statement), values)
-
-    def rows(self, statement: str, **values: object) -> list:
-        with self.sessions.begin() as session:
-            return list(session.execute(text(statement), values))
-
-    def now(self) -> datetime:
-        """By the database's clock, as all times of rows."""
-        return self.rows("SELECT clock_timestamp() AS now")[0].now
-
-    def lasting_leftovers(self) -> list[str]:
-        """What should be gone once all is quiet, and is not even after a minute."""
-        deadline = time.monotonic() + GONE_WITHIN_S
-        while (left := self._leftovers()) and time.monotonic() < deadline:
-            self.tend()
-            time.sleep(0.2)
-        return left
-
     def _leftovers(self) -> list[str]:
-        """Leases, orphans, forgotten transactions, halves of objects."""
-        open_dispatches = self.rows("SELECT id FROM dispatch WHERE status = 'running'")
-        forgotten = self.rows(
-            "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
-            " AND state LIKE 'idle in transaction%' AND state_change < now() - interval '6 s'"
-        )
+        """And orphans, and halves of objects."""
         return [
-            *(f"dispatch {row.id}" for row in open_dispatches),
-            *(f"transaction of backend {row.pid}" for row in forgotten),
+            *super()._leftovers(),
             *(f"process {pid}" for pid in self._orphans()),
             *(str(path) for path in self.ground.objects.rglob("*.partial")),
         ]

@@ -1,5 +1,6 @@
 """Prompts that nothing survives."""
 
+import time
 from collections.abc import Sequence
 
 from chaos.client import FAILS, Wanted
@@ -18,6 +19,37 @@ def in_company(run: Run, poisons: Sequence[str], *, company: int = 7) -> None:
         run.submit(*jobs)
         run.injections += 1
     assert run.quiet()
+    died_of_their_own(run)
+
+
+def in_a_crowd(run: Run, *, jobs: int, share: float) -> None:
+    """So many of the jobs are poison; the others are drawn at half the usual rate, or better."""
+    began = time.monotonic()
+    run.submit(*[Wanted("an innocent", seed) for seed in range(jobs)])
+    assert run.quiet()
+    usual = jobs / (time.monotonic() - began)
+    wrong = set(run.dice.sample(range(jobs), round(jobs * share)))
+    mixed = [
+        Wanted("poison:kill", seed, ends=FAILS) if seed in wrong else Wanted("an innocent", seed)
+        for seed in range(jobs)
+    ]
+    began = time.monotonic()
+    batch_id = run.submit(*mixed)
+    good = "SELECT count(*) FROM job WHERE batch_id = :id AND status = 'succeeded'"
+    innocent = jobs - len(wrong)
+    reached = run.lab.wait_until(
+        lambda: run.lab.value(good, id=batch_id) == innocent, within_s=run.quiet_within_s
+    )
+    run.injections += len(wrong)
+    rate = innocent / (time.monotonic() - began)
+    told = f"{innocent} of {innocent} innocent drawn, {rate:.0f}/s for {usual:.0f}/s without poison"
+    run.require(told, holds=reached)
+    assert run.quiet()
+    died_of_their_own(run)
+
+
+def died_of_their_own(run: Run) -> None:
+    """Whoever failed was there at three crashes, the last alone, and nobody else failed."""
     crashes = run.lab.rows(
         "SELECT prompt, attempt, error_code FROM job WHERE label = :label AND status = 'failed'",
         label=run.label,

@@ -4,11 +4,12 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
+from receiver import Receiver
 from servers import Server
 
 from chaos import evidence
@@ -34,7 +35,14 @@ class Result:
     recoveries: Sequence[float]
     seconds: float
     violations: Sequence[Violation]
-    notes: Sequence[str]
+    notes: Sequence[str] = ()
+    skipped: str = ""  #: why it could not run here
+    #: of a control, from which a guard was removed: what must be found
+    must_find: frozenset[str] = frozenset()
+
+    @property
+    def found(self) -> frozenset[str]:
+        return frozenset(violation.invariant for violation in self.violations)
 
 
 @dataclass
@@ -50,6 +58,8 @@ class Run:
     late_refused: int = 0
     recoveries: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    missed: list[Violation] = field(default_factory=list)  #: the row's own criteria
+    receiver: Receiver | None = None  #: of webhooks, where the row has somebody listen
     quiet_within_s: float = QUIET_WITHIN_S
 
     def __post_init__(self) -> None:
@@ -78,6 +88,13 @@ class Run:
         job_id = self.submit(urgent)
         if self.lab.wait_until(lambda: self.status(job_id) in FINISHED, within_s=90):
             self.recoveries.append(time.monotonic() - began)
+
+    def require(self, what: str, *, holds: bool) -> None:
+        """A criterion of this row's own; what holds is noted, what does not makes it red."""
+        if holds:
+            self.notes.append(what)
+        else:
+            self.missed.append(Violation("criterion", self.row, what))
 
     def status(self, job_id: str) -> object:
         return self.lab.value("SELECT status FROM job WHERE id = :id", id=job_id)
@@ -117,25 +134,37 @@ class Run:
         """How many late settlements of this worker changed nothing, as its log says."""
         return self.lab.log_of(server).count("was fenced out")
 
-    def inspect(self) -> list[Violation]:
-        """Everything that is wrong now. Waits for what may still be on its way out."""
+    def evidence(self) -> evidence.Evidence:
+        """All that can be found out now. Waits for what may still be on its way out."""
         leftovers = self.lab.lasting_leftovers()
         jobs = evidence.read_jobs(self.lab.sessions, self.label)
-        return violations(
-            evidence.Evidence(
-                submissions=self.client.submissions,
-                answers=self.client.answers,
-                tenants=self.lab.tenants,
-                jobs=jobs,
-                batches=evidence.read_batches(self.lab.sessions, self.client),
-                images=evidence.read_images(self.lab.bucket, jobs),
-                trespasses=evidence.read_trespasses(self.client),
-                leftovers=leftovers,
-            )
+        return evidence.Evidence(
+            submissions=self.client.submissions,
+            answers=self.client.answers,
+            tenants=self.lab.tenants,
+            jobs=jobs,
+            batches=evidence.read_batches(self.lab.sessions, self.client),
+            images=evidence.read_images(self.lab.bucket, jobs),
+            trespasses=evidence.read_trespasses(self.client),
+            leftovers=leftovers,
+            colours_known=self.lab.colours_known,
+            deliveries=self._deliveries(),
         )
 
+    def _deliveries(self) -> Mapping[str, Sequence[str]] | None:
+        """What the receiver was told of each job, once nothing is on its way to it."""
+        if self.receiver is None:
+            return None
+        pending = "SELECT count(*) FROM delivery WHERE status IN ('pending', 'sending')"
+        self.lab.wait_until(lambda: self.lab.value(pending) == 0, within_s=90)
+        return evidence.read_deliveries(self.receiver.got)
+
     def result(self) -> Result:
-        found = self.inspect()
+        return self.judged(violations(self.evidence()))
+
+    def judged(self, found: Sequence[Violation]) -> Result:
+        """The table's line, given what the checks found."""
+        found = [*found, *self.missed]
         lost = sum(violation.invariant == "I1" for violation in found)
         doubled = sum(violation.invariant == "I2" for violation in found)
         if self.late_tried != self.late_refused:
@@ -165,10 +194,16 @@ def told(found: Sequence[Violation]) -> str:
 
 @contextmanager
 def running(
-    row: str, fault: str, lab: Lab, dice: random.Random, record: Callable[[Result], None]
+    row: str,
+    fault: str,
+    lab: Lab,
+    dice: random.Random,
+    record: Callable[[Result], None],
+    *,
+    receiver: Receiver | None = None,
 ) -> Iterator[Run]:
     """A row: whatever its block did, all is healed, waited for, checked and written down."""
-    run = Run(row, fault, lab, dice)
+    run = Run(row, fault, lab, dice, receiver=receiver)
     try:
         yield run
     finally:
@@ -179,3 +214,8 @@ def running(
     record(result)
     assert not result.violations, told(result.violations)
     assert quiet
+
+
+def skipped(row: str, fault: str, why: str) -> Result:
+    """A line for a row that cannot run on this machine."""
+    return Result(row, fault, 0, 0, 0, 0, 0, 0, (), 0, (), skipped=why)

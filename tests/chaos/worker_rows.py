@@ -7,6 +7,8 @@ from datetime import datetime
 from servers import Server
 
 from chaos.client import Wanted
+from chaos.lab import LEASE_S
+from chaos.report import percentile
 from chaos.run import Run
 
 WORKER_POINTS = (
@@ -19,7 +21,7 @@ WORKER_POINTS = (
 
 
 def killed_at(run: Run, points: Sequence[str], *, jobs_each: int = 24) -> None:
-    """Workers die at these points, one each and all in this round, while one stays."""
+    """Workers die at these points, one each and all in this round, while others stay."""
     victims = [run.lab.hire(fault_at(run, point), keep=False) for point in points]
     run.lab.wait_ready(*victims)
     run.load(jobs_each * len(points), prompts=["slow:0.1 a red apple"], largest=jobs_each)
@@ -35,6 +37,16 @@ def killed_at(run: Run, points: Sequence[str], *, jobs_each: int = 24) -> None:
         time.sleep(0.01)
     for died_at, jobs in held.values():
         wait_for_recovery(run, died_at, jobs)
+
+
+def killed_again_and_again(run: Run, *, rounds: int, jobs_each: int) -> None:
+    """Such rounds, over all points; what the dead held is done again within a lease and 5 s."""
+    for _ in range(rounds):
+        killed_at(run, WORKER_POINTS, jobs_each=jobs_each)
+    assert run.quiet()
+    p95 = percentile(run.recoveries, 0.95)
+    told = f"p95 {p95:.1f} s, at most {max(run.recoveries):.1f} s"
+    run.require(told, holds=p95 <= LEASE_S + 5)
 
 
 def fault_at(run: Run, point: str) -> dict[str, str]:
@@ -77,20 +89,20 @@ def all_killed(run: Run, *, jobs: int, down_s: float) -> None:
     run.notes.append(f"backlog drained {time.monotonic() - back:.0f} s after the start")
 
 
-def frozen(run: Run, *, jobs: int) -> None:
-    """A worker sleeps past its lease with microbatches in hand, and wakes."""
+def frozen(run: Run, *, jobs: int, sleeper: Server | None = None, patience_s: float = 30) -> None:
+    """A worker sleeps past its lease with microbatches in hand, and wakes when others drew them."""
     load = run.load(jobs, prompts=["slow:0.2 a dog"], largest=40)
-    sleeper = run.dice.choice(run.lab.workers)
+    sleeper = sleeper or run.dice.choice(run.lab.workers)
     before = run.refused(sleeper)
     run.wait_for_running([sleeper])
     sleeper.freeze()
     run.injections += 1
-    held = run.held_by(sleeper)
-    expired = "SELECT count(*) FROM dispatch WHERE id = ANY(:ids) AND status = 'expired'"
-    run.lab.wait_until(lambda: run.lab.value(expired, ids=held) == len(held), within_s=60)
+    held, theirs = run.held_by(sleeper), run.jobs_of(sleeper)
+    ended = "SELECT count(*) FROM job WHERE id = ANY(:ids) AND finished_at IS NOT NULL"
+    run.lab.wait_until(lambda: run.lab.value(ended, ids=theirs) == len(theirs), within_s=60)
     sleeper.thaw()
     run.late_tried += len(held)
-    run.lab.wait_until(lambda: run.refused(sleeper) - before >= len(held), within_s=30)
+    run.lab.wait_until(lambda: run.refused(sleeper) - before >= len(held), within_s=patience_s)
     run.late_refused += run.refused(sleeper) - before
     assert run.quiet(load)
 

@@ -1,0 +1,101 @@
+"""`python -m chaos.sabotage`: a worker of these tests without the guard that CHAOS_WITHOUT names.
+
+What the suite must find: it is the negative control of its checks. Nothing of this is a switch of
+the product; a running module's functions are replaced before the worker starts.
+"""
+
+import os
+import threading
+import time
+
+from sqlalchemy import event, select, update
+from sqlalchemy.orm import Session
+
+from chaos import worker
+from darkroom import dispatches, ends
+from darkroom.storage import S3Store
+from darkroom.tables import Dispatch, Job
+from workers.hold import Hold
+from workers.leases import Leases
+from workers.sweep import Sweeper
+
+LATE_S = 1.0  #: how long after its commit something is done that belongs before it
+
+
+def without_fence():
+    """A late worker notices nothing, and whatever it brings is written."""
+
+    def close(session, dispatch_id, status):
+        values = {"status": status, "finished_at": dispatches.func.now()}
+        session.execute(update(Dispatch).where(Dispatch.id == dispatch_id).values(values))
+        return True
+
+    def move(session, dispatch_id, outcomes_of, *_):
+        held = select(Job).where(Job.dispatch_id == dispatch_id, Job.status == "running")
+        moved = []
+        for outcome in outcomes_of(session.scalars(held).all()):
+            these = update(Job).where(Job.id == outcome.job_id)
+            moved += session.scalars(these.values(dispatches._values(outcome)).returning(Job))
+        ends.announce(session, moved)
+        return len(moved)
+
+    dispatches._close_dispatch = close
+    dispatches._move = move
+    Hold.give_up = lambda _: None
+
+
+def without_heartbeat():
+    """It believes that it renews."""
+
+    def beat(self):
+        self._renewed_at = time.monotonic()
+
+    Leases._beat = beat
+
+
+def without_outbox():
+    """What happened is written down after the commit that made it true."""
+
+    def announce(session, moved):
+        bind, ids = session.get_bind(), [job.id for job in moved]
+
+        def write():
+            with Session(bind) as later, later.begin():
+                ends.announce(later, later.scalars(select(Job).where(Job.id.in_(ids))).all())
+
+        def after_commit(_):
+            threading.Timer(LATE_S, write).start()
+
+        event.listen(session, "after_commit", after_commit, once=True)
+
+    dispatches.announce = announce
+
+
+def without_reconciler():
+    """Nobody rings for what waits."""
+    Sweeper.start = lambda _: None
+    Sweeper.close = lambda _: None
+
+
+def without_upload_first():
+    """The picture is stored after its job has succeeded."""
+    put = S3Store.put
+
+    def put_later(self, *what):
+        threading.Timer(LATE_S, put, [self, *what]).start()
+
+    S3Store.put = put_later
+
+
+REMOVED = {
+    "fence": without_fence,
+    "heartbeat": without_heartbeat,
+    "outbox": without_outbox,
+    "reconciler": without_reconciler,
+    "upload-first": without_upload_first,
+}
+
+
+if __name__ == "__main__":
+    REMOVED[os.environ["CHAOS_WITHOUT"]]()
+    worker.main()
