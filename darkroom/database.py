@@ -28,13 +28,16 @@ _BROKEN_OFF: Final = frozenset({"40P01", "40001"})  # deadlock detected, seriali
 _MIGRATION_LOCK: Final = 7_261_001  # advisory lock: two processes may start and migrate at once
 # A peer that vanished is noticed in about 3 s instead of the kernel's 2 hours (reliability: a
 # partition left psycopg blocked for good), and no query or forgotten transaction holds locks.
+# Statements guard themselves by locks and conditions; a stricter isolation that somebody made the
+# database's default would only have them fail.
 _CONNECT_ARGS: Final = {
     "connect_timeout": 2,
     "keepalives_idle": 1,
     "keepalives_interval": 1,
     "keepalives_count": 3,
     "tcp_user_timeout": 3000,
-    "options": "-c statement_timeout=15000 -c idle_in_transaction_session_timeout=5000",
+    "options": "-c statement_timeout=15000 -c idle_in_transaction_session_timeout=5000"
+    " -c default_transaction_isolation=read\\ committed",
 }
 
 

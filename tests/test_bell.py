@@ -20,9 +20,12 @@ def bell(redis_url):
 
 
 def hanging(redis_url):
-    """How many hints hang there, a moment after the bell has had its time."""
-    time.sleep(0.5)
+    """How many hints hang there, a moment after the first of them."""
+    deadline = time.monotonic() + 20
     with Redis.from_url(redis_url) as client:
+        while not client.exists(HINTS) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
         return client.llen(HINTS)
 
 

@@ -13,6 +13,14 @@ FOLDER = HOME / ".darkroom" / "chaos"
 results = []
 
 
+def pytest_collection_modifyitems(config, items):
+    """The whole matrix has the rows of the short selection in it."""
+    if config.getoption("--chaos"):
+        short = [item for item in items if item.path.name == "test_short.py"]
+        config.hook.pytest_deselected(items=short)
+        items[:] = [item for item in items if item not in short]
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if not results:
         return
@@ -50,16 +58,22 @@ def dice(request):
 
 
 @pytest.fixture
-def row(lab, dice):
+def row(lab, dice, record):
     """`with row("F01", "kill -9 ..."):` runs one row of the matrix on the lab."""
 
     def run(name, fault, **how):
-        return running(name, fault, how.pop("on", lab), dice, results.append, **how)
+        return running(name, fault, how.pop("on", lab), dice, record, **how)
 
     return run
 
 
 @pytest.fixture
-def record():
-    """Adds a line to the table."""
-    return results.append
+def record(request):
+    """Adds a line to the table, and keeps what there is of it."""
+
+    def note(result):
+        results.append(result)
+        if request.config.getoption("--chaos"):
+            report.keep(results, seed=request.config.getoption("--chaos-seed"), folder=FOLDER)
+
+    return note

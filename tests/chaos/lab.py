@@ -291,12 +291,13 @@ class Lab(Ledger):
         ]
 
     def _orphans(self) -> list[int]:
-        """Replicas that outlived their worker."""
+        """Replicas that outlived their worker. Other runs on this machine have their own."""
         workers = {server.running.process.pid for server in self._hired}
+        database = self.database_url.rpartition("/")[2]
         orphans = []
-        for process in psutil.process_iter(["cmdline", "ppid", "status"]):
-            command = process.info["cmdline"] or []
-            ours = replica.__file__ in command and process.info["status"] != psutil.STATUS_ZOMBIE
+        for process in psutil.process_iter(["cmdline", "ppid", "environ"]):
+            url = (process.info["environ"] or {}).get("DARKROOM_DATABASE_URL", "")
+            ours = replica.__file__ in (process.info["cmdline"] or []) and url.endswith(database)
             if ours and process.info["ppid"] not in workers:
                 orphans.append(process.pid)
         return orphans

@@ -15,19 +15,19 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 def test_f01_workers_killed_at_every_named_line(lab, row):
     with (
         lab.listening() as receiver,
-        row("F01", "worker killed at 5 named lines, 10 times each", receiver=receiver) as run,
+        row("F01", "worker killed at 5 named lines, 6 times each", receiver=receiver) as run,
     ):
-        worker_rows.killed_again_and_again(run, rounds=10, jobs_each=40)
+        worker_rows.killed_again_and_again(run, rounds=6, jobs_each=40)
 
 
 def test_f02_no_worker_at_all(row):
     with row("F02", "all workers killed, back after 30 s") as run:
-        worker_rows.all_killed(run, jobs=2000, down_s=30)
+        worker_rows.all_killed(run, jobs=1500, down_s=30)
 
 
 def test_f03_a_worker_sleeps_past_its_lease(row):
-    with row("F03", "worker stopped for longer than its lease, 6 times") as run:
-        for _ in range(6):
+    with row("F03", "worker stopped for longer than its lease, 4 times") as run:
+        for _ in range(4):
             worker_rows.frozen(run, jobs=150)
 
 
@@ -46,7 +46,7 @@ def test_f05_the_api_is_killed_in_mid_answer(row):
 def test_f13_f14_redis(row, ground, fault):
     name = {"restarted": "F13", "killed": "F14"}[fault]
     with row(name, f"Redis {fault}, nothing kept, 5 times") as run:
-        getattr(server_rows, fault)(run, ground.redis, jobs=1000, times=5)
+        getattr(server_rows, fault)(run, ground.redis, jobs=800, times=5)
 
 
 def test_f15_redis_flushed(row):
@@ -66,17 +66,17 @@ def test_f17_garbage_in_redis(row):
 
 def test_f18_postgresql_restarts(row, ground):
     with row("F18", "PostgreSQL restarted (fast), 5 times") as run:
-        server_rows.restarted(run, ground.postgres, jobs=1000, times=5)
+        server_rows.restarted(run, ground.postgres, jobs=800, times=5)
 
 
 def test_f19_postgresql_killed(row, ground):
     with row("F19", "PostgreSQL kill -9, all processes, 5 times") as run:
-        server_rows.killed(run, ground.postgres, jobs=1000, times=5)
+        server_rows.killed(run, ground.postgres, jobs=800, times=5)
 
 
 def test_f20_all_sessions_end(row):
     with row("F20", "all sessions of PostgreSQL ended; one backend killed") as run:
-        server_rows.cut_short(run, jobs=1000, times=5)
+        server_rows.cut_short(run, jobs=800, times=5)
 
 
 def test_f22_postgresql_is_slow(row):
@@ -131,7 +131,7 @@ def test_f37_half_open_connections(row, wire):
 
 def test_f38_every_hint_three_times(row):
     with row("F38", "hints doubled and out of order") as run:
-        server_rows.rung_thrice(run, jobs=2000)
+        server_rows.rung_thrice(run, jobs=1500)
 
 
 def test_f39_one_key_fifty_clients(row):
@@ -156,7 +156,7 @@ def test_f43_batches_are_canceled(row):
 
 def test_f49_one_tenant_floods(row):
     with row("F49", "one tenant floods, another posts single jobs") as run:
-        api_rows.flooded(run, jobs=5000, probes=15)
+        api_rows.flooded(run, jobs=3000, probes=15)
 
 
 def test_f50_the_power_goes(lab, row):
@@ -164,4 +164,4 @@ def test_f50_the_power_goes(lab, row):
         lab.listening() as receiver,
         row("F50", "SIGKILL of everything at once, 3 times", receiver=receiver) as run,
     ):
-        server_rows.powered_off(run, jobs=600, times=3)
+        server_rows.powered_off(run, jobs=500, times=3)
