@@ -39,8 +39,10 @@ class Replicas:
 
 
 def start_replica():
-    return subprocess.Popen(
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    return subprocess.Popen(  # where the clocks are faked, those of the worker are
         [sys.executable, "-I", "-S", replica.__file__],
+        env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
