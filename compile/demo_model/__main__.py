@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     train = step("train", "train `vae`, or `denoiser`: text encoder and UNet")
     train.add_argument("part", choices=("vae", "denoiser"))
     train.add_argument("--seconds", type=float, default=1100.0, help="of this part, all runs")
+    train.add_argument("--gently", action="store_true", help="for what is trained already")
     for going_on in (words, train):
         going_on.add_argument("--start", type=Path, metavar="MODEL", help="what to go on from")
     for name, does, seconds in (

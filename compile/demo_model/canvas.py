@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compile.demo_model.composition import MAX_PLACED, Composition, Placed
-from compile.demo_model.raster import SIDE, Rasters
+from compile.demo_model.raster import HUE_REACH, SIDE, Rasters
 
 #: One composition as numbers, so that batches of them cross processes and devices cheaply.
 BACKDROPS: Final = ("plain", "gradient", "dots", "stripes", "scene")
 FINISHES: Final = ("none", "pixels", "gray", "sticker")
 _HEAD: Final = 10  # backdrop, scene, first RGB, second RGB, finish, how many placed
-_EACH: Final = 11  # sprite, x, y, size, recoloring (0 none, 1 hue, 2 paint), 4 numbers, shadow, 0
+#: sprite, x, y, size, recoloring (0 none, 1 hue, 2 paint), 4 numbers, shadow, near (turns; -1 all)
+_EACH: Final = 11
 PLAN_LENGTH: Final = _HEAD + MAX_PLACED * _EACH
 _GRAY: Final = (0.3, 0.59, 0.11)
+_GRAYISH: Final = 0.15  #: saturation below which nobody sees a hue
 Plan = NDArray[np.float32]
 
 
@@ -46,7 +48,8 @@ def _row(placed: Placed) -> tuple[float, ...]:
     mode = 0 if change is None else 2 if change.paint else 1
     numbers = (0.0, 1.0, 1.0, 0.0) if change is None else change.numbers
     place = (placed.sprite, placed.x, placed.y, placed.size)
-    return (*place, mode, *numbers, float(placed.casts_shadow), 0.0)
+    near = -1.0 if change is None or change.near is None else change.near / 360
+    return (*place, mode, *numbers, float(placed.casts_shadow), near)
 
 
 class Canvas:
@@ -142,15 +145,24 @@ def _recolor(sprites: Tensor, rows: Tensor) -> Tensor:
         ((green - blue) / spread) % 6,
         torch.where(brightest == 1, (blue - red) / spread + 2, (red - green) / spread + 4),
     )
-    hue = (sector / 6 + turn) % 1
-    saturation = (spread / value.clamp(min=1e-5) * saturate).clamp(0, 1)
+    own_hue, own_saturation = sector / 6 % 1, spread / value.clamp(min=1e-5)
+    hue = (own_hue + turn) % 1
+    saturation = (own_saturation * saturate).clamp(0, 1)
     value = (value * scale + lift).clamp(0, 1)
     offsets = torch.tensor([5.0, 3.0, 1.0], device=sprites.device)[None, :, None, None]
     ramp = (offsets + hue[:, None] * 6) % 6
     turned = value[:, None] * (1 - saturation[:, None] * torch.minimum(ramp, 4 - ramp).clamp(0, 1))
+    stays = _stays(own_hue, own_saturation, rows[:, 10][:, None, None])
+    turned = torch.where(stays[:, None], colors, turned)
     painted = rows[:, 5:8][:, :, None, None].expand_as(turned)
     is_paint = (rows[:, 4] == 2)[:, None, None, None]
     return torch.cat([torch.where(is_paint, painted, turned) * alpha, alpha], 1)
+
+
+def _stays(hue: Tensor, saturation: Tensor, near: Tensor) -> Tensor:
+    """Where a thing of several hues keeps its own, [n, SIDE, SIDE]: leaves, faces, outlines."""
+    away = ((hue - near + 0.5) % 1 - 0.5).abs()
+    return (near >= 0) & ((away > HUE_REACH / 360) | (saturation < _GRAYISH))
 
 
 def _scaled(sprites: Tensor, *, x: Tensor, y: Tensor, size: Tensor) -> Tensor:

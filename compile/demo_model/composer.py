@@ -46,7 +46,7 @@ def compose(cast: Cast, seed: str) -> Composition:
     """The same seed, the same composition."""
     r = Random(seed)
     kinds = (_alone, _recolored, _in_a_scene, _pair, _several, _silhouette)
-    kind = r.choices(kinds, weights=(34, 14, 24, 12, 12, 4))[0]
+    kind = r.choices(kinds, weights=(30, 18, 24, 12, 12, 4))[0]
     return kind(cast, r)
 
 
@@ -258,9 +258,10 @@ def _big(r: Random) -> float:
 
 def recoloring(cast: Cast, sprite: int, color: str) -> Recoloring:
     hue, saturation, value, lift = RECOLORINGS[color]
-    own = cast.rasters.facts[sprite].hue or 0.0
-    turn = 0.0 if hue is None else (hue - own) / 360
-    return Recoloring(False, (turn, saturation, value, lift))
+    facts = cast.rasters.facts[sprite]
+    turn = 0.0 if hue is None else (hue - (facts.hue or 0.0)) / 360
+    near = facts.hue if facts.has_other_hues else None
+    return Recoloring(False, (turn, saturation, value, lift), near)
 
 
 def _rgb(r: Random, color: str) -> tuple[float, float, float]:

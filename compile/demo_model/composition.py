@@ -28,6 +28,7 @@ class Recoloring:
 
     paint: bool
     numbers: tuple[float, float, float, float]
+    near: float | None = None  #: degrees: only what has about this hue changes; None: all
 
 
 @dataclass(frozen=True)

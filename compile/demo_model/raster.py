@@ -19,6 +19,9 @@ from compile.demo_model.things import Sprite, Thing
 SIDE: Final = 256  #: pixels of a picture, and of a sprite's frame
 _FILLED: Final = 248  #: the longer side of what is drawn in that frame
 _MAX_RESVG: Final = 640
+HUE_REACH: Final = 35  #: degrees around a thing's main hue that take another colour with it
+_MAIN_SHARE: Final = 0.5  #: of what is drawn must have the main hue
+_VERSION: Final = 2  # of the facts: a cache of older ones is left alone
 
 #: Hues in degrees that the eight hue names stand for.
 _HUES: Final = {
@@ -43,6 +46,7 @@ class SpriteFacts:
     width: float
     color: str | None  #: the word for it, where one word does
     hue: float | None  #: degrees, of a thing that another colour would suit
+    has_other_hues: bool = False  #: which stay when it takes another colour: a rose's leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +63,7 @@ class Rasters:
 def rasterise(data_set: Path, cache: Path, *, processes: int) -> Rasters:
     """Pixels for a data set, drawn once and kept in `cache`."""
     contents = archive.read(data_set)
-    folder = cache / archive.digest(contents)[:12]
+    folder = cache / f"{archive.digest(contents)[:12]}-{_VERSION}"
     if not (folder / "facts.json").exists():
         _draw_all(contents.sprites, folder, processes)
     facts = json.loads((folder / "facts.json").read_text("utf-8"))
@@ -101,9 +105,8 @@ def draw_sprite(sprite: Sprite) -> tuple[NDArray[np.uint8], SpriteFacts]:
     framed = np.zeros((4, SIDE, SIDE), np.uint8)
     framed[:, top : top + new_height, left : left + new_width] = np.stack(planes)
     np.minimum(framed[:3], framed[3:], out=framed[:3])  # resampling may ring above the alpha
-    color, hue = _described(framed)
-    facts = SpriteFacts(sprite.thing, sprite.style, new_height / SIDE, new_width / SIDE, color, hue)
-    return framed, facts
+    extent = (new_height / SIDE, new_width / SIDE)
+    return framed, SpriteFacts(sprite.thing, sprite.style, *extent, *_described(framed))
 
 
 def _decoded(sprite: Sprite) -> Image.Image:
@@ -129,32 +132,47 @@ def _trimmed(picture: Image.Image) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.round(trimmed).clip(0, 255).astype(np.uint8))
 
 
-def _described(framed: NDArray[np.uint8]) -> tuple[str | None, float | None]:
-    """(word for its colour, hue in degrees if another colour would suit it) of a framed sprite."""
+def _described(framed: NDArray[np.uint8]) -> tuple[str | None, float | None, bool]:
+    """(word for its colour, hue in degrees if another colour would suit it, has it other hues)."""
     small = framed.reshape(4, SIDE // 4, 4, SIDE // 4, 4).mean((2, 4)) / 255
     opaque = small[3] > 0.5
     if opaque.sum() < 30:
-        return None, None
+        return None, None, False
     colors = (small[:3] / np.maximum(small[3:], 1e-6))[:, opaque].clip(0, 1)
     hue, saturation, value = hue_saturation_value(colors)
     colored = (saturation > 0.3) & (value > 0.25)
     if colored.mean() < 0.08:
-        return _gray_word(float(colors.mean())), None
+        return _gray_word(float(colors.mean())), None, False
     if colored.mean() <= 0.35:
-        return None, None
+        return None, None, False
     weight = (saturation * value)[colored]
     turns = np.exp(1j * np.deg2rad(hue[colored]))
     mean_hue = float(np.rad2deg(np.angle((weight * turns).sum())) % 360)
     away = np.abs((hue[colored] - mean_hue + 180) % 360 - 180)
     agreeing = float((weight * (away < 28)).sum() / weight.sum())
     recolorable = mean_hue if colored.mean() > 0.45 and agreeing > 0.82 else None
+    if recolorable is None:
+        recolorable = _main_hue(hue, np.where(colored, saturation * value, 0.0))
+        return None, recolorable, recolorable is not None
     if agreeing <= 0.8 or colored.mean() <= 0.5:
-        return None, recolorable
+        return None, recolorable, False
     word = min(_HUES, key=lambda name: abs((_HUES[name] - mean_hue + 180) % 360 - 180))
     is_dull = np.average(value[colored], weights=weight) < 0.72
     if word in ("orange", "yellow", "red") and is_dull:
         word = "brown"
-    return word, recolorable
+    return word, recolorable, False
+
+
+def _main_hue(hue: NDArray[np.float64], weight: NDArray[np.float64]) -> float | None:
+    """The hue in degrees of most of a thing of several hues; None where none has the half."""
+    candidates = np.arange(0, 360, 5)
+    away = np.abs((hue - candidates[:, None] + 180) % 360 - 180)
+    best = int(((away < HUE_REACH) * weight).sum(1).argmax())
+    near = (away[best] < HUE_REACH) & (weight > 0)
+    if near.mean() < _MAIN_SHARE:
+        return None
+    turns = np.exp(1j * np.deg2rad(hue[near]))
+    return float(np.rad2deg(np.angle((weight[near] * turns).sum())) % 360)
 
 
 def _gray_word(lightness: float) -> str | None:

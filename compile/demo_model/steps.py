@@ -31,7 +31,7 @@ from compile.demo_model.show_prompts import SHOW_PROMPTS
 from compile.demo_model.sources import attribution_text
 from compile.demo_model.tokens import Encoder, captions_of, train_tokenizer
 from compile.demo_model.toy import TOY_PROMPTS, toy_rasters
-from compile.demo_model.train import SMOKE, Pace
+from compile.demo_model.train import GENTLE, SMOKE, Pace
 
 _SMOKE_SECONDS: Final = 0.3
 _SEED: Final = 7
@@ -202,13 +202,19 @@ def _workshop(asked: Namespace) -> Iterator[Workshop]:
             folder=asked.work,
             device=device,
             sizes=TOY if asked.smoke else Sizes(),
-            pace=Pace() if device.type == "cuda" and not asked.smoke else SMOKE,
+            pace=_pace(asked, device),
             encoder=encoder,
             supply=supply,
             canvas=Canvas(cast.rasters, device),
         )
     finally:
         supply.close()
+
+
+def _pace(asked: Namespace, device: torch.device) -> Pace:
+    if device.type != "cuda" or asked.smoke:
+        return SMOKE
+    return GENTLE if getattr(asked, "gently", False) else Pace()
 
 
 def _latest(shop: Workshop, *, start: Path | None = None) -> Networks:
