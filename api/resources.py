@@ -356,6 +356,7 @@ class ModelView(BaseModel):
     name: str
     object: Literal["model"] = "model"
     revision: str
+    revision_of: str | None  #: the model that this is an older revision of
     description: str
     licence: str
     is_default: bool
@@ -370,5 +371,5 @@ class ModelView(BaseModel):
     @classmethod
     def of(cls, model: Model, *, is_default: bool) -> Self:
         """The model as clients see it."""
-        card = model.model_dump(exclude={"max_microbatch"})
+        card = model.model_dump(exclude={"max_microbatch", "on_demand"})
         return cls(**card, microbatch_size=model.max_microbatch, is_default=is_default)

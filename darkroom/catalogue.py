@@ -13,7 +13,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from darkroom.errors import InputProblem, InvalidInput, SetupError
-from darkroom.params import GenerationParams, JobInput, draw_seed, microbatch_key
+from darkroom.params import GenerationParams, JobInput, draw_seed, microbatch_key, revision_in
 
 CARD: Final = "darkroom.toml"
 
@@ -51,6 +51,8 @@ class Model(BaseModel):
     scheduler: Literal["ddim", "euler", "dpmsolver++"]
     precision: Literal["float32", "float16", "bfloat16"]
     max_microbatch: int = Field(ge=1)  #: jobs of one model call
+    revision_of: str | None = None  #: the model that this is an older revision of
+    on_demand: bool = False  #: no replica until there is work for it, and none a while after
     width: IntLimits
     height: IntLimits
     num_inference_steps: IntLimits
@@ -75,9 +77,32 @@ class Catalogue:
     models: Mapping[str, Model]
     default: str
 
+    def find(self, name: str) -> Model | None:
+        """By its name, or as NAME@REVISION: that revision of it, if it was kept."""
+        name, _, revision = name.partition("@")
+        return self._kept(name, revision) if revision else self.models.get(name)
+
+    def painter_of(self, name: str, key: str) -> Model:
+        """The model to draw a job of this model and microbatch key with.
+
+        Of the revision that the job was accepted for, if it is still there.
+        """
+        return self._kept(name, revision_in(key)) or self.models[name]
+
+    def painter_of_key(self, key: str) -> Model | None:
+        """The model that draws jobs of this microbatch key; None if it is not there any more."""
+        name = key.partition("@")[0]
+        return self.painter_of(name, key) if name in self.models else None
+
+    def _kept(self, name: str, revision: str) -> Model | None:
+        for model in self.models.values():
+            if model.revision == revision and name in {model.name, model.revision_of}:
+                return model
+        return None
+
     def resolve(self, job: JobInput) -> GenerationParams:
         """Fill in the model's defaults. Raises InvalidInput naming every field out of bounds."""
-        model = self.models.get(job.model or self.default)
+        model = self.find(job.model or self.default)
         if model is None:
             known = ", ".join(sorted(self.models))
             raise InvalidInput(
@@ -135,7 +160,7 @@ def _out_of_bounds(params: GenerationParams, model: Model) -> Iterator[InputProb
 def load_catalogue(models_dir: Path, default: str) -> Catalogue:
     """Read every model's card. Raises SetupError when one is wrong or the default is missing."""
     cards = sorted(models_dir.glob(f"*/{CARD}"))
-    models = {model.name: model for model in map(_load_model, cards)}
+    models = {model.name: model for model in (load_model(card.parent) for card in cards)}
     if default not in models:
         known = ", ".join(models) or "none"
         raise SetupError(
@@ -145,10 +170,12 @@ def load_catalogue(models_dir: Path, default: str) -> Catalogue:
     return Catalogue(models, default)
 
 
-def _load_model(card: Path) -> Model:
+def load_model(folder: Path) -> Model:
+    """Read one model's card. Raises SetupError when it is missing or wrong."""
+    card = folder / CARD
     try:
-        return Model(folder=card.parent, **tomllib.loads(card.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        return Model(folder=folder, **tomllib.loads(card.read_text(encoding="utf-8")))
+    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
         raise SetupError(f"{card} is not a valid model card: {error}") from error
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from darkroom import file_names, spreadsheet
 from darkroom.database import Sessions
-from darkroom.params import GenerationParams, OutputFormat
+from darkroom.params import GenerationParams, OutputFormat, revision_in
 from darkroom.pictures import CONTENT_TYPES
 from darkroom.storage import ImageStore
 from darkroom.tables import Batch, Job
@@ -74,6 +74,7 @@ def _line(job: Job) -> Line:
         "image_number": job.image_number,
         "status": job.status,
         "seed": job.seed,
+        "revision": revision_in(job.microbatch_key),
         "parameters": GenerationParams.model_validate(job).model_dump(mode="json"),
         "label": job.label,
         "metadata": job.metadata_,
@@ -119,7 +120,7 @@ def as_json_lines(found: Iterator[Line]) -> Iterator[bytes]:
 
 _COLUMNS: Final = (
     *("id", "custom_id", "row_number", "image_number", "status"),
-    *GenerationParams.model_fields,
+    *("revision", *GenerationParams.model_fields),
     *("file", "key", "sha256", "bytes", "content_type", "url", "url_expires_at"),
     *("queued_ms", "inference_ms", "upload_ms", "error_code", "error_message"),
     *("created_at", "finished_at"),

@@ -69,7 +69,9 @@ class JobInput(BaseModel):
 
     prompt: Prompt = Field(description="What to draw, 1 to 2000 characters.")
     negative_prompt: LongText = Field("", description="What to keep out of the picture.")
-    model: Label | None = Field(None, description="A model's name, from GET /v1/models.")
+    model: Label | None = Field(
+        None, description="A model's name, from GET /v1/models, or NAME@REVISION."
+    )
     width: int | None = Field(None, description="Pixels; limits per model.")
     height: int | None = Field(None, description="Pixels; limits per model.")
     num_inference_steps: int | None = Field(None, description="Denoise steps; limits per model.")
@@ -154,3 +156,8 @@ def draw_seed() -> int:
 def microbatch_key(*, model: str, revision: str, width: int, height: int, precision: str) -> str:
     """What must be equal for jobs to share one UNet batch; all else varies from row to row."""
     return f"{model}@{revision}/{width}x{height}/{precision}"
+
+
+def revision_in(key: str) -> str:
+    """The weights' revision that a microbatch key names."""
+    return key.partition("@")[2].partition("/")[0]

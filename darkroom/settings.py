@@ -131,7 +131,19 @@ class Settings(BaseSettings):
         description="Crashes that a job may be there at before it fails; from the third on it is "
         "drawn alone, so that fewer would fail innocent company.",
     )
-    replicas: int = Field(1, ge=1, description="Replicas of each model; on GPUs one each.")
+    replicas: int = Field(1, ge=1, description="Replicas of each model at least; on GPUs one each.")
+    max_replicas: int | None = Field(
+        None,
+        ge=1,
+        description="Replicas of each model at most: between the two, their number follows the "
+        "queued work. Unset: it stays what it is.",
+    )
+    microbatches_per_replica: float = Field(
+        4.0, gt=0, description="Microbatches, queued or under way, that one replica is enough for."
+    )
+    idle_replica_s: float = Field(
+        120.0, ge=0, description="Seconds that a replica may be one too many before it is ended."
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where replicas draw.")
     torch_threads: int | None = Field(
         None, ge=1, description="CPU threads of one replica; unset shares all cores among them."

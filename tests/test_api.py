@@ -240,8 +240,9 @@ def test_a_bad_csv_file_names_the_place_and_creates_nothing(http, rows, text, wh
 
 
 def test_models_tell_their_limits(http):
-    [model] = http.get("/v1/models").json()["data"]
+    [model, older] = http.get("/v1/models").json()["data"]
 
+    assert (older["name"], older["revision_of"]) == ("darkroom-demo-v1", "darkroom-demo")
     assert model["name"] == "darkroom-demo"
     assert model["is_default"]
     assert model["microbatch_size"] == 8

@@ -32,6 +32,34 @@ def test_another_revision_or_size_is_another_microbatch(catalogue):
     assert model.microbatch_key(params.model_copy(update={"seed": 1})) in keys
 
 
+def test_an_old_revision_is_drawn_with_by_name(catalogue):
+    old = catalogue.models["darkroom-demo-v1"]
+    asked = catalogue.resolve(JobInput(prompt="a cat", model=f"darkroom-demo@{old.revision}"))
+    assert asked.model == old.name
+
+    new = catalogue.models["darkroom-demo"]
+    asked = catalogue.resolve(JobInput(prompt="a cat", model=f"darkroom-demo@{new.revision}"))
+    assert asked.model == new.name
+
+
+@pytest.mark.parametrize("name", ["darkroom-demo@000000000000", "other@67599f693183", "@", "a@"])
+def test_a_revision_that_nobody_kept_is_refused(catalogue, name):
+    with pytest.raises(InvalidInput, match="no such model"):
+        catalogue.resolve(JobInput(prompt="a cat", model=name))
+
+
+def test_jobs_are_drawn_by_the_revision_they_were_accepted_for(catalogue):
+    old, new = catalogue.models["darkroom-demo-v1"], catalogue.models["darkroom-demo"]
+    params = catalogue.resolve(JobInput(prompt="a cat"))
+    before = new.model_copy(update={"revision": old.revision}).microbatch_key(params)
+    gone = new.model_copy(update={"revision": "0" * 12}).microbatch_key(params)
+
+    assert catalogue.painter_of(new.name, before) == old
+    assert catalogue.painter_of(new.name, new.microbatch_key(params)) == new
+    assert catalogue.painter_of(new.name, gone) == new
+    assert catalogue.painter_of_key("somebody@000000000000/64x64/float32") is None
+
+
 def test_every_limit_that_is_broken_is_named(catalogue):
     job = JobInput(prompt="a cat", width=97, height=7, num_inference_steps=0, guidance_scale=99.0)
     with pytest.raises(InvalidInput) as refused:

@@ -75,7 +75,8 @@ def test_a_mistake_exits_with_two(darkroom, words):
     assert darkroom(*words).returncode == 2
 
 
-def test_a_picture_is_asked_for_again_by_itself(darkroom, tmp_path):
+def test_a_picture_is_asked_for_again_by_itself(darkroom, tmp_path, catalogue):
+    revision = catalogue.models["darkroom-demo"].revision
     params = GenerationParams(
         prompt="a red apple",
         negative_prompt="a pear",
@@ -89,7 +90,7 @@ def test_a_picture_is_asked_for_again_by_itself(darkroom, tmp_path):
     )
     file = tmp_path / "picture.webp"
     pixels = np.zeros((64, 64, 3), np.uint8)
-    file.write_bytes(pictures.encode(pixels, params, job_id="job_1", revision="abc"))
+    file.write_bytes(pictures.encode(pixels, params, job_id="job_1", revision=revision))
     job = json.loads(darkroom("submit", "--from-image", file, "--steps", 4).stdout)
 
     wanted = params.model_copy(update={"num_inference_steps": 4}).model_dump(mode="json")

@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from compile.demo_model import archive, measures, schedule, sources
 from compile.demo_model.canvas import Canvas, plan_of
 from compile.demo_model.captions import plural, with_article
 from compile.demo_model.cast import cast_of
-from compile.demo_model.composer import compose
+from compile.demo_model.composer import compose, recoloring
 from compile.demo_model.composition import Backdrop, Composition, Placed
 from compile.demo_model.evaluate import to_bytes
 from compile.demo_model.prompt_sets import asked
+from compile.demo_model.raster import draw_sprite
 from compile.demo_model.scenes import SCENES, VARIANTS, scene_svg
 from compile.demo_model.things import Sprite, Thing
 from compile.demo_model.tokens import LENGTH, Encoder
@@ -180,3 +182,35 @@ def test_the_shipped_tokenizer_ends_every_caption() -> None:
 def test_compositions_are_values() -> None:
     placed = Placed(0, 0.5, 0.5, 0.8)
     assert dataclasses.replace(placed, x=0.25) == Placed(0, 0.25, 0.5, 0.8)
+
+
+def test_a_thing_of_several_hues_takes_a_color_where_its_main_hue_is() -> None:
+    pixels, facts = draw_sprite(Sprite("ball", "flat", "webp", _rose()))
+    assert facts.has_other_hues
+    assert facts.hue is not None
+    rasters = toy_rasters()
+    rasters = dataclasses.replace(
+        rasters, facts=[facts, *rasters.facts[1:]],
+        sprites=np.concatenate([pixels[None], rasters.sprites[1:]]),
+    )  # fmt: skip
+    blue = recoloring(cast_of(rasters), 0, "blue")
+    plain, recolored = to_bytes(
+        Canvas(rasters, torch.device("cpu")).draw(
+            [plan_of(Composition("", Backdrop(), (Placed(0, 0.5, 0.5, 1.0, change),)))
+             for change in (None, blue)]
+        )
+    )  # fmt: skip
+    bloom, leaf = (100, 128), (240, 128)
+    assert list(measures.color_names(np.stack([plain[bloom], plain[leaf]]))) == ["red", "green"]
+    assert measures.color_names(recolored[bloom][None]) == ["blue"]
+    assert tuple(recolored[leaf]) == tuple(plain[leaf])
+
+
+def _rose() -> bytes:
+    """A red square over a green one, as WebP."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:44] = (220, 38, 38)
+    pixels[44:] = (52, 168, 70)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", lossless=True)
+    return file.getvalue()

@@ -93,7 +93,7 @@ def archive_of(http, batch):
     return zipfile.ZipFile(io.BytesIO(http.get(batch["urls"]["images"]).content))
 
 
-def test_the_manifest_tells_of_every_job_in_the_order_of_its_rows(http, submit, painter):
+def test_the_manifest_tells_of_every_job_in_the_order_of_its_rows(http, submit, painter, catalogue):
     batch = submit()
     assert [line["status"] for line in manifest_of(http, batch)] == ["queued"] * 4
     painter.paint()
@@ -107,6 +107,7 @@ def test_the_manifest_tells_of_every_job_in_the_order_of_its_rows(http, submit, 
     ]  # fmt: skip
     assert [line["seed"] for line in lines] == [7, 8, 1, 2]
     assert lines[0]["parameters"]["prompt"] == "a cat"
+    assert {line["revision"] for line in lines} == {catalogue.models["darkroom-demo"].revision}
     for line in lines:
         image = httpx2.get(line["url"]).content
         assert hashlib.sha256(image).hexdigest() == line["sha256"]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from darkroom.catalogue import load_catalogue
 from darkroom.readiness import print_checks
 from darkroom.settings import load_settings
 
@@ -27,11 +28,16 @@ def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
     os.environ.setdefault(*REPLY_LIMIT)
     from workers.app import celery_arguments, open_crew, worker_app
     from workers.ray_generator import RayGenerator, check_ray
+    from workers.scaling import publish
 
     if arguments.check:
         return print_checks(settings, {"ray": lambda: check_ray(settings.ray_address)})
     ready_file = os.environ.get("DARKROOM_READY_FILE")
-    crew = open_crew(settings, RayGenerator(settings.ray_address))
+    models = load_catalogue(settings.models_dir, settings.default_model).models.values()
+    generator = RayGenerator(
+        settings.ray_address, on_demand=[model.name for model in models if model.on_demand]
+    )
+    crew = open_crew(settings, generator, publish_demand=publish)
     app = worker_app(settings, crew, ready_file=Path(ready_file) if ready_file else None)
     app.worker_main(list(celery_arguments(settings)))  # ends the process itself
 

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,6 +25,7 @@ from darkroom.ids import new_id
 from darkroom.progress import open_board
 from darkroom.settings import Settings
 from darkroom.storage import S3Store
+from workers.demand_reporter import DemandReporter
 from workers.generator import ImageGenerator
 from workers.janitor import Janitor
 from workers.leases import Leases
@@ -71,8 +72,16 @@ class Crew:
     failing_since: float | None = None  #: by the monotonic clock; None after each success
 
 
-def open_crew(settings: Settings, generator: ImageGenerator) -> Crew:
-    """Everything but the connections, which are made when first needed."""
+def open_crew(
+    settings: Settings,
+    generator: ImageGenerator,
+    *,
+    publish_demand: Callable[[Mapping[str, int]], None] | None = None,
+) -> Crew:
+    """Everything but the connections, which are made when first needed.
+
+    `publish_demand` tells who decides on the number of replicas how much there is to draw.
+    """
     lease = timedelta(seconds=settings.lease_s)
     sessions = open_sessions(settings.database_url.get_secret_value())
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{new_id('wrk')}"
@@ -108,9 +117,10 @@ def open_crew(settings: Settings, generator: ImageGenerator) -> Crew:
         retention_days=settings.retention_days,
         orphan_age=timedelta(hours=settings.orphan_age_h),
     )
-    return Crew(
-        shop, [Withdrawals(sessions, leases), sweeper, janitor], grace_s=settings.shutdown_grace_s
-    )
+    helpers: list[Helper] = [Withdrawals(sessions, leases), sweeper, janitor]
+    if publish_demand is not None:
+        helpers.append(DemandReporter(sessions, shop.catalogue, publish_demand))
+    return Crew(shop, helpers, grace_s=settings.shutdown_grace_s)
 
 
 def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Celery:

@@ -2,10 +2,13 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from ray import serve
+from ray.serve import Application
 
+from darkroom.catalogue import load_model
 from darkroom.params import GenerationParams
 from workers.generator import Happening
 from workers.painter import Painter, PainterOptions
@@ -48,3 +51,10 @@ class Replica:
     async def __del__(self) -> None:
         """Serve calls this once, when the replica has drained."""
         await self._painter.stop()
+
+
+def application(arguments: dict[str, Any]) -> Application:
+    """What a config file names: the model in `folder` on the node, and the painter's options."""
+    model = load_model(Path(arguments.pop("folder")))
+    options = {"threads": None, **arguments}
+    return Replica.bind(PainterOptions(model=model, **options))  # type: ignore[attr-defined]

@@ -69,7 +69,9 @@ def draw(shop: Workshop, work: Work) -> None:
 
 def _draw_together(shop: Workshop, work: Work, company: Sequence[Job]) -> list[Job]:
     """One call of the replica. Those for which it had no memory, to be drawn with fewer others."""
-    call = shop.generator.begin([_params(job) for job in company])
+    model = shop.catalogue.painter_of(company[0].model, company[0].microbatch_key)
+    asked = [_params(job).model_copy(update={"model": model.name}) for job in company]
+    call = shop.generator.begin(asked)
     faults.reach("in-generate")
     with work.hold.drawing(call, [job.id for job in company]):
         crowded = _followed(shop, work, company, call)
@@ -139,7 +141,7 @@ def _kept(shop: Workshop, work: Work, job: Job, drawing: Drawing) -> Outcome:
 
 def _stored(shop: Workshop, job: Job, picture: Picture) -> Outcome:
     params = _params(job)
-    revision = shop.catalogue.models[job.model].revision
+    revision = shop.catalogue.painter_of(job.model, job.microbatch_key).revision
     image = pictures.encode(picture.pixels, params, job_id=job.id, revision=revision)
     key = image_key(job.tenant_id, job.id, job.dispatch_id or 0, params.output_format)
     begun = time.monotonic()

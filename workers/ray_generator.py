@@ -26,6 +26,7 @@ from darkroom.params import GenerationParams
 from workers.generator import Accepted, Begun, GenerateCall, Happening
 
 _ACCEPTED_WITHIN_S: Final = 60.0  # longer than a replica takes to be replaced
+_STARTED_WITHIN_S: Final = 300.0  # a replica that is not there before there is work for it
 _WITHDRAWN_WITHIN_S: Final = 2.0  # 5 ms measured; a frozen replica does not answer
 
 
@@ -36,8 +37,10 @@ class RayGenerator:
     freezes keeps the replica from answering anybody else.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, on_demand: Collection[str] = ()) -> None:
+        """`on_demand`: the models that have no replica until there is work for one."""
         self._address = address
+        self._on_demand = frozenset(on_demand)
         self._handles: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -47,8 +50,10 @@ class RayGenerator:
 
     def begin(self, microbatch: Sequence[GenerationParams]) -> GenerateCall:
         """See ImageGenerator."""
+        model = microbatch[0].model
+        patience_s = _STARTED_WITHIN_S if model in self._on_demand else _ACCEPTED_WITHIN_S
         try:
-            return _RayCall(self._handle(microbatch[0].model), microbatch)
+            return _RayCall(self._handle(model), microbatch, accepted_within_s=patience_s)
         except (RayServeException, RayError, TimeoutError) as error:
             raise GeneratorUnavailable(f"could not reach the replica: {error}") from error
 
@@ -61,8 +66,11 @@ class RayGenerator:
 
 
 class _RayCall:
-    def __init__(self, handle: Any, microbatch: Sequence[GenerationParams]) -> None:
+    def __init__(
+        self, handle: Any, microbatch: Sequence[GenerationParams], *, accepted_within_s: float
+    ) -> None:
         self._handle = handle
+        self._accepted_within_s = accepted_within_s
         self._call_id = uuid4().hex
         self._response = handle.options(stream=True).generate.remote(
             self._call_id, list(microbatch)
@@ -72,7 +80,7 @@ class _RayCall:
 
     def happenings(self, *, timeout_s: float, silence_s: float) -> Iterator[Happening]:
         deadline = time.monotonic() + timeout_s
-        patience_s = _ACCEPTED_WITHIN_S
+        patience_s = self._accepted_within_s
         with asyncio.Runner() as runner:  # Ray's own iteration knows no timeout
             while happening := self._next(runner, min(patience_s, deadline - time.monotonic())):
                 match happening:

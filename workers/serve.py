@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Final
 
 import ray
+import yaml
 from ray import serve
 
 from darkroom.catalogue import Model, load_catalogue
 from darkroom.settings import Settings, load_settings
 from workers.deployment import Replica
-from workers.painter import PainterOptions
+from workers.deployments import config_file, painter_options, scale
 from workers.ray_generator import check_ray, connect_to_ray
 
 _WATCH_S: Final = 5.0
@@ -24,20 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 def deploy(settings: Settings, model: Model) -> None:
-    """Start the model's application, or bring it up to date; returns once it can draw."""
-    application = Replica.options(  # type: ignore[attr-defined]  # the decorator's class
-        num_replicas=settings.replicas,
-        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if settings.device == "cuda" else 0},
-    ).bind(
-        PainterOptions(
-            model=model,
-            model_host=settings.model_host,
-            device=settings.device,
-            threads=settings.torch_threads,
-            replicas=settings.replicas,
-            timeout_s=settings.generate_timeout_s,
-            silence_s=settings.silence_timeout_s,
-        )
+    """Start the model's application, or bring it up to date; returns once it can draw.
+
+    One that is drawn with on demand starts when there is work for it.
+    """
+    options = scale(settings, model)
+    application = Replica.options(**options).bind(  # type: ignore[attr-defined]  # the decorator's class
+        painter_options(settings, model)
     )
     serve.run(application, name=model.name, route_prefix=None)
     logger.info("%s can draw", model.name)
@@ -70,10 +64,15 @@ def main() -> int:
         description="Deploys the models on the Ray cluster and ends them on SIGTERM.",
         epilog="Configured by DARKROOM_* variables; see .env.example.",
     )
+    parser.add_argument("--config", action="store_true", help="only print it all as Serve's YAML")
     parser.add_argument("--check", action="store_true", help="only check models and cluster")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = load_settings()
+    if arguments.config:
+        catalogue = load_catalogue(settings.models_dir, settings.default_model)
+        print(yaml.safe_dump(config_file(settings, catalogue), sort_keys=False), end="")
+        return 0
     if arguments.check:
         print(*load_catalogue(settings.models_dir, settings.default_model).models, sep="\n")
         check_ray(settings.ray_address)

@@ -88,7 +88,10 @@ def _parameters_of(picture: Path | None) -> Json:
     if parameters is None:
         console().print(f"error: {picture} carries no parameters of Darkroom", style="red")
         raise typer.Exit(EXIT_USAGE)
-    return {key: parameters[key] for key in GenerationParams.model_fields if key in parameters}
+    job = {key: parameters[key] for key in GenerationParams.model_fields if key in parameters}
+    if "revision" in parameters:  # what that model draws today may look otherwise
+        job["model"] = f"{job['model']}@{parameters['revision']}"
+    return job
 
 
 @app.command()

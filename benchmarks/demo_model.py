@@ -1,0 +1,86 @@
+"""Seconds a picture takes on two CPU threads, for models of the catalogue, at their defaults.
+
+`python benchmarks/demo_model.py darkroom-demo-v1 darkroom-demo`: rounds alternate between the
+models, so that what else the machine does meets all of them; the medians are printed.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from darkroom.catalogue import Model, load_catalogue
+from darkroom.settings import Settings
+from engine.draw import draw
+from engine.rows import Picture, Row
+from engine.torch_runner import TorchRunner
+
+_PROMPTS = (
+    "a red apple", "a cat on the beach", "two dogs", "a castle at night", "a blue rose",
+    "an owl on a green background", "a rocket in space", "a robot to the left of a tree",
+)  # fmt: skip
+
+
+def seconds_a_picture(runner: TorchRunner, model: Model, company: int) -> float:
+    """Of one call with so many rows."""
+    rows = [
+        Row(
+            prompt=prompt,
+            negative_prompt="",
+            seed=number,
+            num_inference_steps=model.num_inference_steps.default,
+            guidance_scale=model.guidance_scale.default,
+            width=model.width.default,
+            height=model.height.default,
+        )
+        for number, prompt in enumerate(_PROMPTS[:company])
+    ]
+    begun = time.perf_counter()
+    drawn = [
+        event
+        for event in draw(runner, rows, max_unet_rows=2 * company)
+        if isinstance(event, Picture)
+    ]
+    assert len(drawn) == company
+    return (time.perf_counter() - begun) / company
+
+
+def main() -> None:
+    """Draw, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="+", help="names in the catalogue")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    settings = Settings()
+    catalogue = load_catalogue(settings.models_dir, settings.default_model)
+    models = [catalogue.models[name] for name in asked.models]
+    runners = [TorchRunner.load(m.folder, dtype=m.precision, threads=asked.threads) for m in models]
+    table = Table("model", "company", f"s a picture (median of {asked.rounds})", "all rounds")
+    for company in (1, len(_PROMPTS)):
+        for model, taken in zip(
+            models, rounds(runners, models, company, asked.rounds), strict=True
+        ):
+            every = " ".join(f"{one:.2f}" for one in taken)
+            table.add_row(model.name, str(company), f"{statistics.median(taken):.2f}", every)
+    Console().print(table)
+
+
+def rounds(
+    runners: Sequence[TorchRunner], models: Sequence[Model], company: int, count: int
+) -> list[list[float]]:
+    """For each model its rounds; one more before them warms up."""
+    taken: list[list[float]] = [[] for _ in models]
+    for number in range(count + 1):
+        for runner, model, mine in zip(runners, models, taken, strict=True):
+            seconds = seconds_a_picture(runner, model, company)
+            if number:
+                mine.append(seconds)
+    return taken
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""How many replicas a model has: as many as its queued work asks for.
+
+What waits is in the database, and what decides runs in Ray Serve's controller, which must not hold
+a secret. So the workers, which have both, say every second how much there is to draw, and the
+controller reads it from the cluster's own key-value store.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+from ray.serve.config import AutoscalingContext
+
+_KEY: Final = b"darkroom:demand"
+_STALE_S: Final = 15.0  #: so old, it says nothing any more
+
+
+def publish(found: Mapping[str, int]) -> None:
+    """Tell the controller. Needs a connection to the cluster."""
+    told = json.dumps({"at": time.time(), "microbatches": dict(found)})
+    _internal_kv_put(_KEY, told.encode(), overwrite=True)
+
+
+def published(model: str) -> int | None:
+    """What was last told of the model; None when that was long ago, or never."""
+    told = _internal_kv_get(_KEY)
+    if told is None:
+        return None
+    content = json.loads(told)
+    if time.time() - content["at"] > _STALE_S:
+        return None
+    return int(content["microbatches"].get(model, 0))
+
+
+class ByQueuedWork:
+    """A policy of Ray Serve: a replica for each `per_replica` microbatches, at least one for any.
+
+    Serve keeps the result within the deployment's bounds, and waits its delays. While nobody says
+    what is queued, the number stays what it is.
+    """
+
+    def __init__(self, per_replica: float) -> None:
+        self._per_replica = per_replica
+
+    def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+        """(replicas wanted, what to remember: nothing)."""
+        found = published(context.app_name or "")
+        if found is None:
+            return float(context.target_num_replicas), {}
+        return float(math.ceil(found / self._per_replica)), {}
