@@ -63,6 +63,25 @@ def test_a_job_becomes_the_stored_object_whose_hash_its_row_holds(stack, tmp_pat
     assert red > 2 * max(green, blue)  # a red apple, in the middle
 
 
+def test_an_old_revision_is_drawn_on_demand_and_costs_nothing_before_and_after(stack, tmp_path):
+    old = "67599f693183"
+    replica = ("ServeReplica", "darkroom-demo-v1")
+    assert not stack.find(*replica)
+
+    job_id = stack.submit(model=f"darkroom-demo@{old}", seed=7)
+    [job] = stack.wait([job_id], within_s=120)
+
+    assert job["status"] == "succeeded", job
+    assert job["microbatch"]["key"].startswith(f"darkroom-demo-v1@{old}/")
+    file = tmp_path / "picture.png"
+    file.write_bytes(stack.image(job_id))
+    assert pictures.read_parameters(file)["revision"] == old
+    deadline = time.monotonic() + 60
+    while stack.find(*replica):
+        assert time.monotonic() < deadline, "the replica stays, though nothing waits for it"
+        time.sleep(0.5)
+
+
 def test_waiting_answers_when_the_picture_is_drawn(stack):
     answer = stack.http.post(
         "/v1/jobs", json={"prompt": "a cat"} | SMALL, headers={"Prefer": "wait=30"}

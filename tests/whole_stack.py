@@ -39,6 +39,7 @@ class Stack:
                     "DARKROOM_LEASE_S": str(LEASE_S),
                     "DARKROOM_SWEEP_S": "1",
                     "DARKROOM_SHUTDOWN_GRACE_S": "1",
+                    "DARKROOM_IDLE_REPLICA_S": "2",
                     "DARKROOM_FAULT_POISON": POISON,
                 },
                 stdout=log,
