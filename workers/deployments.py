@@ -38,7 +38,10 @@ def scale(settings: Settings, model: Model) -> dict[str, Any]:
             "downscale_delay_s": settings.idle_replica_s,
             "policy": {
                 "policy_function": POLICY,
-                "policy_kwargs": {"per_replica": settings.microbatches_per_replica},
+                "policy_kwargs": {
+                    "model": model.name,
+                    "per_replica": settings.microbatches_per_replica,
+                },
             },
         }
     }
@@ -78,6 +81,7 @@ def _application(settings: Settings, model: Model) -> dict[str, Any]:
     }
     return {
         "name": model.name,
+        "route_prefix": None,  # handles only: no HTTP
         "import_path": APPLICATION,
         "args": arguments,
         "deployments": [{"name": DEPLOYMENT, **scale(settings, model)}],

@@ -5,7 +5,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ from darkroom.errors import (
 )
 from darkroom.params import GenerationParams
 from workers.generator import Accepted, Begun, GenerateCall, Happening
+from workers.serving import Pointers
 
 _ACCEPTED_WITHIN_S: Final = 60.0  # longer than a replica takes to be replaced
 _STARTED_WITHIN_S: Final = 300.0  # a replica that is not there before there is work for it
@@ -37,9 +38,19 @@ class RayGenerator:
     freezes keeps the replica from answering anybody else.
     """
 
-    def __init__(self, address: str, *, on_demand: Collection[str] = ()) -> None:
-        """`on_demand`: the models that have no replica until there is work for one."""
+    def __init__(
+        self,
+        address: str,
+        *,
+        on_demand: Collection[str] = (),
+        application: Callable[[str], str] | None = None,
+    ) -> None:
+        """`on_demand`: the models that have no replica until there is work for one.
+
+        `application`: the name of the one that draws for a model; else as `workers.serving` says.
+        """
         self._address = address
+        self._application = application or Pointers()
         self._on_demand = frozenset(on_demand)
         self._handles: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -58,11 +69,12 @@ class RayGenerator:
             raise GeneratorUnavailable(f"could not reach the replica: {error}") from error
 
     def _handle(self, model: str) -> Any:
+        name = self._application(model)
         with self._lock:
-            if model not in self._handles:
-                handle = serve.get_app_handle(model)
-                self._handles[model] = handle.options(_by_reference=False)
-            return self._handles[model]
+            if name not in self._handles:
+                handle = serve.get_app_handle(name)
+                self._handles[name] = handle.options(_by_reference=False)
+            return self._handles[name]
 
 
 class _RayCall:

@@ -42,12 +42,12 @@ class ByQueuedWork:
     what is queued, the number stays what it is.
     """
 
-    def __init__(self, per_replica: float) -> None:
-        self._per_replica = per_replica
+    def __init__(self, model: str, per_replica: float) -> None:
+        self._model, self._per_replica = model, per_replica
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         """(replicas wanted, what to remember: nothing)."""
-        found = published(context.app_name or "")
+        found = published(self._model)
         if found is None:
             return float(context.target_num_replicas), {}
         return float(math.ceil(found / self._per_replica)), {}

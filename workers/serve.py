@@ -15,6 +15,7 @@ from ray import serve
 
 from darkroom.catalogue import Model, load_catalogue
 from darkroom.settings import Settings, load_settings
+from workers import serving
 from workers.deployment import Replica
 from workers.deployments import config_file, painter_options, scale
 from workers.ray_generator import check_ray, connect_to_ray
@@ -24,17 +25,18 @@ _WATCH_S: Final = 5.0
 logger = logging.getLogger(__name__)
 
 
-def deploy(settings: Settings, model: Model) -> None:
+def deploy(settings: Settings, model: Model, *, application: str | None = None) -> None:
     """Start the model's application, or bring it up to date; returns once it can draw.
 
-    One that is drawn with on demand starts when there is work for it.
+    One that is drawn with on demand starts when there is work for it. `application`: its name, if
+    it is not the model's.
     """
     options = scale(settings, model)
-    application = Replica.options(**options).bind(  # type: ignore[attr-defined]  # the decorator's class
+    bound = Replica.options(**options).bind(  # type: ignore[attr-defined]  # the decorator's class
         painter_options(settings, model)
     )
-    serve.run(application, name=model.name, route_prefix=None)
-    logger.info("%s can draw", model.name)
+    serve.run(bound, name=application or model.name, route_prefix=None)
+    logger.info("%s can draw", application or model.name)
 
 
 def run(settings: Settings, *, ready_file: Path | None) -> int:
@@ -46,13 +48,14 @@ def run(settings: Settings, *, ready_file: Path | None) -> int:
     serve.start(proxy_location="Disabled")  # handles only: no HTTP port is opened
     models = load_catalogue(settings.models_dir, settings.default_model).models
     for model in models.values():
-        deploy(settings, model)
+        if serving.application_of(model.name) == model.name:  # else it was replaced meanwhile
+            deploy(settings, model)
     if ready_file is not None:
         ready_file.touch()
     while not stop.wait(_WATCH_S):
         check_ray(settings.ray_address)  # raises when the cluster went: the supervisor restarts us
     for name in models:
-        serve.delete(name)
+        serve.delete(serving.application_of(name))
     ray.shutdown()
     return 0
 

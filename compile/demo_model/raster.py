@@ -105,8 +105,10 @@ def draw_sprite(sprite: Sprite) -> tuple[NDArray[np.uint8], SpriteFacts]:
     framed = np.zeros((4, SIDE, SIDE), np.uint8)
     framed[:, top : top + new_height, left : left + new_width] = np.stack(planes)
     np.minimum(framed[:3], framed[3:], out=framed[:3])  # resampling may ring above the alpha
-    extent = (new_height / SIDE, new_width / SIDE)
-    return framed, SpriteFacts(sprite.thing, sprite.style, *extent, *_described(framed))
+    color, hue, has_other_hues = _described(framed)
+    return framed, SpriteFacts(
+        sprite.thing, sprite.style, new_height / SIDE, new_width / SIDE, color, hue, has_other_hues
+    )
 
 
 def _decoded(sprite: Sprite) -> Image.Image:
