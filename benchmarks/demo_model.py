@@ -1,9 +1,9 @@
 """Seconds a picture takes on two CPU threads, for models of the catalogue, at their defaults.
 
 `python benchmarks/demo_model.py darkroom-demo-v1 darkroom-demo`: rounds alternate between the
-models, so that what else the machine does meets all of them; the medians are printed. Seconds of the CPU
-are those of both threads together: on a machine that does nothing else they are up to twice the
-seconds by the clock, and on a busy one they stay what they are.
+models, so that what else the machine does meets all of them; the medians are printed. Seconds of
+the CPU are those of both threads together: up to twice the seconds by the clock where nothing else
+runs, and the same on a busy machine.
 """
 
 import argparse

@@ -4,7 +4,11 @@ dies meanwhile. One stack with two workers serves all of these tests.
 
 import hashlib
 import io
+import json
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -298,3 +302,47 @@ def test_jobs_outlive_their_replica(stack):
         process.kill()
 
     assert statuses(stack.wait(ids, within_s=120)) == ["succeeded"] * 2
+
+
+@pytest.mark.chaos
+def test_an_engine_is_replaced_only_if_it_draws_the_same_pictures(stack, tmp_path, catalogue):
+    golden = tmp_path / "golden.jsonl"
+    golden.write_text(json.dumps({"prompt": "a red apple", "seed": 1} | SMALL) + "\n")
+    model = catalogue.models["darkroom-demo"].folder
+    drawn_before = stack.image(stack.wait([stack.submit(seed=5)])[0]["id"])
+
+    refused = replaced(stack, catalogue.models["darkroom-demo-v1"].folder, golden)
+    assert refused.returncode == 1, refused.stderr
+    assert "DRIFTED" in refused.stdout
+    assert not stack.find("ServeReplica", "~green")
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"no weights")
+    assert replaced(stack, broken, golden).returncode == 1
+
+    meanwhile = [stack.submit(seed=seed) for seed in range(100, 120)]
+    accepted = replaced(stack, model, golden)
+    assert accepted.returncode == 0, accepted.stderr
+    assert "agrees" in accepted.stdout
+    assert stack.find("ServeReplica", "~green")
+    after = stack.submit(seed=5)
+    assert statuses(stack.wait([*meanwhile, after])) == ["succeeded"] * 21
+    difference = np.abs(pixels(stack.image(after)) - pixels(drawn_before))
+    assert difference.max() <= 1
+
+
+def replaced(stack, folder, golden):
+    """What `python -m workers.replace` did, run where the models are deployed from."""
+    [deployer] = stack.find("workers.serve")
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "workers.replace", "darkroom-demo"),
+            *("--folder", folder, "--golden", golden),
+        ],
+        env=deployer.environ(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )

@@ -1,6 +1,6 @@
 """How far the pictures of one engine are from those of another, for the same prompts and seeds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,9 +37,11 @@ class Drift:
     psnr_db: float  #: infinite where they are equal
 
 
-def golden(catalogue: Catalogue, model: str) -> list[GenerationParams]:
-    """The golden prompts within the model's own defaults. Raises InvalidInput."""
-    asked = (JobInput.model_validate(fields | {"model": model}) for fields in GOLDEN)
+def golden(
+    catalogue: Catalogue, model: str, jobs: Sequence[Mapping[str, object]] = GOLDEN
+) -> list[GenerationParams]:
+    """The jobs with the model's defaults. Raises InvalidInput, and pydantic's ValidationError."""
+    asked = (JobInput.model_validate({**fields, "model": model}) for fields in jobs)
     return [catalogue.resolve(job) for job in asked]
 
 

@@ -5,6 +5,7 @@ only if the pictures agree do the jobs go to the new one. The old one ends what 
 """
 
 import argparse
+import json
 import logging
 import sys
 import time
@@ -15,10 +16,11 @@ from typing import Final
 from ray import serve
 
 from darkroom.catalogue import Model, load_catalogue, load_model
-from darkroom.errors import DarkroomError, SetupError
+from darkroom.errors import DarkroomError, InvalidInput, SetupError
+from darkroom.params import GenerationParams
 from darkroom.settings import Settings, load_settings
 from workers import serving
-from workers.drift import Drift, drift, golden
+from workers.drift import GOLDEN, Drift, drift, golden
 from workers.ray_generator import RayGenerator, connect_to_ray
 from workers.serve import deploy
 
@@ -27,16 +29,22 @@ LEAST_PSNR_DB: Final = 35.0  #: fp16 against fp32 of one model is 40 and more; o
 logger = logging.getLogger(__name__)
 
 
-def replace(settings: Settings, model: Model, green_model: Model, *, least_psnr_db: float) -> bool:
+def replace(
+    settings: Settings,
+    model: Model,
+    green_model: Model,
+    prompts: Sequence[GenerationParams],
+    *,
+    least_psnr_db: float,
+) -> bool:
     """Whether the new engine draws now; if not, it is gone again and the old one goes on."""
-    catalogue = load_catalogue(settings.models_dir, settings.default_model)
     blue = serving.application_of(model.name)
     green = _other_name(model.name, blue)
     agrees = False
     try:
         deploy(settings, green_model, application=green)
         found = drift(
-            golden(catalogue, model.name),
+            prompts,
             RayGenerator(settings.ray_address, application=lambda _: blue),
             RayGenerator(settings.ray_address, application=lambda _: green),
         )
@@ -63,6 +71,10 @@ def _report(found: Sequence[Drift], least_psnr_db: float) -> None:
         print(f"{one.psnr_db:6.1f} dB  {verdict:<8} {one.prompt}")
 
 
+def _jobs(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: the new engine draws. 1: it drifted, or could not draw; the old one goes on. 2: usage."""
     parser = argparse.ArgumentParser(prog="python -m workers.replace", description=__doc__)
@@ -72,19 +84,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--least-psnr", type=float, default=LEAST_PSNR_DB, metavar="DB",
         help="of the golden pictures, each (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--golden", type=Path, metavar="FILE",
+        help="jobs to compare by, as JSON lines (default: six that engines have got wrong)",
+    )  # fmt: skip
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = load_settings()
     try:
-        model = load_catalogue(settings.models_dir, settings.default_model).find(asked.model)
+        catalogue = load_catalogue(settings.models_dir, settings.default_model)
+        model = catalogue.find(asked.model)
         if model is None:
             parser.error(f"no model {asked.model!r} in {settings.models_dir}")
         green_model = load_model(asked.folder.resolve())
-    except SetupError as error:
+        prompts = golden(catalogue, model.name, _jobs(asked.golden) if asked.golden else GOLDEN)
+    except (SetupError, InvalidInput, ValueError, OSError) as error:
         parser.error(str(error))
     connect_to_ray(settings.ray_address)
     try:
-        agrees = replace(settings, model, green_model, least_psnr_db=asked.least_psnr)
+        agrees = replace(settings, model, green_model, prompts, least_psnr_db=asked.least_psnr)
     except (DarkroomError, RuntimeError) as error:  # Serve says RuntimeError of what does not start
         print(f"error: {asked.folder} could not draw: {error}", file=sys.stderr)
         agrees = False
