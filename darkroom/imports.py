@@ -21,7 +21,7 @@ MAX_PROBLEMS: Final = 10_000  #: told in one answer; all are counted, and errors
 # Another import of the same tenant holds its place in the queue until it commits: wait for that,
 # and let the reading of a chunk take its time on a busy machine.
 _PATIENCE: Final = text(
-    "SET LOCAL statement_timeout = '120s'; SET LOCAL idle_in_transaction_session_timeout = '60s'"
+    "SET LOCAL statement_timeout = '120s'; SET LOCAL idle_in_transaction_session_timeout = '120s'"
 )
 _CHUNK: Final = 5_000  # jobs of one COPY: the memory it takes, and the idle time between two
 

@@ -9,6 +9,7 @@ import lzma
 
 import pandas as pd
 import pytest
+from hostile_urls import BLOCKED_AS_TEXT
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -179,6 +180,16 @@ def test_row_numbers_are_right_behind_a_quoted_newline(catalogue):
 )  # fmt: skip
 def test_what_is_wrong_is_named_by_row_and_column(catalogue, text, expected):
     assert problems(catalogue, text) == expected
+
+
+def test_a_column_of_hostile_urls_is_refused_row_by_row(catalogue):
+    urls = [url for url in BLOCKED_AS_TEXT if url.strip() and "\ud800" not in url]
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([["prompt", "webhook_url"], *(["a", url] for url in urls)])
+    found = problems(catalogue, file.getvalue())
+
+    assert [loc[1] for loc, _ in found] == list(range(1, len(urls) + 1))
+    assert {loc[2] for loc, _ in found} == {"webhook_url"}
 
 
 def test_every_bad_row_is_reported_not_only_the_first(catalogue):

@@ -173,7 +173,7 @@ def _tell_rejected(batch: Json) -> None:
     rejected = batch["counts"]["rejected"]
     if rejected:
         line = f"{rejected:,} rows were skipped; see: darkroom batch errors {batch['id']}"
-        console().print(line, style="yellow", markup=False)
+        console().print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 @app.command()
