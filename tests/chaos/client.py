@@ -22,7 +22,7 @@ SIZE = {"width": 64, "height": 64, "num_inference_steps": 1}
 SUCCEEDS = frozenset({"succeeded"})
 FAILS = frozenset({"failed"})
 _UNTIL_ANSWERED_S = 180
-_PAUSE_S = 0.1
+_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True)

@@ -186,12 +186,14 @@ class Lab(Ledger):
                     log=self.folder / "sender.log",
                 )
             )
-            self.wait_ready(sender)
-            yield receiver
-            self.dismiss(sender)
-            with self.sessions.begin() as session:
-                for tenant, endpoint in zip(self.tenants, endpoints, strict=True):
-                    webhooks.remove(session, tenant, endpoint)
+            try:
+                self.wait_ready(sender)
+                yield receiver
+            finally:
+                self.dismiss(sender)
+                with self.sessions.begin() as session:
+                    for tenant, endpoint in zip(self.tenants, endpoints, strict=True):
+                        webhooks.remove(session, tenant, endpoint)
 
     def _register(self, url: str) -> list[str]:
         with self.sessions.begin() as session:

@@ -105,6 +105,9 @@ def test_n4_without_the_reconciler_a_flush_loses_jobs(own_lab, control):
     with control("N4", "reconciler, then FLUSHALL", {"I1"}) as run:
         own_lab.workers = [saboteur(own_lab, "reconciler") for _ in range(2)]
         own_lab.wait_ready()
+        a_batch(run)
+        assert run.quiet()
+        own_lab.wait_until(lambda: False, within_s=3)  # nobody holds a hint that still rang
         with Redis.from_url(own_lab.redis_url) as client:
             server_rows.flushed_before_anybody_heard(run, client)
 

@@ -15,9 +15,9 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 def test_f01_workers_killed_at_every_named_line(lab, row):
     with (
         lab.listening() as receiver,
-        row("F01", "worker killed at 5 named lines, 6 times each", receiver=receiver) as run,
+        row("F01", "worker killed at 5 named lines, 5 times each", receiver=receiver) as run,
     ):
-        worker_rows.killed_again_and_again(run, rounds=6, jobs_each=40)
+        worker_rows.killed_again_and_again(run, rounds=5, jobs_each=50)
 
 
 def test_f02_no_worker_at_all(row):
@@ -39,7 +39,7 @@ def test_f04_workers_are_rolled(row):
 def test_f05_the_api_is_killed_in_mid_answer(row):
     points = ["before-submit-commit", "after-submit-commit"]
     with row("F05", "API killed before and after its commit") as run:
-        api_rows.killed_in_answer(run, points, jobs=240, every=20)
+        api_rows.killed_in_answer(run, points, jobs=160, every=10)
 
 
 @pytest.mark.parametrize("fault", ["restarted", "killed"])
