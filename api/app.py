@@ -13,7 +13,18 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import batches, deliveries, errors, events, exports, health, jobs, models, webhooks
+from api import (
+    batches,
+    deliveries,
+    errors,
+    events,
+    exports,
+    health,
+    jobs,
+    models,
+    webhook_messages,
+    webhooks,
+)
 from api.events import event_streams
 from api.keyring import KeyRing
 from api.openapi import openapi
@@ -85,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     routers = (jobs, batches, events, exports, webhooks, deliveries, models, health)
     for router in (each.router for each in routers):
         app.include_router(router)
+    webhook_messages.document(app.webhooks)
     app.add_api_route("/", _front_page, include_in_schema=False)
     app.add_middleware(BodyLimit)
     errors.install(app)

@@ -18,7 +18,11 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     """The app's document, built once: every operation may answer with a Problem."""
     if app.openapi_schema is None:
         document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            webhooks=app.webhooks.routes,
         )
         schemas = document["components"]["schemas"]
         for name in _NOT_OURS:

@@ -76,11 +76,12 @@ class WebhookWithSecret(WebhookView):
 
 
 class SecretView(BaseModel):
-    """What signs webhooks; `public_key` too when this server signs with ed25519 as well."""
+    """What signs webhooks; public keys too when this server signs with ed25519 as well."""
 
     object: Literal["webhook_secret"] = "webhook_secret"
     secret: str
-    public_key: str | None
+    public_key: str | None = Field(description="The newest of `public_keys`.")
+    public_keys: list[str] = Field(description="Two while a new one replaces an old one.")
 
 
 @router.post(
@@ -213,5 +214,6 @@ def rotate_tenant_secret(tenant_id: OwnerId, use: Uses) -> SecretView:
 
 
 def _secret_view(use: Uses, secret: str) -> SecretView:
-    private = signatures.private_key(use.settings.webhook_signing_key.get_secret_value())
-    return SecretView(secret=secret, public_key=private and signatures.public_key(private))
+    private = signatures.private_keys(use.settings.webhook_signing_key.get_secret_value())
+    public = [signatures.public_key(key) for key in private]
+    return SecretView(secret=secret, public_key=next(iter(public), None), public_keys=public)

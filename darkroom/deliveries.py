@@ -13,10 +13,12 @@ from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Double,
     Integer,
     Row,
+    TableValuedAlias,
     Text,
     and_,
     case,
@@ -24,13 +26,14 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal,
     null,
     select,
     tuple_,
     update,
-    values,
 )
 from sqlalchemy.orm import Session
+from sqlalchemy.types import TypeEngine
 
 from darkroom import webhooks
 from darkroom.messages import MAX_EVENTS
@@ -206,9 +209,8 @@ def _put_off(session: Session, waits: Sequence[tuple[Claim, float]]) -> None:
     """Not claimed: to be looked at again in so many seconds."""
     if not waits:
         return
-    until = values(column("id", Text), column("wait_s", Double), name="until").data(
-        [(each.id, wait_s) for each, wait_s in waits]
-    )
+    rows = [(each.id, wait_s) for each, wait_s in waits]
+    until = _table("until", rows, id=Text(), wait_s=Double())
     session.execute(
         update(Delivery)
         .where(Delivery.id == until.c.id)
@@ -242,14 +244,15 @@ def _close(session: Session, results: Sequence[Result]) -> Sequence[str]:
     """Move each delivery on, if its claim still holds; the ids of those."""
     if not results:
         return []
-    moves = values(
-        column("id", Text),
-        column("token", Integer),
-        column("status", Text),
-        column("failed", Integer),
-        column("wait_s", Double),
-        name="moves",
-    ).data([_move(result) for result in results])
+    moves = _table(
+        "moves",
+        [_move(result) for result in results],
+        id=Text(),
+        token=Integer(),
+        status=Text(),
+        failed=Integer(),
+        wait_s=Double(),
+    )
     ended = moves.c.status != DeliveryStatus.PENDING
     return session.scalars(
         update(Delivery)
@@ -312,9 +315,10 @@ def _note_health(session: Session, results: Sequence[Result]) -> None:
             outcomes.setdefault(result.claim.endpoint_id, set()).add(result.outcome)
     well = [key for key, seen in outcomes.items() if Outcome.HTTP_2XX in seen]
     gone = [key for key, seen in outcomes.items() if Outcome.HTTP_410 in seen]
+    failed = outcomes.keys() - set(well)
     webhooks.note_successes(session, well)
-    webhooks.note_failures(session, outcomes.keys() - set(well))
-    for endpoint_id in webhooks.give_up(session, outcomes.keys() - set(well), gone=gone):
+    webhooks.note_failures(session, failed)
+    for endpoint_id in webhooks.give_up(session, failed, gone=gone) if failed else ():
         drop_waiting(session, endpoint_id)
 
 
@@ -334,6 +338,18 @@ def _drop(session: Session, which: ColumnElement[bool]) -> None:
         .returning(Delivery.id, Delivery.claims)
     ).all()
     _insert_attempts(session, [(row.id, row.claims, Outcome.DROPPED) for row in dropped])
+
+
+def _table(
+    name: str, rows: Sequence[tuple[object, ...]], **columns: TypeEngine[Any]
+) -> TableValuedAlias:
+    """The rows as a table. A parameter a column, so that its statement is worded once for all."""
+    arrays = (
+        literal(list(cells), ARRAY(kind))
+        for cells, kind in zip(zip(*rows, strict=True), columns.values(), strict=True)
+    )
+    named = (column(each, kind) for each, kind in columns.items())
+    return func.unnest(*arrays).table_valued(*named, name=name).render_derived()
 
 
 def _seconds(count: ColumnElement[float]) -> ColumnElement[timedelta]:

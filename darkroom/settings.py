@@ -88,7 +88,8 @@ class Settings(BaseSettings):
     )
     webhook_signing_key: SecretStr = Field(
         SecretStr(""),
-        description="An ed25519 key, whsk_…; if set, webhooks carry a `v1a` signature as well.",
+        description="An ed25519 key, whsk_…; if set, webhooks carry a `v1a` signature as well. To "
+        "replace it, put the new one before the old one and a comma.",
     )
     webhook_ca_file: Path | None = Field(
         None, description="PEM file of authorities to trust, besides the system's, for receivers."

@@ -31,16 +31,15 @@ def headers(
     body: bytes,
     *,
     shared: Sequence[str],
-    private: Ed25519PrivateKey | None = None,
+    private: Sequence[Ed25519PrivateKey] = (),
 ) -> dict[str, str]:
-    """The three headers. Several secrets while one replaces another: the receiver may know either.
+    """The three headers. Several keys while one replaces another: the receiver may know either.
 
     `timestamp`: of this attempt, in seconds; receivers refuse what is minutes off.
     """
     content = f"{message_id}.{timestamp}.".encode() + body
     signatures = [f"v1,{_base64(_hmac(secret, content))}" for secret in shared]
-    if private is not None:
-        signatures.append(f"v1a,{_base64(private.sign(content))}")
+    signatures += [f"v1a,{_base64(key.sign(content))}" for key in private]
     return {
         "webhook-id": message_id,
         "webhook-timestamp": str(timestamp),
@@ -56,10 +55,12 @@ def _base64(signature: bytes) -> str:
     return base64.b64encode(signature).decode()
 
 
-def private_key(text: str) -> Ed25519PrivateKey | None:
-    """The key of a setting `whsk_…`; None when it is empty. Raises SetupError."""
-    if not text:
-        return None
+def private_keys(text: str) -> list[Ed25519PrivateKey]:
+    """The keys of a setting: `whsk_…`, separated by commas, the newest first. Raises SetupError."""
+    return [_private_key(each) for each in text.replace(",", " ").split()]
+
+
+def _private_key(text: str) -> Ed25519PrivateKey:
     try:
         raw = base64.b64decode(text.removeprefix(_PRIVATE), validate=True)
     except binascii.Error as error:

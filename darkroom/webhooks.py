@@ -16,6 +16,7 @@ from darkroom.errors import DarkroomError, InputProblem, InvalidInput, NotFound,
 from darkroom.event_types import EventType
 from darkroom.ids import is_id, new_id
 from darkroom.seals import Seal
+from darkroom.tables import Tenant
 from darkroom.webhook_tables import WebhookEndpoint, WebhookSecret
 
 Loc: TypeAlias = tuple[str | int, ...]
@@ -55,6 +56,8 @@ def create(
     most: int,
 ) -> NewEndpoint:
     """An endpoint for these types. The caller has vetted the URL. Raises TooManyEndpoints."""
+    one_at_a_time = select(Tenant.id).where(Tenant.id == tenant_id)
+    session.execute(one_at_a_time.with_for_update(key_share=True))
     theirs = and_(WebhookEndpoint.tenant_id == tenant_id, _LIVE)
     count = session.scalar(select(func.count()).select_from(WebhookEndpoint).where(theirs)) or 0
     if count >= most:
@@ -193,6 +196,8 @@ def secrets_of(
         (WebhookEndpoint, WebhookEndpoint.id, endpoint_ids),
         (WebhookSecret, WebhookSecret.tenant_id, tenant_ids),
     ):
+        if not wanted:
+            continue
         lives = table.old_secret_until > func.now()
         rows = session.execute(
             select(

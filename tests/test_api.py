@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 
 from darkroom import keys
 from darkroom.database import open_sessions
+from darkroom.event_types import EventType
 from darkroom.tables import DEFAULT_TENANT, Batch, Job
 
 
@@ -252,6 +253,21 @@ def test_models_tell_their_limits(http):
 def test_it_is_alive_and_ready(http):
     assert http.get("/healthz").json() == {"status": "ok"}
     assert http.get("/readyz").json() == {"status": "ok"}
+
+
+def test_openapi_says_what_each_webhook_looks_like(http):
+    document = http.get("/openapi.json").json()
+
+    assert document["webhooks"].keys() == {kind.value for kind in EventType}
+    failed = document["webhooks"]["job.failed"]["post"]
+    assert {each["name"] for each in failed["parameters"]} == {
+        "webhook-id",
+        "webhook-timestamp",
+        "webhook-signature",
+    }
+    assert failed["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(
+        "/JobMessage"
+    )
 
 
 def test_openapi_names_every_route_and_the_shape_of_problems(http):

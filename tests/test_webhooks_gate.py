@@ -129,6 +129,20 @@ def test_after_failures_in_a_row_it_rests_ever_longer_then_is_probed(clock):
     assert len(admitted(gate, [letter(number) for number in range(50)])) == 50
 
 
+def test_a_receiver_that_asks_for_rest_gets_it_but_not_for_ever(clock):
+    gate = Gate(100, clock=clock)
+    first, second = letter(1), letter(2, "whk_other")
+    for claim, rest_s in ((first, 60.0), (second, 10**6)):
+        assert gate.admit(claim) is None
+        gate.learn(claim, FAILED, 0.01, rest_s=rest_s)
+        gate.leave(claim)
+
+    assert 59 < gate.admit(first) < 70
+    assert 290 < gate.admit(second) < 340
+    clock.now += 61
+    assert gate.admit(first) is None
+
+
 def test_timeouts_count_for_more_than_refusals(clock):
     gate = Gate(100, clock=clock)
     for number in range(3):
@@ -200,27 +214,28 @@ def test_while_a_secret_is_replaced_either_verifies():
 
 
 def test_with_a_key_pair_there_is_a_second_kind_of_signature():
-    private = signatures.private_key(signatures.new_private_key())
+    new, old = signatures.new_private_key(), signatures.new_private_key()
+    private = signatures.private_keys(f"{new}, {old}")
     secret = signatures.new_secret()
     now = int(time.time())
     headers = signatures.headers("evt_1", now, b"{}", shared=[secret], private=private)
-    public = signatures.public_key(private)
 
     Webhook(secret).verify(b"{}", headers)
-    [v1a] = [
+    v1a = [
         each.removeprefix("v1a,")
         for each in headers["webhook-signature"].split(" ")
         if each.startswith("v1a,")
     ]
-    raw = base64.b64decode(public.removeprefix("whpk_"))
     content = f"evt_1.{now}.".encode() + b"{}"
-    Ed25519PublicKey.from_public_bytes(raw).verify(base64.b64decode(v1a), content)
+    for key, signature in zip(private, v1a, strict=True):
+        raw = base64.b64decode(signatures.public_key(key).removeprefix("whpk_"))
+        Ed25519PublicKey.from_public_bytes(raw).verify(base64.b64decode(signature), content)
 
 
 @pytest.mark.parametrize("text", ["whsk_", "whsk_!", "whsk_AAAA", "AAAA", "whsec_" + "A" * 44])
 def test_a_key_that_is_none_is_told_at_the_start(text):
     with pytest.raises(SetupError, match="DARKROOM_WEBHOOK_SIGNING_KEY"):
-        signatures.private_key(text)
+        signatures.private_keys(text)
 
 
 # --- seals ----------------------------------------------------------------------------------------
@@ -290,6 +305,11 @@ def test_retry_after_is_seconds_or_a_date_or_nothing(text, seconds):
     headers = {b"Retry-After": text.encode("utf-8")}
 
     assert judge(503, headers).retry_after_s == seconds
+
+
+@pytest.mark.parametrize(("status", "overloaded"), [(429, True), (503, True), (500, False)])
+def test_some_wishes_are_meant_for_all_that_waits(status, overloaded):
+    assert judge(status, {}).overloaded is overloaded
 
 
 def test_retry_after_may_be_a_date():

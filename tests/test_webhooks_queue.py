@@ -1,6 +1,8 @@
 """Deliveries as rows: who is told, claims and their fences, schedules, ends, replays."""
 
+import contextlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
+from api.webhook_messages import MESSAGES
 from darkroom import (
     batches,
     deliveries,
@@ -128,7 +131,9 @@ def later(sessions):
 
 def body_of(sessions, claim):
     with sessions.begin() as session:
-        return json.loads(payloads.bodies(session, [claim])[claim.id])
+        body = json.loads(payloads.bodies(session, [claim])[claim.id])
+    MESSAGES[claim.type].model_validate(body)  # as /openapi.json says
+    return body
 
 
 def attempts_of(sessions, delivery_id):
@@ -546,6 +551,24 @@ def test_a_tenant_has_so_many_endpoints_and_no_more(sessions, endpoint):
             seal=SEAL,
             most=3,
         )
+
+
+def test_many_who_register_at_once_do_not_get_past_it(sessions):
+    def register(_):
+        with sessions.begin() as session, contextlib.suppress(TooManyEndpoints):
+            webhooks.create(
+                session,
+                DEFAULT_TENANT,
+                url="https://ok.example/",
+                kinds={EventType.JOB_FAILED},
+                seal=SEAL,
+                most=3,
+            )
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(register, range(16)))
+    with sessions.begin() as session:
+        assert len(webhooks.page(session, DEFAULT_TENANT, limit=100)) == 3
 
 
 # --- replays --------------------------------------------------------------------------------------

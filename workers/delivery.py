@@ -94,7 +94,7 @@ def open_sender(settings: Settings) -> Sender:
         outbound.post,
         Gate(_sockets(settings.webhook_connections)),
         seal=Seal(settings.webhook_key.get_secret_value()),
-        private=signatures.private_key(settings.webhook_signing_key.get_secret_value()),
+        private=signatures.private_keys(settings.webhook_signing_key.get_secret_value()),
     )
 
 

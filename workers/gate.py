@@ -137,14 +137,19 @@ class Gate:
                 self._doubted.remove(claim.id)
                 self._doubtful -= 1
 
-    def learn(self, claim: Claim, outcome: Outcome, seconds: float) -> None:
-        """How its destination behaved."""
+    def learn(
+        self, claim: Claim, outcome: Outcome, seconds: float, *, rest_s: float | None = None
+    ) -> None:
+        """How its destination behaved, and for how long it asked to be left alone."""
         with self._lock:
             known = self._destinations[claim.destination]
             if outcome is Outcome.HTTP_2XX:
                 known.seconds += (seconds - known.seconds) / (4 if known.answered else 1)
                 known.answered, known.failures, known.rests = True, 0, 0
                 return
+            if rest_s:
+                until = self._clock() + min(rest_s, _LONGEST_REST_S)
+                known.rest_until = max(known.rest_until, until)
             known.failures += _TIMEOUT_WEIGHT if outcome is Outcome.TIMEOUT else 1
             if known.failures >= _OPEN_AFTER and known.rest_until <= self._clock():
                 rest_s = min(_FIRST_REST_S * 2**known.rests, _LONGEST_REST_S)

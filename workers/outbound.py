@@ -26,6 +26,7 @@ _MAX_BODY_BYTES: Final = 64 * 2**10
 _BODY_S: Final = 2.0  #: the status has decided; the rest is read out of politeness
 _CONNECT_S: Final = 5.0  #: to one address, so that the next one has its chance
 _ADDRESSES_TRIED: Final = 4
+_OVERLOADED: Final = frozenset({429, 503})
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Answer:
 
     outcome: Outcome
     retry_after_s: float | None = None
+    overloaded: bool = False  #: then the wish is meant for all that waits for it
 
 
 class TooMuch(Exception):
@@ -103,7 +105,7 @@ def judge(status: int, headers: Mapping[bytes, bytes]) -> Answer:
     named = {2: Outcome.HTTP_2XX, 3: Outcome.HTTP_3XX, 4: Outcome.HTTP_4XX, 5: Outcome.HTTP_5XX}
     lowered = {name.lower(): value for name, value in headers.items()}
     wish = _retry_after_s(lowered.get(b"retry-after", b"").decode("latin-1"))
-    return Answer(named.get(status // 100, Outcome.BAD_ANSWER), wish)
+    return Answer(named.get(status // 100, Outcome.BAD_ANSWER), wish, status in _OVERLOADED)
 
 
 def _retry_after_s(text: str) -> float | None:

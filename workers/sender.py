@@ -31,6 +31,8 @@ _BEGIN_WITHIN_S: Final = 60.0  #: of its claim; later, the lease might end befor
 _CLAIMED_AT_ONCE: Final = 500
 _SETTLED_AT_ONCE: Final = 500
 _POLL_S: Final = 1.0  #: when nobody rings
+#: What comes within it shares a transaction: one for each webhook would cost more than the webhook.
+_GATHER_S: Final = 0.02
 _PAUSE_S: Final = 1.0  #: before the database is asked again that could not be reached
 _UNSEALED_WAIT_S: Final = 60.0
 _FORGET_EVERY_S: Final = 600.0
@@ -65,7 +67,7 @@ class Sender:
         gate: Gate,
         *,
         seal: Seal,
-        private: Ed25519PrivateKey | None = None,
+        private: Sequence[Ed25519PrivateKey] = (),
     ) -> None:
         self._sessions = sessions
         self._post = post
@@ -109,7 +111,8 @@ class Sender:
             limit = min(self._gate.room, _CLAIMED_AT_ONCE)
             due = await self._claim(limit) if limit > 0 else 0
             if due < limit or limit <= 0:  # a whole claim: there may be more
-                await _until(self._woken, _POLL_S)
+                await asyncio.sleep(_GATHER_S)
+                await _until(self._woken, _POLL_S - _GATHER_S)
 
     async def _claim(self, limit: int) -> int:
         letters, due = await self._patiently(lambda: self._open_mail(limit))
@@ -179,7 +182,12 @@ class Sender:
                     return
                 began = time.monotonic()
                 answer = await self._post(claim.url, letter.body, self._signed(letter))
-                self._gate.learn(claim, answer.outcome, time.monotonic() - began)
+                self._gate.learn(
+                    claim,
+                    answer.outcome,
+                    time.monotonic() - began,
+                    rest_s=answer.retry_after_s if answer.overloaded else None,
+                )
             self._results.put_nowait(Result(claim, answer.outcome, answer.retry_after_s))
         finally:
             self._gate.leave(claim)
@@ -204,6 +212,7 @@ class Sender:
     async def _settle_all(self) -> None:
         while True:
             results = [await self._results.get()]
+            await asyncio.sleep(_GATHER_S)
             while len(results) < _SETTLED_AT_ONCE and not self._results.empty():
                 results.append(self._results.get_nowait())
             await self._patiently(partial(self._settle, results))
