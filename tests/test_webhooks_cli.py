@@ -1,31 +1,26 @@
 """`darkroom webhooks` as a person types it."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from standardwebhooks import Webhook
+from typer.testing import CliRunner
+
+from darkroom.cli import app
 
 pytestmark = pytest.mark.usefixtures("sender")
 
 
 @pytest.fixture
-def darkroom(webhook_api):
-    """Runs the command; what it printed, and how it left."""
+def darkroom(webhook_api, monkeypatch):
+    """Runs the command in this process; what it printed, and how it left."""
+    monkeypatch.setenv("DARKROOM_API", str(webhook_api.base_url))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
 
     def run(*words, code=0):
-        done = subprocess.run(
-            [sys.executable, "-m", "darkroom.cli", *map(str, words)],
-            env=os.environ
-            | {"DARKROOM_API": str(webhook_api.base_url), "NO_COLOR": "1", "COLUMNS": "100"},
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
+        done = CliRunner().invoke(app, [*map(str, words)])
+        assert done.exit_code == code, done.output
         return done.stdout
 
     return run
