@@ -8,10 +8,23 @@ who writes one holds the job's row, and then its batch's, until he commits; the 
 drawn after that. `darkroom.happenings` relies on it.
 """
 
+import functools
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from sqlalchemy import ARRAY, ColumnElement, Select, Text, any_, case, insert, literal, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Insert,
+    Select,
+    Text,
+    any_,
+    bindparam,
+    case,
+    insert,
+    literal,
+    select,
+)
 from sqlalchemy.orm import Session
 
 from darkroom import messages
@@ -34,16 +47,24 @@ def record_jobs(session: Session, jobs: Iterable[Job]) -> None:
     moved = list(jobs)
     if not moved:
         return
-    ids = literal([job.id for job in moved], ARRAY(Text))  # one parameter, however many there are
+    own_urls = any(job.webhook_url for job in moved)
+    if batch_ids := {job.batch_id for job in moved if job.batch_id is not None}:
+        _hold(session, batch_ids)
+    session.flush()
+    # Not by the session, which would take the parameters for the values of a row.
+    session.connection().execute(_jobs_recorded(own_urls), {"ids": [job.id for job in moved]})
+
+
+@functools.cache  # to word it takes longer than to run it
+def _jobs_recorded(own_urls: bool) -> Insert:  # noqa: FBT001  # a cache's key
+    ids = bindparam("ids", type_=ARRAY(Text))  # one parameter, however many there are
     kind = case(OF_STATUS, value=Job.status)
     happened = (
         select(Job.tenant_id, kind, Job.id, Job.batch_id)
         .where(Job.id == any_(ids))
         .order_by(Job.id)
     )
-    own_urls = any(job.webhook_url for job in moved)
-    _hold(session, {job.batch_id for job in moved if job.batch_id is not None})
-    _record(session, ["tenant_id", "type", "job_id", "batch_id"], happened, of_jobs=own_urls)
+    return _recorded(["tenant_id", "type", "job_id", "batch_id"], happened, of_jobs=own_urls)
 
 
 def record_canceled(session: Session, which: ColumnElement[bool]) -> None:
@@ -52,7 +73,8 @@ def record_canceled(session: Session, which: ColumnElement[bool]) -> None:
         Job.tenant_id, literal(EventType.JOB_CANCELED.value), Job.id, Job.batch_id
     ).where(which)
     _hold(session, session.scalars(select(Job.batch_id).where(which).distinct()).all())
-    _record(session, ["tenant_id", "type", "job_id", "batch_id"], canceled, of_jobs=True)
+    columns = ["tenant_id", "type", "job_id", "batch_id"]
+    session.execute(_recorded(columns, canceled, of_jobs=True))
 
 
 def record_batches(session: Session, event: EventType, batches: Iterable[Batch]) -> None:
@@ -63,7 +85,7 @@ def record_batches(session: Session, event: EventType, batches: Iterable[Batch])
     ids = literal([batch.id for batch in ended], ARRAY(Text))
     happened = select(Batch.tenant_id, literal(event.value), Batch.id).where(Batch.id == any_(ids))
     own_urls = any(batch.webhook_url for batch in ended)
-    _record(session, ["tenant_id", "type", "batch_id"], happened, of_batches=own_urls)
+    session.execute(_recorded(["tenant_id", "type", "batch_id"], happened, of_batches=own_urls))
 
 
 def record_disabled(session: Session, endpoint_ids: Iterable[str]) -> None:
@@ -72,7 +94,7 @@ def record_disabled(session: Session, endpoint_ids: Iterable[str]) -> None:
     happened = select(
         WebhookEndpoint.tenant_id, literal(EventType.WEBHOOK_DISABLED.value), WebhookEndpoint.id
     ).where(WebhookEndpoint.id == any_(ids))
-    _record(session, ["tenant_id", "type", "endpoint_id"], happened)
+    session.execute(_recorded(["tenant_id", "type", "endpoint_id"], happened))
 
 
 def record_test(session: Session, endpoint: WebhookEndpoint) -> str:
@@ -94,13 +116,12 @@ def _hold(session: Session, batch_ids: Collection[str | None]) -> None:
     session.execute(batches.with_for_update(key_share=True))
 
 
-def _record(
-    session: Session,
+def _recorded(
     columns: list[str],
     happened: Select[*tuple[object, ...]],
     *,
     of_jobs: bool = False,
     of_batches: bool = False,
-) -> None:
+) -> Insert:
     noted = insert(Event).from_select(columns, happened).returning(Event).cte("noted")
-    session.execute(messages.deliveries_of(noted, of_jobs=of_jobs, of_batches=of_batches))
+    return messages.deliveries_of(noted, of_jobs=of_jobs, of_batches=of_batches)
