@@ -33,6 +33,8 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             for operation in path.values():
                 operation["responses"]["default"] = _PROBLEM
                 _mend(operation["responses"])
+        for told in document["webhooks"].values():
+            told["post"]["responses"] = {"2XX": {"description": "Accepted; all else is a failure"}}
         app.openapi_schema = document
     return app.openapi_schema
 

@@ -4,7 +4,8 @@
 is canceled, which is one transaction with an event a job; the clock runs from its commit until the
 receiver has the last POST. Then jobs end one at a time at a steady rate, and for each the time from
 its commit to its receipt is taken. The receiver is a process of its own that only reads and answers
-200, over plain HTTP or TLS (every POST is a new connection, and so a handshake each).
+200, over plain HTTP or TLS (every POST is a new connection, and so a handshake each). The sender's
+CPU time for each is the figure that a busy machine changes least.
 """
 
 import argparse
@@ -136,6 +137,12 @@ class Lab:
     catalogue: Catalogue
     receiver: Connection
     ports: Mapping[str, int]
+    sender: int  #: its process
+
+    def sender_cpu_s(self) -> float:
+        """What the sender has used so far, in user and system mode."""
+        fields = Path(f"/proc/{self.sender}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def listen(self, scheme: str, endpoints: int) -> None:
         """So many endpoints there, and no others."""
@@ -186,16 +193,26 @@ def _submission(catalogue: Catalogue, row_number: int | None = None) -> Submissi
     return Submission(job, params, key, row_number=row_number)
 
 
-def flood(lab: Lab, scheme: str, endpoints: int, deliveries: int) -> float:
-    """Webhooks a second, from the commit of all their events to the last receipt."""
+@dataclass(frozen=True)
+class Flood:
+    """From the commit of all events to the last receipt."""
+
+    rate: float  #: webhooks a second
+    cpu_ms: float  #: of the sender, for each
+
+
+def flood(lab: Lab, scheme: str, endpoints: int, deliveries: int) -> Flood:
+    """All at once."""
     lab.listen(scheme, endpoints)
     batch_id = lab.queue_batch(deliveries // endpoints)
     with lab.sessions.begin() as session:
         jobs.cancel_batch(session, DEFAULT_TENANT, batch_id)
-    committed = time.time()
+    committed, cpu_s = time.time(), lab.sender_cpu_s()
     lab.bell.ring_deliveries()
     came = lab.wait_for(deliveries // endpoints * endpoints)
-    return len(came) / (max(at for at, _ in came) - committed)
+    used_s = lab.sender_cpu_s() - cpu_s
+    rate = len(came) / (max(at for at, _ in came) - committed)
+    return Flood(rate, 1000 * used_s / len(came))
 
 
 def trickle(lab: Lab, scheme: str, events: int, rate: float) -> Sequence[float]:
@@ -233,11 +250,11 @@ def lab(folder: Path) -> Iterator[Lab]:
             "DARKROOM_WEBHOOK_ALLOW_PRIVATE": "1",
             "DARKROOM_WEBHOOK_CA_FILE": str(certificate),
         }
-        with receiver(certificate) as (control, ports), sender(folder, environment):
+        with receiver(certificate) as (control, ports), sender(folder, environment) as process:
             settings = Settings(database_url=database_url, redis_url=redis_url)
             bell = Bell(settings)
             catalogue = load_catalogue(settings.models_dir, settings.default_model)
-            yield Lab(open_sessions(database_url), bell, catalogue, control, ports)
+            yield Lab(open_sessions(database_url), bell, catalogue, control, ports, process)
             bell.close()
 
 
@@ -254,8 +271,8 @@ def receiver(certificate: Path) -> Iterator[tuple[Connection, Mapping[str, int]]
 
 
 @contextmanager
-def sender(folder: Path, environment: Mapping[str, str]) -> Iterator[None]:
-    """`python -m workers.delivery`, ready."""
+def sender(folder: Path, environment: Mapping[str, str]) -> Iterator[int]:
+    """`python -m workers.delivery`, ready; its process."""
     ready, log = folder / "ready", folder / "sender.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -269,7 +286,7 @@ def sender(folder: Path, environment: Mapping[str, str]) -> Iterator[None]:
             if process.poll() is not None:
                 sys.exit(f"the sender did not start:\n{log.read_text()}")
             time.sleep(0.1)
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait()
@@ -285,24 +302,28 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, lab(Path(folder)) as there:
         flood(there, "https", 20, 400)
-        rates: dict[tuple[str, int], list[float]] = {shape: [] for shape in _SHAPES}
+        floods: dict[tuple[str, int], list[Flood]] = {shape: [] for shape in _SHAPES}
         for _ in track(range(arguments.rounds), "floods", console=Console(stderr=True)):
-            for shape, found in rates.items():
+            for shape, found in floods.items():
                 found.append(flood(there, *shape, arguments.deliveries))
         waits = {
             scheme: trickle(there, scheme, arguments.events, arguments.rate)
             for scheme in ("http", "https")
         }
-    print_rates(rates, arguments.deliveries)
+    print_floods(floods, arguments.deliveries)
     print_waits(waits, arguments.rate)
 
 
-def print_rates(rates: Mapping[tuple[str, int], Sequence[float]], deliveries: int) -> None:
-    """The median of the rounds, and the rounds."""
-    table = Table("one sender process", "endpoints", f"webhooks/s, {deliveries} at once", "rounds")
-    for (scheme, endpoints), found in rates.items():
-        rounds = " ".join(f"{rate:.0f}" for rate in found)
-        table.add_row(scheme, str(endpoints), f"{statistics.median(found):.0f}", rounds)
+def print_floods(floods: Mapping[tuple[str, int], Sequence[Flood]], deliveries: int) -> None:
+    """The medians of the rounds, and the rounds."""
+    titles = ("one sender process", "endpoints", f"webhooks/s, {deliveries} at once", "rounds")
+    table = Table(*titles, "its CPU, ms each")
+    for (scheme, endpoints), found in floods.items():
+        rates = [each.rate for each in found]
+        rounds = " ".join(f"{rate:.0f}" for rate in rates)
+        cpu_ms = statistics.median(each.cpu_ms for each in found)
+        median = f"{statistics.median(rates):.0f}"
+        table.add_row(scheme, str(endpoints), median, rounds, f"{cpu_ms:.2f}")
     Console().print(table)
 
 

@@ -13,41 +13,26 @@ from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import (
-    ARRAY,
     ColumnElement,
-    Double,
-    Integer,
     Row,
-    TableValuedAlias,
-    Text,
     and_,
-    case,
-    column,
     delete,
     func,
     insert,
-    literal,
-    null,
-    select,
     tuple_,
     update,
 )
 from sqlalchemy.orm import Session
-from sqlalchemy.types import TypeEngine
 
-from darkroom import webhooks
+from darkroom import delivery_statements, webhooks
 from darkroom.messages import MAX_EVENTS
 from darkroom.status import DeliveryStatus
-from darkroom.webhook_tables import Delivery, DeliveryAttempt, WebhookEndpoint
+from darkroom.webhook_tables import Delivery, DeliveryAttempt
 
 #: Seconds from one attempt to the next: eight attempts in all, the last 31 hours after the first.
 DELAYS_S: Final = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
 _JITTER: Final = 0.2  # later by up to this share, so that what failed together does not return so
 LONGEST_RETRY_AFTER_S: Final = 24 * 3600.0
-_CLAIMED: Final = (
-    *("id", "claims", "tenant_id", "endpoint_id", "message_id", "type", "event_ids"),
-    *("batch_id", "job_id", "failures", "status"),
-)
 
 
 class Outcome(StrEnum):
@@ -112,9 +97,10 @@ def claim(
     The others are put off, so that a crowd for one slow receiver is looked at once, and not by
     every claim again while it hides all that stand behind it.
     """
-    rows = _due(session, limit)
+    rows = session.connection().execute(delivery_statements.due(), {"most": limit}).all()
     _note_interrupted(session, [row for row in rows if row.status == DeliveryStatus.SENDING])
-    _drop(session, Delivery.id.in_([row.id for row in rows if row.url is None]))
+    if unwanted := [row.id for row in rows if row.url is None]:
+        _drop(session, Delivery.id.in_(unwanted))
     wanted = _joined(session, [_claim_of(row) for row in rows if row.url is not None])
     claims: list[Claim] = []
     put_off: list[tuple[Claim, float]] = []
@@ -127,28 +113,6 @@ def claim(
     _open(session, claims, lease)
     _put_off(session, put_off)
     return claims, len(rows)
-
-
-def _due(session: Session, limit: int) -> Sequence[Row[*tuple[Any, ...]]]:
-    """The first due deliveries, locked; without a URL those whose endpoint wants no more."""
-    wants = and_(WebhookEndpoint.disabled_at.is_(None), WebhookEndpoint.deleted_at.is_(None))
-    due = (
-        select(Delivery.id)
-        .where(Delivery.finished_at.is_(None), Delivery.due_at <= func.now())
-        .order_by(Delivery.due_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    return session.execute(
-        select(
-            *(getattr(Delivery, name) for name in _CLAIMED),
-            func.coalesce(Delivery.url, WebhookEndpoint.url).label("url"),
-        )
-        .join(due, due.c.id == Delivery.id)
-        .outerjoin(WebhookEndpoint, and_(WebhookEndpoint.id == Delivery.endpoint_id, wants))
-        .order_by(Delivery.due_at)
-    ).all()
 
 
 def _claim_of(row: Row[*tuple[Any, ...]]) -> Claim:
@@ -196,26 +160,18 @@ def _joined(session: Session, claims: Sequence[Claim]) -> list[Claim]:
 
 
 def _open(session: Session, claims: Sequence[Claim], lease: timedelta) -> None:
-    session.execute(
-        update(Delivery)
-        .where(Delivery.id.in_([each.id for each in claims]))
-        .values(
-            status=DeliveryStatus.SENDING, claims=Delivery.claims + 1, due_at=func.now() + lease
-        )
-    )
+    opened = {"ids": [each.id for each in claims], "lease": lease}
+    if claims:
+        session.connection().execute(delivery_statements.opened(), opened)
 
 
 def _put_off(session: Session, waits: Sequence[tuple[Claim, float]]) -> None:
     """Not claimed: to be looked at again in so many seconds."""
-    if not waits:
-        return
-    rows = [(each.id, wait_s) for each, wait_s in waits]
-    until = _table("until", rows, id=Text(), wait_s=Double())
-    session.execute(
-        update(Delivery)
-        .where(Delivery.id == until.c.id)
-        .values(status=DeliveryStatus.PENDING, due_at=func.now() + _seconds(until.c.wait_s))
-    )
+    if waits:
+        session.connection().execute(
+            delivery_statements.put_off(),
+            {"ids": [each.id for each, _ in waits], "wait_s": [wait_s for _, wait_s in waits]},
+        )
 
 
 def put_back(session: Session, claims: Sequence[Claim], *, wait_s: float = 0) -> None:
@@ -244,31 +200,10 @@ def _close(session: Session, results: Sequence[Result]) -> Sequence[str]:
     """Move each delivery on, if its claim still holds; the ids of those."""
     if not results:
         return []
-    moves = _table(
-        "moves",
-        [_move(result) for result in results],
-        id=Text(),
-        token=Integer(),
-        status=Text(),
-        failed=Integer(),
-        wait_s=Double(),
-    )
-    ended = moves.c.status != DeliveryStatus.PENDING
-    return session.scalars(
-        update(Delivery)
-        .where(
-            Delivery.id == moves.c.id,
-            Delivery.claims == moves.c.token,
-            Delivery.status == DeliveryStatus.SENDING,
-        )
-        .values(
-            status=moves.c.status,
-            failures=Delivery.failures + moves.c.failed,
-            due_at=func.now() + _seconds(moves.c.wait_s),
-            finished_at=case((ended, func.now()), else_=null()),
-        )
-        .returning(Delivery.id)
-    ).all()
+    names = ("ids", "tokens", "statuses", "failed", "wait_s")
+    columns = map(list, zip(*map(_move, results), strict=True))
+    moves = dict(zip(names, columns, strict=True))
+    return session.connection().scalars(delivery_statements.closed(), moves).all()
 
 
 def _move(result: Result) -> tuple[str, int, str, int, float]:
@@ -304,7 +239,7 @@ def _insert_attempts(session: Session, attempts: Sequence[tuple[str, int, Outcom
         rows = [
             dict(zip(("delivery_id", "number", "outcome"), row, strict=True)) for row in attempts
         ]
-        session.execute(insert(DeliveryAttempt), rows)
+        session.connection().execute(insert(DeliveryAttempt), rows)
 
 
 def _note_health(session: Session, results: Sequence[Result]) -> None:
@@ -338,19 +273,3 @@ def _drop(session: Session, which: ColumnElement[bool]) -> None:
         .returning(Delivery.id, Delivery.claims)
     ).all()
     _insert_attempts(session, [(row.id, row.claims, Outcome.DROPPED) for row in dropped])
-
-
-def _table(
-    name: str, rows: Sequence[tuple[object, ...]], **columns: TypeEngine[Any]
-) -> TableValuedAlias:
-    """The rows as a table. A parameter a column, so that its statement is worded once for all."""
-    arrays = (
-        literal(list(cells), ARRAY(kind))
-        for cells, kind in zip(zip(*rows, strict=True), columns.values(), strict=True)
-    )
-    named = (column(each, kind) for each, kind in columns.items())
-    return func.unnest(*arrays).table_valued(*named, name=name).render_derived()
-
-
-def _seconds(count: ColumnElement[float]) -> ColumnElement[timedelta]:
-    return func.make_interval(0, 0, 0, 0, 0, 0, count)

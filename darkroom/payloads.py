@@ -3,12 +3,13 @@
 Made from the rows when it is sent: the receiver asks the API for more, by the URLs in it.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Row, select
+from sqlalchemy import ARRAY, BigInteger, Row, Select, any_, bindparam, select
 from sqlalchemy.orm import Session
 
 from darkroom import batches
@@ -40,7 +41,8 @@ _OF_JOB: Final = (
 def bodies(session: Session, claims: Sequence[Claim]) -> dict[str, bytes]:
     """The body for each claim, by its delivery's id; none where what it is about is gone."""
     happened = _events(session, claims)
-    told = _batches(session, {row.batch_id for row in happened.values() if row.job_id is None})
+    ended = {row.batch_id for row in happened.values() if row.job_id is None}
+    told = _batches(session, ended) if ended - {None} else {}
     made: dict[str, bytes] = {}
     for claim in claims:
         rows = [happened[event_id] for event_id in claim.event_ids if event_id in happened]
@@ -51,8 +53,14 @@ def bodies(session: Session, claims: Sequence[Claim]) -> dict[str, bytes]:
 
 def _events(session: Session, claims: Iterable[Claim]) -> Mapping[int, Row[*tuple[Any, ...]]]:
     ids = {event_id for claim in claims for event_id in claim.event_ids}
+    rows = session.connection().execute(_happened(), {"ids": sorted(ids)}) if ids else ()
+    return {row.id: row for row in rows}
+
+
+@functools.cache  # to word it takes longer than to run it
+def _happened() -> Select[*tuple[Any, ...]]:
     job = (getattr(Job, name).label(f"job_{name}") for name in _OF_JOB if name != "id")
-    rows = session.execute(
+    return (
         select(
             *(Event.id, Event.type, Event.created_at, Event.job_id, Event.batch_id),
             Event.endpoint_id,
@@ -61,9 +69,8 @@ def _events(session: Session, claims: Iterable[Claim]) -> Mapping[int, Row[*tupl
         )
         .outerjoin(Job, Job.id == Event.job_id)
         .outerjoin(WebhookEndpoint, WebhookEndpoint.id == Event.endpoint_id)
-        .where(Event.id.in_(ids))
+        .where(Event.id == any_(bindparam("ids", type_=ARRAY(BigInteger))))
     )
-    return {row.id: row for row in rows}
 
 
 def _batches(session: Session, batch_ids: set[str | None]) -> Mapping[str, Json]:

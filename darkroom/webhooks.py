@@ -1,12 +1,28 @@
 """Webhook endpoints: who wants to be told what, the secrets that sign it, and their health."""
 
+import functools
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from sqlalchemy import ColumnElement, and_, case, func, insert, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -192,18 +208,9 @@ def secrets_of(
     for tenant_id in tenant_ids:
         tenant_secret(session, tenant_id, seal=seal)
     found: dict[str, list[str]] = {}
-    for table, key, wanted in (
-        (WebhookEndpoint, WebhookEndpoint.id, endpoint_ids),
-        (WebhookSecret, WebhookSecret.tenant_id, tenant_ids),
-    ):
-        if not wanted:
-            continue
-        lives = table.old_secret_until > func.now()
-        rows = session.execute(
-            select(
-                key, table.secret, func.coalesce(table.old_secret, "").label("old"), lives
-            ).where(key.in_(wanted))
-        )
+    for table, owners in ((WebhookEndpoint, endpoint_ids), (WebhookSecret, tenant_ids)):
+        stored = _secrets_in(table)
+        rows = session.connection().execute(stored, {"owners": list(owners)}) if owners else ()
         for owner, secret, old, old_lives in rows:
             try:
                 found[owner] = [seal.open(each) for each in (secret, *([old] if old_lives else []))]
@@ -212,9 +219,29 @@ def secrets_of(
     return found
 
 
+@functools.cache  # to word it takes longer than to run it
+def _secrets_in(table: type[WebhookEndpoint | WebhookSecret]) -> Select[*tuple[Any, ...]]:
+    key = WebhookEndpoint.id if table is WebhookEndpoint else WebhookSecret.tenant_id
+    return select(
+        key,
+        table.secret,
+        func.coalesce(table.old_secret, "").label("old"),
+        table.old_secret_until > func.now(),
+    ).where(key == any_(bindparam("owners", type_=ARRAY(Text))))
+
+
 def note_successes(session: Session, endpoint_ids: Collection[str]) -> None:
     """These answered well: whatever failed before is forgiven."""
+    if not endpoint_ids or not session.connection().scalar(_failing(), {"ids": list(endpoint_ids)}):
+        return
     _mark(session, endpoint_ids, WebhookEndpoint.failing_since.is_not(None), None)
+
+
+@functools.cache
+def _failing() -> Select[*tuple[Any, ...]]:
+    """Whether any of `ids` has failures to be forgiven: mostly not, and often asked."""
+    theirs = WebhookEndpoint.id == any_(bindparam("ids", type_=ARRAY(Text)))
+    return select(exists().where(theirs, WebhookEndpoint.failing_since.is_not(None)))
 
 
 def note_failures(session: Session, endpoint_ids: Collection[str]) -> None:
@@ -229,6 +256,8 @@ def _mark(
     since: object,
 ) -> None:
     """Only rows that change are written, and in one order: two senders must not wait in a ring."""
+    if not endpoint_ids:
+        return
     locked = (
         select(WebhookEndpoint.id)
         .where(WebhookEndpoint.id.in_(endpoint_ids), changes)
@@ -236,12 +265,11 @@ def _mark(
         .with_for_update(key_share=True)  # whoever makes deliveries for it need not wait
         .cte("locked")
     )
-    if endpoint_ids:
-        session.execute(
-            update(WebhookEndpoint)
-            .where(WebhookEndpoint.id.in_(select(locked.c.id)))
-            .values(failing_since=since)
-        )
+    session.execute(
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.id.in_(select(locked.c.id)))
+        .values(failing_since=since)
+    )
 
 
 def give_up(

@@ -155,9 +155,13 @@ class Sender:
             tenant_ids={claim.tenant_id for claim in claims if not claim.endpoint_id},
             seal=self._seal,
         )
-        signed = [claim for claim in claims if (claim.endpoint_id or claim.tenant_id) in secrets]
-        unsigned = [claim for claim in claims if claim not in signed]
-        deliveries.put_back(session, unsigned, wait_s=_UNSEALED_WAIT_S)
+        signed: list[Claim] = []
+        unsigned: list[Claim] = []
+        for claim in claims:
+            known = (claim.endpoint_id or claim.tenant_id) in secrets
+            (signed if known else unsigned).append(claim)
+        if unsigned:
+            deliveries.put_back(session, unsigned, wait_s=_UNSEALED_WAIT_S)
         bodies = payloads.bodies(session, signed)
         gone = [claim for claim in signed if claim.id not in bodies]
         deliveries.settle(session, [Result(claim, Outcome.DROPPED) for claim in gone])
