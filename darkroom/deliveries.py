@@ -174,6 +174,25 @@ def _put_off(session: Session, waits: Sequence[tuple[Claim, float]]) -> None:
         )
 
 
+def hasten(session: Session, claim: Claim, *, within: timedelta) -> None:
+    """What was put off for the claim's destination, and was due within that time, is due now."""
+    own = Delivery.endpoint_id == claim.endpoint_id
+    if claim.endpoint_id is None:
+        own = and_(Delivery.tenant_id == claim.tenant_id, Delivery.url == claim.url)
+    session.execute(
+        update(Delivery)
+        .where(
+            own,
+            Delivery.finished_at.is_(None),
+            Delivery.status == DeliveryStatus.PENDING,
+            Delivery.failures == 0,  # those that failed keep to their schedule
+            Delivery.due_at.between(func.now(), func.now() + within),
+        )
+        .values(due_at=func.now())
+        .execution_options(synchronize_session=False)
+    )
+
+
 def put_back(session: Session, claims: Sequence[Claim], *, wait_s: float = 0) -> None:
     """Hand back what was claimed and not begun; no attempt is spent."""
     ours = tuple_(Delivery.id, Delivery.claims).in_([(each.id, each.token) for each in claims])

@@ -143,6 +143,18 @@ def test_a_receiver_that_asks_for_rest_gets_it_but_not_for_ever(clock):
     assert gate.admit(first) is None
 
 
+def test_the_first_good_answer_calls_those_who_were_put_off(clock):
+    gate = Gate(100, clock=clock)
+    first, second = letter(1), letter(2)
+    assert gate.admit(first) is None
+    assert gate.admit(second) > 0
+    assert gate.learn(first, OK, 0.01)
+    assert not gate.learn(first, OK, 0.01)
+    gate.leave(first)
+    sent(gate, letter(3, "whk_other"), OK)  # for whom nobody waits
+    assert gate.admit(second) is None
+
+
 def test_timeouts_count_for_more_than_refusals(clock):
     gate = Gate(100, clock=clock)
     for number in range(3):

@@ -384,6 +384,29 @@ def test_what_is_put_off_does_not_hide_what_stands_behind_it(
     assert {row.status for row in rows() if row.endpoint_id == slow} == {"pending"}
 
 
+def test_what_was_put_off_comes_once_its_destination_has_answered(
+    sessions, queue_jobs, cancel, endpoint, take, settle
+):
+    new, other = endpoint(EventType.JOB_CANCELED), endpoint(EventType.JOB_CANCELED)
+    cancel(*queue_jobs(*[{}] * 4))
+    [failed] = [each for each in take(1) if settle([each], Outcome.HTTP_5XX)]
+    seen = []
+
+    def one_each(claim):
+        seen.append(claim.endpoint_id)
+        return None if seen.count(claim.endpoint_id) == 1 else 10.0
+
+    sent = {claim.endpoint_id: claim for claim in take(admit=one_each)}
+    assert take() == []
+    with sessions.begin() as session:
+        deliveries.hasten(session, sent[new], within=timedelta(seconds=15))
+
+    came = take()
+    assert {claim.endpoint_id for claim in came} == {new}
+    assert len(came) == 3 - (failed.endpoint_id == new)
+    assert other in sent
+
+
 def test_what_is_handed_back_is_due_at_once(sessions, queue_jobs, cancel, endpoint, take):
     endpoint()
     cancel(*queue_jobs({}))

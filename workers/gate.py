@@ -25,7 +25,7 @@ _OPEN_AFTER: Final = 10  #: failures in a row, a timeout being worth four: then 
 _TIMEOUT_WEIGHT: Final = 4
 _FIRST_REST_S: Final = 5.0
 _LONGEST_REST_S: Final = 300.0
-_LONGEST_PUT_OFF_S: Final = 15.0
+LONGEST_PUT_OFF_S: Final = 15.0  #: because of a crowd; a rest may be longer
 _REMEMBERED: Final = 50_000  #: destinations; those that are doing nothing are forgotten first
 
 
@@ -109,7 +109,7 @@ class Gate:
         """
         pace_s = known.seconds / AT_ONCE if known.good else max(now - known.probed_at, 0.1)
         head = now + (known.places * pace_s / 2 if known.good else 0)
-        known.tail = min(max(known.tail, head) + pace_s, now + _LONGEST_PUT_OFF_S)
+        known.tail = min(max(known.tail, head) + pace_s, now + LONGEST_PUT_OFF_S)
         return max(known.tail - now, 0.02)
 
     def _enter(self, claim: Claim, known: _Destination) -> None:
@@ -139,14 +139,19 @@ class Gate:
 
     def learn(
         self, claim: Claim, outcome: Outcome, seconds: float, *, rest_s: float | None = None
-    ) -> None:
-        """How its destination behaved, and for how long it asked to be left alone."""
+    ) -> bool:
+        """How its destination behaved, and for how long it asked to be left alone.
+
+        Whether others, who were put off because nobody could vouch for it, may come now.
+        """
         with self._lock:
             known = self._destinations[claim.destination]
             if outcome is Outcome.HTTP_2XX:
+                vouched = not known.good and known.tail > self._clock()
                 known.seconds += (seconds - known.seconds) / (4 if known.answered else 1)
                 known.answered, known.failures, known.rests = True, 0, 0
-                return
+                known.tail = 0.0 if vouched else known.tail
+                return vouched
             if rest_s:
                 until = self._clock() + min(rest_s, _LONGEST_REST_S)
                 known.rest_until = max(known.rest_until, until)
@@ -155,3 +160,4 @@ class Gate:
                 rest_s = min(_FIRST_REST_S * 2**known.rests, _LONGEST_REST_S)
                 known.rest_until = self._clock() + rest_s
                 known.rests += 1
+            return False

@@ -23,7 +23,7 @@ from darkroom import deliveries, delivery_log, payloads, signatures, webhooks
 from darkroom.database import Sessions, is_unavailable
 from darkroom.deliveries import Claim, Outcome, Result
 from darkroom.seals import Seal
-from workers.gate import Gate
+from workers.gate import LONGEST_PUT_OFF_S, Gate
 from workers.outbound import Answer
 
 LEASE: Final = timedelta(seconds=120)
@@ -186,13 +186,15 @@ class Sender:
                     return
                 began = time.monotonic()
                 answer = await self._post(claim.url, letter.body, self._signed(letter))
-                self._gate.learn(
+                vouched = self._gate.learn(
                     claim,
                     answer.outcome,
                     time.monotonic() - began,
                     rest_s=answer.retry_after_s if answer.overloaded else None,
                 )
             self._results.put_nowait(Result(claim, answer.outcome, answer.retry_after_s))
+            if vouched:
+                await self._patiently(partial(self._hasten, claim))
         finally:
             self._gate.leave(claim)
             self._woken.set()
@@ -212,6 +214,10 @@ class Sender:
                 deliveries.put_back(session, [claim])
 
         await self._patiently(put_back)
+
+    def _hasten(self, claim: Claim) -> None:
+        with self._sessions.begin() as session:
+            deliveries.hasten(session, claim, within=timedelta(seconds=LONGEST_PUT_OFF_S))
 
     async def _settle_all(self) -> None:
         while True:
