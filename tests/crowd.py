@@ -42,7 +42,7 @@ def crowd(reply: Callable[[Came], int | None]) -> Iterator[Crowd]:
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            with contextlib.suppress(ConnectionError, EOFError, asyncio.CancelledError):
                 await _answer(there, reader, writer)
         finally:
             writer.close()
