@@ -1,4 +1,7 @@
-"""A driver of `test_scaling.py`: says how many replicas there are for how much that waits."""
+"""A driver of Ray's, for tests: says how many replicas there are for how much that waits.
+
+A model of its own on a running stack, with replicas that do nothing.
+"""
 
 import sys
 import time
@@ -12,7 +15,7 @@ from workers.deployments import scale
 from workers.ray_generator import connect_to_ray
 from workers.scaling import publish
 
-MODEL = "darkroom-demo-v1"
+MODEL = "idle"
 CHANGED_WITHIN_S = 60
 SETTINGS = Settings(max_replicas=2, idle_replica_s=0.5, microbatches_per_replica=4)
 
@@ -32,7 +35,7 @@ def settled(wanted: int, *, waiting: int) -> int:
     """How many there are once there are so many, or when that did not come about."""
     deadline = time.monotonic() + CHANGED_WITHIN_S
     while time.monotonic() < deadline and running_replicas() != wanted:
-        publish({MODEL: waiting, "another": 100})
+        publish({MODEL: waiting})
         time.sleep(0.3)
     return running_replicas()
 
@@ -40,14 +43,15 @@ def settled(wanted: int, *, waiting: int) -> int:
 def main(address: str, *steps: str) -> None:
     """Each step is WAITING:WANTED."""
     connect_to_ray(address)
-    serve.start(proxy_location="Disabled")
     models = load_catalogue(SETTINGS.models_dir, SETTINGS.default_model).models
-    options = scale(SETTINGS, models[MODEL])
+    on_demand = models["darkroom-demo-v1"].model_copy(update={"name": MODEL})
+    options = scale(SETTINGS, on_demand)
     serve.run(Idle.options(**options).bind(), name=MODEL, route_prefix=None)
     for step in steps:
         waiting, wanted = map(int, step.split(":"))
         sys.stdout.write(f"{waiting}:{settled(wanted, waiting=waiting)}\n")
-    serve.shutdown()
+        sys.stdout.flush()
+    serve.delete(MODEL)
     ray.shutdown()
 
 

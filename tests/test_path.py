@@ -20,6 +20,7 @@ from sqlalchemy import select
 from whole_stack import LEASE_S, POISON, SMALL, running_stack
 
 from darkroom import pictures
+from darkroom.settings import HOME
 from darkroom.tables import Dispatch, Event, Job
 
 pytestmark = [pytest.mark.path, pytest.mark.timeout(240)]
@@ -302,6 +303,25 @@ def test_jobs_outlive_their_replica(stack):
         process.kill()
 
     assert statuses(stack.wait(ids, within_s=120)) == ["succeeded"] * 2
+
+
+def test_replicas_follow_the_work_from_none_to_the_most_and_back(stack):
+    steps = ["0:0", "3:1", "50:2", "4:1", "0:0"]
+    [deployer] = stack.find("workers.serve")
+    environment = deployer.environ()
+    driver = subprocess.run(
+        [
+            *(sys.executable, HOME / "tests" / "replica_counts.py"),
+            *(environment["DARKROOM_RAY_ADDRESS"], *steps),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=220,
+        check=False,
+    )
+    assert driver.returncode == 0, driver.stderr[-3000:]
+    assert driver.stdout.split() == steps
 
 
 @pytest.mark.chaos

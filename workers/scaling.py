@@ -14,25 +14,29 @@ from typing import Any, Final
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.config import AutoscalingContext
 
-_KEY: Final = b"darkroom:demand"
 _STALE_S: Final = 15.0  #: so old, it says nothing any more
 
 
 def publish(found: Mapping[str, int]) -> None:
     """Tell the controller. Needs a connection to the cluster."""
-    told = json.dumps({"at": time.time(), "microbatches": dict(found)})
-    _internal_kv_put(_KEY, told.encode(), overwrite=True)
+    for model, microbatches in found.items():
+        told = json.dumps({"at": time.time(), "microbatches": microbatches})
+        _internal_kv_put(_key(model), told.encode(), overwrite=True)
 
 
 def published(model: str) -> int | None:
     """What was last told of the model; None when that was long ago, or never."""
-    told = _internal_kv_get(_KEY)
+    told = _internal_kv_get(_key(model))
     if told is None:
         return None
     content = json.loads(told)
     if time.time() - content["at"] > _STALE_S:
         return None
-    return int(content["microbatches"].get(model, 0))
+    return int(content["microbatches"])
+
+
+def _key(model: str) -> bytes:
+    return f"darkroom:demand:{model}".encode()
 
 
 class ByQueuedWork:
