@@ -68,6 +68,7 @@ def test_a_job_becomes_the_stored_object_whose_hash_its_row_holds(stack, tmp_pat
     assert red > 2 * max(green, blue)  # a red apple, in the middle
 
 
+@pytest.mark.chaos
 def test_an_old_revision_is_drawn_on_demand_and_costs_nothing_before_and_after(stack, tmp_path):
     old = "67599f693183"
     replica = ("ServeReplica", "darkroom-demo-v1")
@@ -305,6 +306,7 @@ def test_jobs_outlive_their_replica(stack):
     assert statuses(stack.wait(ids, within_s=120)) == ["succeeded"] * 2
 
 
+@pytest.mark.chaos
 def test_replicas_follow_the_work_from_none_to_the_most_and_back(stack):
     steps = ["0:0", "3:1", "50:2", "4:1", "0:0"]
     [deployer] = stack.find("workers.serve")

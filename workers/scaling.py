@@ -11,8 +11,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.config import AutoscalingContext
+
+from workers import cluster_notes
 
 _STALE_S: Final = 15.0  #: so old, it says nothing any more
 
@@ -21,22 +22,18 @@ def publish(found: Mapping[str, int]) -> None:
     """Tell the controller. Needs a connection to the cluster."""
     for model, microbatches in found.items():
         told = json.dumps({"at": time.time(), "microbatches": microbatches})
-        _internal_kv_put(_key(model), told.encode(), overwrite=True)
+        cluster_notes.write(f"demand:{model}", told)
 
 
 def published(model: str) -> int | None:
     """What was last told of the model; None when that was long ago, or never."""
-    told = _internal_kv_get(_key(model))
+    told = cluster_notes.read(f"demand:{model}")
     if told is None:
         return None
     content = json.loads(told)
     if time.time() - content["at"] > _STALE_S:
         return None
     return int(content["microbatches"])
-
-
-def _key(model: str) -> bytes:
-    return f"darkroom:demand:{model}".encode()
 
 
 class ByQueuedWork:
