@@ -24,6 +24,7 @@ def in_company(run: Run, poisons: Sequence[str], *, company: int = 7) -> None:
 
 def in_a_crowd(run: Run, *, jobs: int, share: float) -> None:
     """So many of the jobs are poison; the others are drawn at half the usual rate, or better."""
+    run.quiet_within_s = 600
     began = time.monotonic()
     run.submit(*[Wanted("an innocent", seed) for seed in range(jobs)])
     assert run.quiet()
