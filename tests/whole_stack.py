@@ -45,7 +45,13 @@ class Stack:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.http = httpx2.Client(base_url=self._address(), timeout=60)
+        try:
+            address = self._address()
+        except AssertionError:  # nobody else knows of it
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(40)
+            raise
+        self.http = httpx2.Client(base_url=address, timeout=60)
         url = (data_dir / "secrets" / "darkroom_database_url").read_text()
         self.sessions: Sessions = open_sessions(url, pool_size=2)
 
