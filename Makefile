@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-EXTRAS := api,workers,engine,triton,local,demo-model,dev
+EXTRAS := api,workers,engine,triton,local,compile,demo-model,dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test chaos check fmt lint clean
@@ -16,7 +16,7 @@ setup: $(STAMP)  ## create .venv and install the locked dependencies
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in [(3, 11), (3, 12)] and \
 	  f"Darkroom needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
-	@echo "Installing into $(VENV) (2 GB; about two minutes the first time)"
+	@echo "Installing into $(VENV) (2.5 GB; about two minutes the first time)"
 	@$(PYTHON) -m venv $(VENV) || { echo "No venv module: on Debian, apt install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location \
 	  --constraint requirements.lock --editable '.[$(EXTRAS)]'

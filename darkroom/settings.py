@@ -146,6 +146,15 @@ class Settings(BaseSettings):
         120.0, ge=0, description="Seconds that a replica may be one too many before it is ended."
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where replicas draw.")
+    runner: Literal["torch", "tensorrt"] = Field(
+        "torch",
+        description="What executes the networks; tensorrt needs plans made by python -m compile.",
+    )
+    plans: str | None = Field(
+        None,
+        description="Compiled models, each a folder of its name: a folder, or s3://BUCKET/PREFIX; "
+        "unset means plans/ of the checkout.",
+    )
     torch_threads: int | None = Field(
         None, ge=1, description="CPU threads of one replica; unset shares all cores among them."
     )

@@ -139,6 +139,11 @@ def _course(runner: NetworkRunner, row: Row) -> Course:
         raise UnsupportedSchedule(
             f"width and height must be positive multiples of {unit}, not {row.width}x{row.height}"
         )
+    if runner.sizes is not None and (row.width, row.height) not in runner.sizes:
+        known = ", ".join(f"{width}x{height}" for width, height in sorted(runner.sizes))
+        raise UnsupportedSchedule(
+            f"the model was compiled for {known}, not {row.width}x{row.height}"
+        )
     if not math.isfinite(row.guidance_scale):
         raise UnsupportedSchedule(f"guidance_scale must be finite, not {row.guidance_scale}")
     return course(runner.noise_schedule, row.scheduler, row.num_inference_steps)

@@ -50,6 +50,7 @@ class NetworkRunner(Protocol):
     device: torch.device
     latent_channels: int
     pixels_per_latent: int
+    sizes: frozenset[tuple[int, int]] | None  #: pictures' widths and heights; None: any
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """[len(prompts), ...], in order: what `unet` wants to know of each text.

@@ -37,6 +37,7 @@ class TorchRunner:
         dtype: torch.dtype,
     ) -> None:
         self.noise_schedule = noise_schedule
+        self.sizes: frozenset[tuple[int, int]] | None = None
         self.device = device
         self.latent_channels: int = unet.config.in_channels
         self.pixels_per_latent: int = 2 ** (len(vae.config.block_out_channels) - 1)

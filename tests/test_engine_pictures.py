@@ -117,6 +117,7 @@ class Counting:
 
     def __init__(self, runner: TorchRunner) -> None:
         self.noise_schedule = runner.noise_schedule
+        self.sizes = runner.sizes
         self.device = runner.device
         self.latent_channels = runner.latent_channels
         self.pixels_per_latent = runner.pixels_per_latent

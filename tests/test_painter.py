@@ -42,6 +42,8 @@ def options(catalogue):
         model=catalogue.models[catalogue.default],
         model_host="auto",
         device="cpu",
+        runner="torch",
+        plans=None,
         threads=1,
         replicas=1,
         timeout_s=DEADLINE_S,

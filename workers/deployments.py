@@ -17,6 +17,8 @@ def painter_options(settings: Settings, model: Model) -> PainterOptions:
         model=model,
         model_host=settings.model_host,
         device=settings.device,
+        runner=settings.runner,
+        plans=settings.plans,
         threads=settings.torch_threads,
         replicas=most_replicas(settings, model),
         timeout_s=settings.generate_timeout_s,
@@ -88,4 +90,13 @@ def _application(settings: Settings, model: Model) -> dict[str, Any]:
     }
 
 
-_PLAIN: Final = ("model_host", "device", "threads", "replicas", "timeout_s", "silence_s")
+_PLAIN: Final = (
+    "model_host",
+    "device",
+    "runner",
+    "plans",
+    "threads",
+    "replicas",
+    "timeout_s",
+    "silence_s",
+)

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from darkroom import plan_store
 from darkroom.catalogue import Model
 from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed
 from darkroom.params import GenerationParams
@@ -50,6 +51,8 @@ class PainterOptions:
     model: Model
     model_host: Literal["auto", "inprocess", "subprocess"]
     device: Literal["cpu", "cuda"]
+    runner: Literal["torch", "tensorrt"]
+    plans: str | None  #: where compiled models are: a folder, s3://BUCKET/PREFIX, None: plans/
     threads: int | None  #: of PyTorch on a CPU; None shares the machine's among its replicas
     replicas: int
     timeout_s: float  #: of one microbatch; shorter than the worker's
@@ -71,7 +74,10 @@ class Painter:
         self._host = open_host(options.model_host, REPOSITORY, environment)
 
     async def start(self) -> None:
-        """Bring Triton up and load the model. Raises HostDown, ModelFailed."""
+        """Bring Triton up and load the model. Raises HostDown, ModelFailed, StorageUnavailable."""
+        source = _plans(self._options)
+        if self._options.runner == "tensorrt" and plan_store.is_url(source):
+            await asyncio.to_thread(plan_store.pull, source, plan_store.local_folder(source))
         await self._host.start()
         await self._host.load(TRITON_MODEL)
 
@@ -189,6 +195,11 @@ class Reporter:
         return Progress(told)
 
 
+def _plans(options: PainterOptions) -> str:
+    """The compiled model: a folder, or in S3."""
+    return f"{(options.plans or str(HOME / 'plans')).rstrip('/')}/{options.model.name}"
+
+
 def _engine_environment(options: PainterOptions, flags: Path) -> dict[str, str]:
     # Said in any case: Ray starts its actors with OMP_NUM_THREADS=1, and the model inherits that.
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // options.replicas)
@@ -196,6 +207,8 @@ def _engine_environment(options: PainterOptions, flags: Path) -> dict[str, str]:
         "DARKROOM_ENGINE_MODEL_DIR": str(Path(options.model.folder).resolve()),
         "DARKROOM_ENGINE_DEVICE": options.device,
         "DARKROOM_ENGINE_DTYPE": options.model.precision,
+        "DARKROOM_ENGINE_RUNNER": options.runner,
+        "DARKROOM_ENGINE_PLANS_DIR": str(plan_store.local_folder(_plans(options)).resolve()),
         "DARKROOM_ENGINE_THREADS": str(threads),
         "DARKROOM_ENGINE_FLAGS_DIR": str(flags),
         # PyTorch's threads wait for each other asleep: spinning, they take the core from the one

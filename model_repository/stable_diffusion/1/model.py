@@ -2,7 +2,8 @@
 
 Read once, at load: DARKROOM_ENGINE_MODEL_DIR (a diffusers folder), DARKROOM_ENGINE_DEVICE (cpu or
 cuda), DARKROOM_ENGINE_DTYPE, DARKROOM_ENGINE_THREADS (optional; PyTorch's own choice without it),
-DARKROOM_ENGINE_FLAGS_DIR (optional; where the files are that `flags` names).
+DARKROOM_ENGINE_FLAGS_DIR (optional; where the files are that `flags` names), DARKROOM_ENGINE_RUNNER
+and DARKROOM_ENGINE_PLANS_DIR (optional; instead of the parameters in config.pbtxt).
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from transformers.utils import logging
 from engine import faults
 from engine.draw import draw
 from engine.rows import Event, Mishap, Picture, Row, Step
+from engine.runner import NetworkRunner
 from engine.torch_runner import TorchRunner
 
 TEXTS = ("prompt", "negative_prompt", "scheduler")
@@ -34,16 +36,11 @@ class TritonPythonModel:
         logging.disable_progress_bar()  # it would land in the middle of the server's log
         parameters = json.loads(args["model_config"])["parameters"]
         self._max_unet_rows = int(parameters["max_unet_rows"]["string_value"])
-        threads = os.environ.get("DARKROOM_ENGINE_THREADS")
-        self._runner = TorchRunner.load(
-            Path(os.environ["DARKROOM_ENGINE_MODEL_DIR"]),
-            device=os.environ.get("DARKROOM_ENGINE_DEVICE", "cpu"),
-            dtype=os.environ.get("DARKROOM_ENGINE_DTYPE", "float32"),
-            threads=int(threads) if threads else None,
-        )
+        self._runner = _runner(parameters, self._max_unet_rows)
         self._flags_dir = os.environ.get("DARKROOM_ENGINE_FLAGS_DIR")
         # Weights that cannot draw fail at load, and the first job does not pay for a cold start.
-        trial = Row("", "", 0, num_inference_steps=1, guidance_scale=2, width=64, height=64)
+        width, height = min(self._runner.sizes or {(64, 64)})
+        trial = Row("", "", 0, num_inference_steps=1, guidance_scale=2, width=width, height=height)
         *_, end = draw(self._runner, [trial], max_unet_rows=self._max_unet_rows)
         if isinstance(end, Mishap):
             raise RuntimeError(f"the model cannot draw: {end.message}")  # noqa: TRY004  # no type error
@@ -92,6 +89,32 @@ class TritonPythonModel:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def _runner(parameters: dict[str, dict[str, str]], max_unet_rows: int) -> NetworkRunner:
+    """What the configuration asks for. Raises what the runners raise when they cannot load."""
+    model_dir = Path(os.environ["DARKROOM_ENGINE_MODEL_DIR"])
+    device = os.environ.get("DARKROOM_ENGINE_DEVICE", "cpu")
+    kind = os.environ.get("DARKROOM_ENGINE_RUNNER") or parameters["runner"]["string_value"]
+    if kind == "tensorrt":
+        from engine.tensorrt_runner import load_tensorrt_runner
+
+        plans = os.environ.get("DARKROOM_ENGINE_PLANS_DIR")
+        return load_tensorrt_runner(
+            model_dir,
+            Path(plans or parameters["plans_dir"]["string_value"]),
+            device=device,
+            max_unet_rows=max_unet_rows,
+        )
+    if kind != "torch":
+        raise ValueError(f"the parameter runner is {kind!r}; it is torch or tensorrt")
+    threads = os.environ.get("DARKROOM_ENGINE_THREADS")
+    return TorchRunner.load(
+        model_dir,
+        device=device,
+        dtype=os.environ.get("DARKROOM_ENGINE_DTYPE", "float32"),
+        threads=int(threads) if threads else None,
+    )
 
 
 def _file_in(folder: str | None, name: str) -> Path:
