@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import (
+    admin,
     batches,
     deliveries,
     errors,
@@ -21,13 +22,16 @@ from api import (
     exports,
     health,
     jobs,
+    metrics,
     models,
+    queue,
     webhook_messages,
     webhooks,
 )
 from api.events import event_streams
 from api.keyring import KeyRing
 from api.openapi import openapi
+from api.outlook import Outlook
 from api.tools import Tools
 from darkroom import __version__
 from darkroom.addresses import policy_of
@@ -55,16 +59,18 @@ def open_tools(settings: Settings) -> Tools:
     """Everything but the connections, which are made when first needed."""
     sessions = open_sessions(settings.database_url.get_secret_value())
     board = open_board(settings)
+    catalogue = load_catalogue(settings.models_dir, settings.default_model)
     return Tools(
         settings=settings,
         sessions=sessions,
-        catalogue=load_catalogue(settings.models_dir, settings.default_model),
+        catalogue=catalogue,
         store=S3Store(settings),
         redis=open_redis(settings),
         board=board,
         bell=Bell(settings),
         streams=event_streams(sessions, board),
         intake=Intake(sessions),
+        outlook=Outlook(sessions, catalogue),
         keyring=KeyRing(sessions),
         policy=policy_of(settings),
         seal=Seal(settings.webhook_key.get_secret_value()),
@@ -82,6 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         feeding.cancel()
         held.intake.close()
+        held.outlook.close()
         held.bell.close()
 
     app = FastAPIOffline(  # /docs from our own files: a stack without internet has docs too
@@ -93,7 +100,10 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.tools = held
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
-    routers = (jobs, batches, events, exports, webhooks, deliveries, models, health)
+    routers = (
+        *(jobs, batches, events, exports, webhooks, deliveries, models),
+        *(queue, admin, health, metrics),
+    )
     for router in (each.router for each in routers):
         app.include_router(router)
     webhook_messages.document(app.webhooks)

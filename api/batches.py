@@ -8,7 +8,6 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
-from sqlalchemy.orm import Session
 
 from api.errors import documented
 from api.jobs import Cursor, Limit
@@ -16,15 +15,15 @@ from api.repeats import Key, respond
 from api.resources import BatchView, DryRunView, Page
 from api.tools import TenantId, Tools, Uses
 from api.uploads import Upload, received
-from darkroom import batches, faults, idempotency, imports, jobs, rows, uploads, webhooks
+from darkroom import batches, faults, idempotency, imports, jobs, outlook, rows, uploads, webhooks
 from darkroom.batches import BatchStatus
 from darkroom.database import retried
 from darkroom.idempotency import Answer
 from darkroom.imports import Limits, OnError
 from darkroom.params import Label, WebhookUrl
 from darkroom.rows import Plan
+from darkroom.status import Priority
 from darkroom.sweeps import Expand
-from darkroom.tables import Batch
 from darkroom.uploads import Format
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -125,7 +124,7 @@ async def create_batch(
     plan = _plan(request, use, options)
     async with received(request, max_bytes=use.settings.max_csv_bytes) as upload:
         if options.dry_run:
-            return await _alone(use, partial(_dry_run, use, upload, plan))
+            return await _alone(use, partial(_dry_run, use, tenant_id, upload, plan))
         asked = b"\0".join((b"batch", upload.digest, upload.kind.encode(), _query(request)))
         work = partial(_submit, use, tenant_id, upload, plan, options, key, asked)
         answer = await _alone(use, partial(retried, work))
@@ -153,9 +152,12 @@ def _limits(use: Tools) -> Limits:
     return Limits(use.settings.max_csv_rows, use.settings.max_batch_jobs)
 
 
-def _dry_run(use: Tools, upload: Upload, plan: Plan) -> Response:
+def _dry_run(use: Tools, tenant_id: str, upload: Upload, plan: Plan) -> Response:
     table = uploads.read_table(upload.file, upload.kind, lists=plan.expand is not None)
-    view = DryRunView.of(imports.check(table, plan, limits=_limits(use)))
+    tally = imports.check(table, plan, limits=_limits(use))
+    look = use.outlook.now()
+    eta = None if look is None else look.of_more(tenant_id, Priority.BULK, tally.cost)
+    view = DryRunView.of(tally, eta)
     return Response(view.model_dump_json(), media_type="application/json")
 
 
@@ -182,7 +184,8 @@ def _submit(
             imports.load(
                 session, batch, table, plan, on_error=options.on_error, limits=_limits(use)
             )
-            return _view(session, batch).model_dump_json()
+            look = outlook.look(session, use.catalogue)  # with these rows, which no other sees yet
+            return use.batch_view(session, batch, look).model_dump_json()
 
         answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
         faults.reach("before-submit-commit")
@@ -204,8 +207,7 @@ def list_batches(
         found = batches.page(
             session, tenant_id, limit=limit + 1, after=cursor, status=status, label=label
         )
-        counts = batches.count(session, found[:limit])
-    views = [BatchView.of(*pair) for pair in zip(found, counts, strict=False)]
+        views = use.batch_views(session, found[:limit])
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
 
 
@@ -213,14 +215,14 @@ def list_batches(
 def show_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     """The batch and its counts now."""
     with use.sessions.begin() as session:
-        return _view(session, batches.find(session, tenant_id, batch_id))
+        return use.batch_view(session, batches.find(session, tenant_id, batch_id))
 
 
 @router.post("/{batch_id}/cancel", responses=documented(HTTPStatus.NOT_FOUND))
 def cancel_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     """Its queued jobs end at once, running ones within about a step; what is drawn stays."""
     with use.sessions.begin() as session:
-        view = _view(session, jobs.cancel_batch(session, tenant_id, batch_id))
+        view = use.batch_view(session, jobs.cancel_batch(session, tenant_id, batch_id))
     use.bell.ring_deliveries()
     return view
 
@@ -229,14 +231,14 @@ def cancel_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
 def pause_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     """Its queued jobs wait until it is resumed; running ones are finished."""
     with use.sessions.begin() as session:
-        return _view(session, jobs.pause_batch(session, tenant_id, batch_id))
+        return use.batch_view(session, jobs.pause_batch(session, tenant_id, batch_id))
 
 
 @router.post("/{batch_id}/resume", responses=documented(HTTPStatus.NOT_FOUND))
 def resume_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     """A paused batch goes on, in the places its jobs had."""
     with use.sessions.begin() as session:
-        view = _view(session, jobs.resume_batch(session, tenant_id, batch_id))
+        view = use.batch_view(session, jobs.resume_batch(session, tenant_id, batch_id))
     use.bell.ring()
     return view
 
@@ -249,10 +251,6 @@ def resume_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
 def retry_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     """A new batch of the failed jobs; asked again without new failures, it is the same one."""
     with use.sessions.begin() as session:
-        view = _view(session, jobs.retry_batch(session, tenant_id, batch_id))
+        view = use.batch_view(session, jobs.retry_batch(session, tenant_id, batch_id))
     use.bell.ring()
     return view
-
-
-def _view(session: Session, batch: Batch) -> BatchView:
-    return BatchView.of(batch, batches.count(session, [batch])[0])

@@ -19,6 +19,7 @@ from darkroom.database import is_unavailable
 from darkroom.errors import (
     DarkroomError,
     Deleted,
+    Draining,
     ImageNotReady,
     InputProblem,
     InvalidInput,
@@ -61,6 +62,7 @@ _CODES: Final[dict[type[DarkroomError], tuple[HTTPStatus, str]]] = {
     NothingToRetry: (HTTPStatus.CONFLICT, "nothing_to_retry"),
     ImageNotReady: (HTTPStatus.CONFLICT, "image_not_ready"),
     Overloaded: (HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"),
+    Draining: (HTTPStatus.SERVICE_UNAVAILABLE, "draining"),
     StorageUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "storage_unavailable"),
     KeyReused: (HTTPStatus.CONFLICT, "idempotency_key_reused"),
     TooManyEndpoints: (HTTPStatus.CONFLICT, "too_many_webhooks"),

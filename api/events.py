@@ -160,7 +160,7 @@ def _open_batch(
     with use.sessions.begin() as session:
         freeze(session)
         batch = batches.find(session, tenant_id, batch_id)
-        view = BatchView.of(batch, batches.count(session, [batch])[0])
+        view = use.batch_view(session, batch)
         place, snapshot_id = _begin(session, Subject(tenant_id, batch_id), view, seen)
     return Opening(use.streams, place, key_id(request), view, snapshot_id)
 

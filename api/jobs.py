@@ -16,7 +16,7 @@ from api.errors import documented
 from api.repeats import Key, respond
 from api.resources import JobView, Page
 from api.tools import TenantId, Tools, Uses
-from darkroom import deletion, faults, idempotency, jobs, webhooks
+from darkroom import deletion, faults, idempotency, jobs, standing, webhooks
 from darkroom.errors import ImageNotReady, StorageUnavailable
 from darkroom.idempotency import Answer
 from darkroom.jobs import Submission
@@ -49,6 +49,8 @@ async def create_job(
     submission = _submission(use, job)
     if key is None:
         accepted = await use.intake.submit(tenant_id, submission)
+        if use.outlook.recall() is None:
+            await run_in_threadpool(use.outlook.now)
         answer = Answer(use.job_view(accepted).model_dump_json(), replayed=False)
     else:
         answer = await run_in_threadpool(_submit_once, use, tenant_id, submission, key)
@@ -94,7 +96,8 @@ async def show_job(
     """The job now, or with `Prefer: wait` once it has ended."""
     view = await _wait(use, tenant_id, job_id, _seconds(prefer))
     step = view.progress.step if view.progress else None
-    etag = f'W/"{view.status}-{view.attempt}-{step}"'
+    place = view.queue and (view.queue.position, view.queue.eta_s_p50)
+    etag = f'W/"{view.status}-{view.attempt}-{step}-{place}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if if_none_match is not None and etag in if_none_match:
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)  # type: ignore[return-value]
@@ -122,7 +125,11 @@ async def _wait(use: Tools, tenant_id: str, job_id: str, seconds: float) -> JobV
 def _show(use: Tools, tenant_id: str, job_id: str) -> JobView:
     with use.sessions.begin() as session:
         job = jobs.find(session, tenant_id, job_id)
-    return use.job_view(job)
+        waits = job.status == Status.QUEUED and not job.held
+        position = standing.position(session, job) if waits else None
+    if waits:
+        use.outlook.now()
+    return use.job_view(job, position=position)
 
 
 @router.get("", responses=documented(HTTPStatus.UNPROCESSABLE_ENTITY))

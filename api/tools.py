@@ -10,22 +10,28 @@ from fastapi import Depends, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from redis import Redis
+from sqlalchemy.orm import Session
 
 from api.errors import Refused
 from api.keyring import KeyRing
-from api.resources import JobView
+from api.outlook import Outlook
+from api.resources import BatchView, JobView, QueueView
 from api.streams import Streams
-from darkroom import progress
+from darkroom import batches, progress
 from darkroom.addresses import Policy
+from darkroom.batches import Counts
 from darkroom.catalogue import Catalogue
 from darkroom.database import Sessions
+from darkroom.forecast import Eta
 from darkroom.intake import Intake
 from darkroom.keys import Scope
+from darkroom.outlook import Look
 from darkroom.queue import Bell
 from darkroom.seals import Seal
 from darkroom.settings import Settings
+from darkroom.status import Status
 from darkroom.storage import ImageStore
-from darkroom.tables import DEFAULT_TENANT, Job
+from darkroom.tables import DEFAULT_TENANT, Batch, Job
 
 _LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _SCOPES: Final[Mapping[str, Scope]] = {"GET": Scope.READ, "HEAD": Scope.READ}
@@ -44,24 +50,55 @@ class Tools:
     bell: Bell
     streams: Streams
     intake: Intake
+    outlook: Outlook
     keyring: KeyRing
     policy: Policy  #: of the URLs that webhooks may go to
     seal: Seal
     importers: CapacityLimiter
 
-    def job_view(self, job: Job) -> JobView:
-        """The job as clients see it."""
-        [view] = self.job_views([job])
+    def job_view(self, job: Job, *, position: int | None = None) -> JobView:
+        """The job as clients see it; `position`: in the queue, if it is known."""
+        [view] = self.job_views([job], position=position)
         return view
 
-    def job_views(self, jobs: Sequence[Job]) -> list[JobView]:
+    def job_views(self, jobs: Sequence[Job], *, position: int | None = None) -> list[JobView]:
         """The jobs as clients see them. Asks Redis, once, if any of them runs."""
         steps = progress.read(self.board, jobs)
-        url_ttl_s = self.settings.image_url_ttl_s
+        look = self.outlook.recall()
         return [
-            JobView.of(job, steps=steps.get(job.id), store=self.store, url_ttl_s=url_ttl_s)
+            JobView.of(
+                job,
+                queue=QueueView.of(job, look, position),
+                steps=steps.get(job.id),
+                store=self.store,
+                url_ttl_s=self.settings.image_url_ttl_s,
+            )
             for job in jobs
         ]
+
+    def batch_view(self, session: Session, batch: Batch, look: Look | None = None) -> BatchView:
+        """The batch as clients see it, and its counts now; `look`: a better one than we have."""
+        [view] = self.batch_views(session, [batch], look)
+        return view
+
+    def batch_views(
+        self, session: Session, found: Sequence[Batch], look: Look | None = None
+    ) -> list[BatchView]:
+        """The batches as clients see them, and their counts now."""
+        counted = batches.count(session, found)
+        if look is None and any(batch.finished_at is None for batch in found):
+            look = self.outlook.now()
+        return [
+            BatchView.of(batch, counts, _eta(session, look, batch, counts))
+            for batch, counts in zip(found, counted, strict=True)
+        ]
+
+
+def _eta(session: Session, look: Look | None, batch: Batch, counts: Counts) -> Eta | None:
+    if look is None:
+        return None
+    waiting = bool(counts.by_status.get(Status.QUEUED))
+    return look.of_batch(session, batch, waiting=waiting)
 
 
 async def tools(request: Request) -> Tools:  # async: FastAPI would send a plain one to a thread
@@ -119,5 +156,11 @@ def _refuse_foreign_host(request: Request) -> None:
         raise Refused(HTTPStatus.FORBIDDEN, "foreign_host", detail)
 
 
+async def administrator(request: Request, use: Uses, credentials: Credentials) -> str:
+    """As `tenant`, for what concerns the whole installation."""
+    return await _admitted(request, use, credentials, Scope.ADMIN)
+
+
 TenantId = Annotated[str, Depends(tenant)]
 OwnerId = Annotated[str, Depends(owner)]
+AdminId = Annotated[str, Depends(administrator)]

@@ -3,14 +3,20 @@
 `python benchmarks/claim.py [--rounds 200]` fills databases of its own with 1, 10,000 and 1,000,000
 queued jobs under 1, 10 and 100 microbatch keys, and claims from them in turn, so that whatever else
 the machine does falls on all of them alike. A claim is the whole transaction, commit included.
+
+Then, of each, a poll: reading a job picked at random, its place in the queue and its forecast; and
+the look at the queue that all polls of a second share, with and without the scan of a long queue.
 """
 
 import argparse
+import hashlib
+import math
+import random
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 from sqlalchemy import text
 
-from darkroom import claims, dispatches, jobs
+from darkroom import claims, dispatches, jobs, outlook, standing
 from darkroom.catalogue import Catalogue, load_catalogue
 from darkroom.database import Sessions, open_sessions
 from darkroom.outcomes import Failed
@@ -42,6 +48,9 @@ class Queue:
     queued: int
     keys: int
     claims_s: list[float] = field(default_factory=list)
+    polls_s: list[float] = field(default_factory=list)
+    looks_s: list[float] = field(default_factory=list)
+    scan_s: float = 0.0
 
 
 def submit_one(sessions: Sessions, catalogue: Catalogue) -> str:
@@ -84,6 +93,29 @@ def claim_once(queue: Queue, limits: dict[str, int]) -> None:
         dispatches.settle(session, taken[0].dispatch_id or 0, ends)
 
 
+def ask_about(queue: Queue, catalogue: Catalogue, polls: int) -> None:
+    """What a poll of any waiting job costs; and the look behind it, with and without its scan."""
+    chance = random.Random(1)  # the same jobs each time
+    began = time.perf_counter()
+    with queue.sessions.begin() as session:
+        look = outlook.look(session, catalogue)
+    queue.scan_s = time.perf_counter() - began
+    for _ in range(polls):
+        began = time.perf_counter()
+        with queue.sessions.begin() as session:
+            look = outlook.look(session, catalogue, replace(look.scan, due=math.inf))
+        queue.looks_s.append(time.perf_counter() - began)
+        number = chance.randrange(max(1, queue.queued - 1)) + 1
+        job_id = f"job_{hashlib.md5(str(number).encode()).hexdigest()}"  # noqa: S324  # as in `fill`
+        began = time.perf_counter()
+        with queue.sessions.begin() as session:
+            job = session.get(Job, job_id)
+            if job is not None:
+                standing.position(session, job)
+                look.ask(job)
+        queue.polls_s.append(time.perf_counter() - began)
+
+
 def main() -> None:
     """Fill the queues, claim from them in turn, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -106,8 +138,10 @@ def main() -> None:
                     submit_one(queue.sessions, catalogue)
                 claim_once(queue, limits)
         for queue in queues:
+            ask_about(queue, catalogue, polls=rounds)
             queue.sessions.kw["bind"].dispose()
     print_table(queues)
+    print_polls(queues)
 
 
 def print_table(queues: Sequence[Queue]) -> None:
@@ -123,6 +157,22 @@ def print_table(queues: Sequence[Queue]) -> None:
             f"{1000 * ordered[int(0.95 * len(ordered))]:.2f}",
             f"{1 / _median(queue):.0f}",
             f"{_median(queue) / middle[queue.keys]:.2f}",
+        )
+    Console().print(table)
+
+
+def print_polls(queues: Sequence[Queue]) -> None:
+    """A line for each queue."""
+    table = Table("keys", "queued", "poll, ms", "p95, ms", "look, ms", "with its scan, ms")
+    for queue in queues:
+        polls = sorted(queue.polls_s)
+        table.add_row(
+            str(queue.keys),
+            f"{queue.queued:,}",
+            f"{1000 * statistics.median(polls):.2f}",
+            f"{1000 * polls[int(0.95 * len(polls))]:.2f}",
+            f"{1000 * statistics.median(queue.looks_s):.1f}",
+            f"{1000 * queue.scan_s:.0f}",
         )
     Console().print(table)
 

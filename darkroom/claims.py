@@ -10,39 +10,47 @@ from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     CompoundSelect,
     Integer,
     Interval,
     Select,
     SmallInteger,
+    Text,
     and_,
+    any_,
     bindparam,
     cast,
     func,
     insert,
     or_,
     select,
+    text,
     union_all,
     update,
 )
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
 from darkroom import events, fairness
 from darkroom.status import PRIORITY_RANK, Status
-from darkroom.tables import Dispatch, Job
+from darkroom.tables import Dispatch, Job, Operation
 
 #: A worker stays with the key it drew last while that key's first job is at most so many full
 #: microbatches behind the one that is next: to switch may cost a GPU its warmed graphs.
 AFFINITY_MICROBATCHES: Final = 4
 #: How long, by the class's rank, a microbatch with empty seats waits for company.
 LINGER: Final = (timedelta(seconds=0.05), timedelta(seconds=0.15), timedelta(seconds=0.3))
-_CLAIM_LOCK: Final = 7_261_003  # advisory lock; see darkroom.database for the others
+# advisory lock; see darkroom.database for the others
+_LOCK: Final = text("SELECT pg_advisory_xact_lock(7261003), paused_at FROM operation")
 
 
 def waiting(session: Session) -> bool:
     """Whether any job could be claimed now."""
-    return bool(session.scalar(select(select(Job.id).where(_claimable()).exists())))
+    going_on = select(Operation.id).where(Operation.paused_at.is_(None)).exists()
+    any_job = select(Job.id).where(_claimable()).exists()
+    return bool(session.scalar(select(and_(going_on, any_job))))
 
 
 def _claimable() -> ColumnElement[bool]:
@@ -69,11 +77,13 @@ def claim(
     `last_key`: the microbatch key that this worker drew last, preferred within bounds.
     `idle`: the worker draws nothing else meanwhile. If it does, a microbatch with empty seats is
     left for company to come, as long as `LINGER` says.
-    Empty when there is nothing to take. The jobs come in the order of the queue.
+    Empty when there is nothing to take, or an operator has paused all. The jobs come in the order
+    of the queue.
     """
     # One claim at a time: two that interleave would each lock every other row, and leave half
     # of the seats of both microbatches empty. A claim takes a few ms.
-    session.execute(select(func.pg_advisory_xact_lock(_CLAIM_LOCK)))
+    if session.execute(_LOCK).one().paused_at is not None:
+        return []
     heads = _heads(session, max_microbatch)
     if not heads:
         return []
@@ -205,29 +215,52 @@ def _begin(
     session: Session, worker_id: str, company: Sequence[_Seat], lease: timedelta
 ) -> Sequence[Job]:
     """Open a dispatch and move the jobs into it; in the order given."""
-    dispatch_id = session.execute(
-        insert(Dispatch)
-        .values(
-            worker_id=worker_id,
-            microbatch_key=company[0].microbatch_key,
-            size=len(company),
-            cost=sum(seat.cost for seat in company),
-            leased_until=func.now() + lease,
-        )
-        .returning(Dispatch.id)
-    ).scalar_one()
-    begun = session.scalars(
-        update(Job)
-        .where(Job.id.in_([seat.id for seat in company]), Job.status == Status.QUEUED)
-        .values(
-            status=Status.RUNNING,
-            dispatch_id=dispatch_id,
-            attempt=Job.attempt + 1,
-            microbatch_size=len(company),
-            started_at=func.now(),
-        )
-        .returning(Job)
-    ).all()
+    opened = {
+        "worker": worker_id,
+        "key": company[0].microbatch_key,
+        "size": len(company),
+        "cost": sum(seat.cost for seat in company),
+        "lease": lease,
+    }
+    dispatch_id = session.connection().execute(_open_dispatch(), opened).scalar_one()
+    taken = {
+        "ids": [seat.id for seat in company],
+        "dispatch": dispatch_id,
+        "size": len(company),
+    }
+    begun = session.scalars(_take_jobs(), taken).all()
     events.record_jobs(session, begun)
     places = {seat.id: place for place, seat in enumerate(company)}
     return sorted(begun, key=lambda job: places[job.id])
+
+
+@functools.cache
+def _open_dispatch() -> ReturningInsert[int]:
+    return (
+        insert(Dispatch)
+        .values(
+            worker_id=bindparam("worker"),
+            microbatch_key=bindparam("key"),
+            size=bindparam("size"),
+            cost=bindparam("cost"),
+            leased_until=func.now() + bindparam("lease", type_=Interval),
+        )
+        .returning(Dispatch.id)
+    )
+
+
+@functools.cache
+def _take_jobs() -> ReturningUpdate[Job]:
+    return (
+        update(Job)
+        .where(Job.id == any_(bindparam("ids", type_=ARRAY(Text))), Job.status == Status.QUEUED)
+        .values(
+            status=Status.RUNNING,
+            dispatch_id=bindparam("dispatch"),
+            attempt=Job.attempt + 1,
+            microbatch_size=bindparam("size"),
+            started_at=func.now(),
+        )
+        .returning(Job)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )

@@ -62,9 +62,9 @@ class Client:
         """Queue one job."""
         return self._ask("POST", "/v1/jobs", json=dict(job))
 
-    def job(self, job_id: str, *, wait: bool = False) -> Json:
+    def job(self, job_id: str, *, wait: bool = False, wait_s: int = _LONG_POLL_S) -> Json:
         """The job now, or the next time its wait ends: then look whether it has finished."""
-        headers = {"Prefer": f"wait={_LONG_POLL_S}"} if wait else {}
+        headers = {"Prefer": f"wait={wait_s}"} if wait else {}
         return self._ask("GET", f"/v1/jobs/{job_id}", headers=headers)
 
     def cancel_job(self, job_id: str) -> Json:
@@ -107,6 +107,26 @@ class Client:
     def retry_batch(self, batch_id: str) -> Json:
         """The new batch of this one's failed jobs."""
         return self._ask("POST", f"/v1/batches/{batch_id}/retry")
+
+    def queue(self) -> Json:
+        """How much waits, and how fast it is drawn."""
+        return self._ask("GET", "/v1/queue")
+
+    def order(self, verb: Literal["drain", "pause", "resume"]) -> Json:
+        """What holds for the whole installation after that."""
+        return self._ask("POST", f"/v1/admin/{verb}")
+
+    def purge(self) -> Json:
+        """Cancel all that waits, of everybody; how many."""
+        return self._ask("POST", "/v1/admin/purge", json={"confirm": "purge"})
+
+    def failed(self) -> Iterator[Json]:
+        """The jobs that failed and were not retried, of all tenants, newest first."""
+        return self._pages("/v1/admin/failed", {})
+
+    def retry_failed(self, job_id: str) -> Json:
+        """The new job that asks for the same as one that failed, of whichever tenant."""
+        return self._ask("POST", f"/v1/admin/failed/{job_id}/retry")
 
     def save(self, path: str, file: Path) -> None:
         """Write what the API streams at this path into a file, whole or not at all."""

@@ -60,6 +60,13 @@ class Overloaded(DarkroomError):
     """More came in than can be taken on now; nothing was accepted."""
 
 
+class Draining(DarkroomError):
+    """An operator has it finish what it has; nothing was accepted."""
+
+    def __init__(self) -> None:
+        super().__init__("the server finishes what it has and accepts nothing new; try again later")
+
+
 class ImageVanished(DarkroomError):
     """The store has no such object, though a row says so; or it is not what was stored."""
 

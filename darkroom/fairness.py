@@ -12,16 +12,19 @@ between them goes before one that has just been served, so that none starves.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from darkroom.errors import Draining
 from darkroom.status import Status
-from darkroom.tables import ClassTurn, FairShare, Job, Tenant
+from darkroom.tables import ClassTurn, FairShare, Job, Operation, Tenant
 
 AGEING: Final = timedelta(seconds=30)
+#: What a tenant submits is counted in sums that fade to 1/e in so many seconds, see `_counted`.
+FADING: Final = 600.0
 
 
 @dataclass(frozen=True)
@@ -36,21 +39,45 @@ class Places:
 def reserve(session: Session, tenant_id: str, priority: int, *, cost: float) -> Places:
     """Room for jobs of this total cost, after the tenant's others.
 
-    Until the caller commits, others who reserve for this tenant and class wait.
+    Until the caller commits, others who reserve for this tenant and class wait. Raises Draining.
     """
     weight = select(Tenant.weight).where(Tenant.id == tenant_id).scalar_subquery()
+    draining_at = select(Operation.draining_at).scalar_subquery()
     start = _present(priority)
     mine = insert(FairShare).values(
-        tenant_id=tenant_id, priority=priority, next_tag=start + cost / weight
+        tenant_id=tenant_id,
+        priority=priority,
+        next_tag=start + cost / weight,
+        arrived=cost,
+        arrived_squares=cost**2,
     )
     mine = mine.on_conflict_do_update(
         index_elements=[FairShare.tenant_id, FairShare.priority],
-        set_={"next_tag": func.greatest(FairShare.next_tag, start) + cost / weight},
+        set_={"next_tag": func.greatest(FairShare.next_tag, start) + cost / weight}
+        | _counted(cost),
     )
     reserved = session.execute(
-        mine.returning(FairShare.next_tag, weight.label("weight"), func.now().label("now"))
+        mine.returning(
+            FairShare.next_tag,
+            weight.label("weight"),
+            func.now().label("now"),
+            draining_at.label("draining_at"),
+        )
     ).one()
+    if reserved.draining_at is not None:
+        raise Draining
     return Places(reserved.next_tag - cost / reserved.weight, reserved.weight, reserved.now)
+
+
+def _counted(cost: float) -> dict[str, ColumnElement[Any]]:
+    """What was submitted, faded up to now, and this; `darkroom.standing` makes rates of it."""
+    age_s = func.extract("epoch", func.now() - FairShare.counted_at)
+    left = func.exp(-func.least(50, age_s / FADING))  # the server calls smaller ones an error
+    return {
+        "arrived": FairShare.arrived * left + cost,
+        "arrived_squares": FairShare.arrived_squares * left + cost**2,
+        "counted_at": func.now(),
+    }
 
 
 def give_back(session: Session, tenant_id: str, costs: Mapping[int, float]) -> None:
@@ -82,6 +109,8 @@ def _present(priority: int) -> ColumnElement[float]:
 
 def next_class(session: Session, waiting: Collection[int]) -> int:
     """Of the classes that have jobs waiting, the rank of the one to serve."""
+    if len(waiting) == 1:
+        return next(iter(waiting))
     waited_s = {rank: float(seconds) for rank, seconds in session.execute(_WAITED)}
     return min(waiting, key=lambda rank: rank - waited_s[rank] / AGEING.total_seconds())
 

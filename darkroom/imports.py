@@ -48,6 +48,7 @@ class Tally:
     rows: int = 0
     rejected: int = 0
     jobs: int = 0
+    cost: float = 0.0  #: of the jobs together, see `params.cost`
     problem_count: int = 0
     problems: list[InputProblem] = field(default_factory=list)  #: the first of them
 
@@ -142,6 +143,7 @@ def _judged(table: Table, plan: Plan, limits: Limits, tally: Tally) -> Iterator[
             tally.problem_count += len(invalid.problems)
             tally.problems += invalid.problems[: MAX_PROBLEMS - len(tally.problems)]
         tally.jobs += len(verdict.drafts)
+        tally.cost += sum(draft.recipe.cost for draft in verdict.drafts)
         if tally.jobs > limits.max_jobs:
             message = f"the rows make more than {limits.max_jobs:,} jobs; send them in parts"
             raise file_problem("too_many_jobs", message)

@@ -40,7 +40,7 @@ class Intake:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._arrivals: queue.Queue[_Arrival | None] = queue.Queue(MAX_WAITING)
+        self._arrivals: queue.SimpleQueue[_Arrival | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
         self._thread.start()
 
@@ -49,12 +49,16 @@ class Intake:
 
         A caller that goes away takes nothing back: the job may be committed all the same.
         """
+        if self._arrivals.qsize() >= MAX_WAITING:
+            raise Overloaded(f"{MAX_WAITING:,} jobs wait to be committed; try again")
         arrival = _Arrival(tenant_id, submission, asyncio.get_running_loop().create_future())
-        try:
-            self._arrivals.put_nowait(arrival)
-        except queue.Full:
-            raise Overloaded(f"{MAX_WAITING:,} jobs wait to be committed; try again") from None
+        self._arrivals.put(arrival)
         return await arrival.job
+
+    @property
+    def waiting(self) -> int:
+        """How many have arrived and are not being committed yet."""
+        return self._arrivals.qsize()
 
     def close(self) -> None:
         """Commit what has arrived, then end."""

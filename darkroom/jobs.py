@@ -11,8 +11,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from sqlalchemy import ColumnElement, and_, func, select, tuple_, update
-from sqlalchemy.orm import Session
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Text,
+    and_,
+    any_,
+    func,
+    literal,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import Session, aliased
 
 from darkroom import batches, events, fairness
 from darkroom.drafts import Draft, Placed, Recipe, Row, copy, in_common
@@ -229,6 +240,51 @@ def _cancel_queued(session: Session, tenant_id: str, which: ColumnElement[bool])
     fairness.give_back(session, tenant_id, {row[0]: row[1] for row in costs})
     touched = session.scalars(select(Job.batch_id).where(canceled).distinct())
     return {batch_id for batch_id in touched if batch_id}
+
+
+def purge(session: Session, *, limit: int = 5000) -> int:
+    """Cancel jobs that wait, of all tenants, `limit` at most; 0 when none is left.
+
+    One tenant's in one transaction, so that none locks another's; paused batches come last, whole.
+    """
+    waiting = select(Job.tenant_id, Job.id).where(Job.status == Status.QUEUED, ~Job.held)
+    rows = session.execute(waiting.order_by(Job.priority, Job.fair_tag).limit(limit)).all()
+    if not rows:
+        return _purge_paused(session)
+    tenant_id = rows[0].tenant_id
+    ids = [job_id for owner, job_id in rows if owner == tenant_id]
+    these = Job.id == any_(literal(ids, ARRAY(Text)))
+    batches.close_finished(session, _cancel_queued(session, tenant_id, these))
+    return len(ids)
+
+
+def _purge_paused(session: Session) -> int:
+    held = select(Job.batch_id).where(Job.status == Status.QUEUED, Job.held).limit(1)
+    batch = session.scalar(select(Batch).where(Batch.id.in_(held)))
+    if batch is None:
+        return 0
+    waiting = batches.count(session, [batch])[0].by_status.get(Status.QUEUED, 0)
+    cancel_batch(session, batch.tenant_id, batch.id)
+    return waiting
+
+
+def failed(session: Session, *, limit: int, after: str | None = None) -> Sequence[Job]:
+    """Those of all tenants that failed and were not retried, newest first."""
+    again = aliased(Job)
+    retried = select(again.id).where(again.retried_from == Job.id).exists()
+    ends = select(Job).where(Job.status == Status.FAILED, Job.deleted_at.is_(None), ~retried)
+    if after is not None:
+        ends = ends.where(Job.id < after)
+    return session.scalars(ends.order_by(Job.id.desc()).limit(limit)).all()
+
+
+def tenant_of(session: Session, job_id: str) -> str:
+    """Whose job it is. Raises NotFound."""
+    found = select(Job.tenant_id).where(Job.id == job_id)
+    tenant_id = session.scalar(found) if is_id("job", job_id) else None
+    if tenant_id is None:
+        raise NotFound("job", job_id)
+    return tenant_id
 
 
 def pause_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:

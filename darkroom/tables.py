@@ -300,6 +300,10 @@ class Job(Base):
                 "batch_id IS NULL AND finished_at IS NOT NULL AND deleted_at IS NULL"
             ),
         ),
+        Index(
+            "job_failed", "id", postgresql_where=text("status = 'failed' AND deleted_at IS NULL")
+        ),
+        Index("job_held", "batch_id", postgresql_where=text("status = 'queued' AND held")),
         Index("job_running", "dispatch_id", postgresql_where=text("status = 'running'")),
         Index(
             "job_batch",
@@ -323,6 +327,11 @@ class FairShare(Base):
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
     priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     next_tag: Mapped[float]
+    #: cost of what it submitted, and the squares of what came at once; both fade
+    arrived: Mapped[float] = mapped_column(server_default="0")
+    arrived_squares: Mapped[float] = mapped_column(server_default="0")
+    counted_since: Mapped[datetime] = _created_at()
+    counted_at: Mapped[datetime] = _created_at()  #: up to when they have faded
 
 
 class ClassTurn(Base):
@@ -333,6 +342,18 @@ class ClassTurn(Base):
     priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     virtual_time: Mapped[float] = mapped_column(server_default="0")  #: the last tag claimed
     waiting_since: Mapped[datetime | None]  #: null while nothing of this class waits
+
+
+class Operation(Base):
+    """What an operator has said to the whole installation; one row, see `darkroom.operation`."""
+
+    __tablename__ = "operation"
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    paused_at: Mapped[datetime | None]  #: nothing is claimed
+    draining_at: Mapped[datetime | None]  #: nothing new is accepted
+
+    __table_args__ = (CheckConstraint("id = 1", "one_row"),)
 
 
 class IdempotencyKey(Base):

@@ -2,9 +2,12 @@
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import settings as hypothesis_settings
+from sqlalchemy import Select, text
+from sqlalchemy.orm import Session
 
 from darkroom import claims, jobs
 from darkroom.catalogue import Catalogue, load_catalogue
@@ -88,3 +91,9 @@ def claim(sessions: Sessions):
             return claims.claim(session, worker_id, max_microbatch=LIMITS, lease=lease)
 
     return take
+
+
+def plan_of(session: Session, statement: Select[Any]) -> str:
+    """How PostgreSQL would run it."""
+    query = str(statement.compile(session.bind, compile_kwargs={"literal_binds": True}))
+    return "\n".join(session.scalars(text(f"EXPLAIN {query}")))

@@ -5,7 +5,7 @@ from datetime import timedelta
 from itertools import pairwise
 
 import pytest
-from conftest import LEASE, LIMITS, submission_of
+from conftest import LEASE, LIMITS, plan_of, submission_of
 from sqlalchemy import func, insert, text, update
 
 from darkroom import claims, dispatches, fairness, jobs
@@ -196,11 +196,6 @@ def test_jobs_of_an_unknown_model_are_left_alone(sessions, tenant, queue_for, ta
     assert take() == []
 
 
-def plan_of(session, statement):
-    query = str(statement.compile(session.bind, compile_kwargs={"literal_binds": True}))
-    return "\n".join(session.scalars(text(f"EXPLAIN {query}")))
-
-
 def test_a_claim_reads_its_indexes_and_no_more_however_long_the_queue_is(
     sessions, tenant, queue_for
 ):
@@ -209,6 +204,7 @@ def test_a_claim_reads_its_indexes_and_no_more_however_long_the_queue_is(
     changed = {"id", "fair_tag", "microbatch_key"}
     columns = ", ".join(c.name for c in Job.__table__.columns if c.name not in changed)
     with sessions.begin() as session:
+        session.execute(text("SET LOCAL statement_timeout = 0"))  # on a busy machine
         session.execute(
             text(
                 f"INSERT INTO job (id, fair_tag, microbatch_key, {columns}) SELECT 'job_' || "

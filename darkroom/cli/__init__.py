@@ -5,7 +5,7 @@ import sys
 import typer
 
 from darkroom import __version__
-from darkroom.cli import batch, job, keys, tenants, up, webhooks
+from darkroom.cli import admin, batch, job, keys, tenants, up, webhooks
 from darkroom.cli.session import EXIT_USAGE
 from darkroom.errors import DarkroomError
 
@@ -17,10 +17,12 @@ app = typer.Typer(
 )
 app.command("up", context_settings={"allow_extra_args": True})(up.up)
 app.command("submit")(job.submit)
+app.command("queue")(admin.queue)
 app.add_typer(job.app, name="job")
 app.add_typer(batch.app, name="batch")
 app.add_typer(keys.app, name="keys")
 app.add_typer(tenants.app, name="tenants")
+app.add_typer(admin.app, name="admin")
 app.add_typer(webhooks.app, name="webhooks")
 
 

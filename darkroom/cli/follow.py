@@ -83,7 +83,22 @@ def _described(batch: Json) -> str:
         BatchStatus.CANCELED: "canceled",
     }.get(batch["status"], "drawing")
     ends = [f"{counts[end]} {end}" for end in ("failed", "canceled", "expired") if counts[end]]
-    return ", ".join([said, *ends])
+    return ", ".join(filter(None, [said, *ends, left(batch)]))
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 8 s, 3 min, 2 h 10 min."""
+    if seconds < 90:  # noqa: PLR2004  # until then seconds tell more
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004
+
+
+def left(thing: Json) -> str:
+    """About how long it will take still, if that is known; of a job's `queue`, or a batch."""
+    if thing["eta_s_p50"] is None:
+        return ""
+    return f"about {duration(thing['eta_s_p50'])}, within {duration(thing['eta_s_p90'])}"
 
 
 def _again(client: Client, batch_id: str) -> Json:

@@ -1,11 +1,12 @@
 """`darkroom submit` and `darkroom job`: one picture."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from darkroom import gallery
+from darkroom.cli.follow import left
 from darkroom.cli.session import EXIT_JOB_FAILED, EXIT_USAGE, api, console, print_json
 from darkroom.client import Client
 from darkroom.params import GenerationParams, OutputFormat
@@ -15,6 +16,7 @@ from darkroom.status import FINISHED, Priority
 Json = dict[str, Any]
 
 app = typer.Typer(help="One job: look, wait, cancel, retry, delete.", no_args_is_help=True)
+_WATCH_S: Final = 5  #: after which the place in the queue is told anew
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
 
 
@@ -133,11 +135,19 @@ def delete(job_id: JobId) -> None:
 
 
 def _until_finished(client: Client, job: Json) -> Json:
-    with console().status(f"{job['id']} {job['status']}") as line:
+    with console().status(_line(job)) as line:
         while job["status"] not in FINISHED:
-            job = client.job(job["id"], wait=True)
-            line.update(f"{job['id']} {job['status']}")
+            job = client.job(job["id"], wait=True, wait_s=_WATCH_S)
+            line.update(_line(job))
     return job
+
+
+def _line(job: Json) -> str:
+    waits = job["queue"]
+    if waits is None:
+        return f"{job['id']} {job['status']}"
+    place = "" if waits["position"] is None else f"number {waits['position']:,}"
+    return ", ".join(filter(None, [f"{job['id']} queued", place, left(waits)]))
 
 
 def _save(client: Client, job: Json, folder: Path) -> None:
