@@ -26,6 +26,7 @@ from engine.schedulers import (
     UnsupportedSchedule,
     advance,
     course,
+    factors,
 )
 
 GUIDED_UNET_ROWS: Final = 2
@@ -210,37 +211,63 @@ def _denoise(
 
 @torch.inference_mode()
 def _step(runner: NetworkRunner, seats: Sequence[_Seat]) -> None:
-    """One UNet call, and everybody one step on. The batch: guided rows unprompted, then all."""
-    guided = [seat for seat in seats if is_guided(seat.row)]
-    lanes = [*guided, *seats]
-    moves = [seat.move for seat in seats]
+    """One UNet call, and everybody one step on. The lanes: guided rows unprompted, then all."""
+    guided = [at for at, seat in enumerate(seats) if is_guided(seat.row)]
+    everybody = list(range(len(seats)))
+    # Where all are guided the runner knows that the two lanes of a row differ by their text only.
+    seen = everybody if len(guided) == len(seats) else [*guided, *everybody]
     latents = torch.stack([seat.latents for seat in seats])
-    scales = _column([seat.move.input_scale for seat in lanes], latents)
+    numbers = _numbers(seats, latents)
+    inputs = latents * numbers.input_scale
     output = runner.unet(
-        torch.stack([seat.latents for seat in lanes]) * scales,
-        torch.tensor([seat.move.timestep for seat in lanes], device=latents.device),
-        torch.stack([seat.negative_prompt for seat in guided] + [seat.prompt for seat in seats]),
+        inputs if seen == everybody else inputs[seen],
+        numbers.timestep if seen == everybody else numbers.timestep[seen],
+        torch.stack([seats[at].negative_prompt for at in guided] + [seat.prompt for seat in seats]),
     )
-    output = _guide(output[: len(guided)], output[len(guided) :], seats)
+    output = _guide(output, guided, numbers.guidance_scale)
     last_clean = torch.stack([seat.clean for seat in seats])
-    following, clean = advance(latents, output, last_clean, moves)
+    following, clean = advance(latents, output, last_clean, numbers.moves)
     for seat, its_latents, its_clean in zip(seats, following, clean, strict=True):
         seat.latents, seat.clean, seat.step = its_latents, its_clean, seat.step + 1
 
 
-def _guide(unprompted: Tensor, prompted: Tensor, seats: Sequence[_Seat]) -> Tensor:
+@dataclass(frozen=True)
+class _Numbers:
+    """What the rows' steps are made of, on the device; [B, 1, 1, 1] where not said."""
+
+    timestep: Tensor  # [B]
+    input_scale: Tensor
+    guidance_scale: Tensor
+    moves: Tensor  # [B, 5], see `schedulers.advance`
+
+
+def _numbers(seats: Sequence[_Seat], like: Tensor) -> _Numbers:
+    """In one copy, which the device's work need not be waited for."""
+    table = torch.tensor(
+        [
+            (move.timestep, move.input_scale, seat.row.guidance_scale, *factors(move))
+            for seat in seats
+            for move in (seat.move,)
+        ],
+        dtype=like.dtype,
+    )
+    if like.is_cuda:
+        table = table.pin_memory().to(like.device, non_blocking=True)
+    columns = table[..., None, None, None]
+    return _Numbers(table[:, 0].clone(), columns[:, 1], columns[:, 2], table[:, 3:])
+
+
+def _guide(output: Tensor, guided: Sequence[int], scales: Tensor) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2022, equation 6, in diffusers' scale)."""
-    if not len(unprompted):
+    unprompted, prompted = output[: len(guided)], output[len(guided) :]
+    if len(guided) == len(prompted):
+        return unprompted + scales * (prompted - unprompted)
+    if not guided:
         return prompted
-    guided = [at for at, seat in enumerate(seats) if is_guided(seat.row)]
-    scales = _column([seats[at].row.guidance_scale for at in guided], prompted)
-    output = prompted.clone()
-    output[guided] = unprompted + scales * (prompted[guided] - unprompted)
-    return output
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None, None]
+    steered = prompted.clone()
+    rows = list(guided)
+    steered[rows] = unprompted + scales[rows] * (prompted[rows] - unprompted)
+    return steered
 
 
 def _begun(runner: NetworkRunner, done: Sequence[_Seat]) -> Iterator[_Developing]:

@@ -69,7 +69,7 @@ class Cramped:
 
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         """See NetworkRunner."""
-        if len(latents) > self._unet_rows:
-            raise torch.OutOfMemoryError(f"no room for {len(latents)} rows")
+        if len(embeddings) > self._unet_rows:
+            raise torch.OutOfMemoryError(f"no room for {len(embeddings)} rows")
         output: Tensor = self._runner.unet(latents, timesteps, embeddings)
         return output

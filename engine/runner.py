@@ -62,6 +62,8 @@ class NetworkRunner(Protocol):
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         """The output, [B, C, h, w], for [B, C, h, w], float32 [B] and rows of `encode`, [B, ...].
 
+        Where everybody is guided there are twice as many embeddings as latents: first all that the
+        latents are seen without their prompts with, then all prompts. So many are the outputs, too.
         Valid until the next call.
         """
         ...

@@ -7,7 +7,7 @@ batch in which every row follows another scheduler is three multiplications (`ad
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -137,17 +137,20 @@ def course(schedule: NoiseSchedule, scheduler: str, num_inference_steps: int) ->
     return SCHEDULERS[scheduler](schedule, num_inference_steps)
 
 
+def factors(move: Move) -> tuple[float, float, float, float, float]:
+    """The move's row of numbers for `advance`."""
+    return move.keep, move.push, move.recall, move.clean_keep, move.clean_push
+
+
 def advance(
-    latents: Tensor, output: Tensor, last_clean: Tensor, moves: Sequence[Move]
+    latents: Tensor, output: Tensor, last_clean: Tensor, moves: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One step of every row. Tensors are [rows, channels, h, w]; there is one move for each row.
+    """One step of every row. Tensors are [rows, channels, h, w]; `moves` holds each row's factors.
 
     Returns the next latents and this step's clean estimate, which is the next `last_clean`.
     Row by row: nothing of a row reaches another.
     """
-    table = [(m.keep, m.push, m.recall, m.clean_keep, m.clean_push) for m in moves]
-    columns = torch.tensor(table, dtype=latents.dtype, device=latents.device)[..., None, None, None]
-    keep, push, recall, clean_keep, clean_push = columns.unbind(1)
+    keep, push, recall, clean_keep, clean_push = moves[..., None, None, None].unbind(1)
     following = keep * latents + push * output + recall * last_clean
     return following, clean_keep * latents + clean_push * output
 

@@ -126,7 +126,7 @@ class Counting:
         self.batches: list[int] = []
 
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        self.batches.append(len(latents))
+        self.batches.append(len(embeddings))
         return self._runner.unet(latents, timesteps, embeddings)
 
 
@@ -273,7 +273,7 @@ class Cramped(Counting):
         self.decode = self._decode
 
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        if len(latents) > self._unet_rows:
+        if len(embeddings) > self._unet_rows:
             raise torch.OutOfMemoryError("tried to allocate too much")
         return super().unet(latents, timesteps, embeddings)
 

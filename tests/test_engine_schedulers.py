@@ -14,10 +14,12 @@ from torch import Tensor
 
 from engine.schedulers import (
     Course,
+    Move,
     NoiseSchedule,
     UnsupportedSchedule,
     advance,
     course,
+    factors,
     noise_schedule,
 )
 
@@ -47,6 +49,10 @@ def made_up_unet(sample: Tensor, timestep: float) -> Tensor:
     return torch.tanh(sample) * 0.7 + 0.3 * torch.cos(torch.tensor(timestep / 300))
 
 
+def table(*moves: Move) -> Tensor:
+    return torch.tensor([factors(move) for move in moves])
+
+
 def noise() -> Tensor:
     return torch.randn((1, 4, 3, 3), generator=torch.Generator().manual_seed(7))
 
@@ -56,7 +62,7 @@ def drawn(way: Course) -> Tensor:
     clean = torch.zeros_like(latents)
     for move in way.moves:
         output = made_up_unet(latents * move.input_scale, move.timestep)
-        latents, clean = advance(latents, output, clean, [move])
+        latents, clean = advance(latents, output, clean, table(move))
     return latents
 
 
@@ -133,11 +139,11 @@ def test_rows_on_different_courses_do_not_touch_each_other():
     moves = [way.moves[4] for way in courses]
     latents, output, clean = torch.randn((3, 3, 4, 2, 2)).unbind(0)
 
-    together, together_clean = advance(latents, output, clean, moves)
+    together, together_clean = advance(latents, output, clean, table(*moves))
 
     for at, move in enumerate(moves):
         only = slice(at, at + 1)
-        alone, alone_clean = advance(latents[only], output[only], clean[only], [move])
+        alone, alone_clean = advance(latents[only], output[only], clean[only], table(move))
         assert torch.equal(together[only], alone)
         assert torch.equal(together_clean[only], alone_clean)
 

@@ -36,7 +36,7 @@ ENV = {
     "DARKROOM_ENGINE_THREADS": "2",
 }
 IMPATIENT = Patience(check_s=2, exit_s=2, tidy_s=3)
-DEADLINE_S = 30
+DEADLINE_S = 100  # a model on a GPU is warmed when it is loaded
 
 NAP_CONFIG = """
 name: "nap"
