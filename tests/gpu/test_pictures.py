@@ -59,13 +59,12 @@ def psnr_db(one: Pixels, other: Pixels) -> float:
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_a_picture_is_the_one_diffusers_draws(runner, guidance_scale, dtype, record_property):
+def test_a_picture_is_the_one_diffusers_draws(runner, guidance_scale, record_property):
     from diffusers import StableDiffusionPipeline
 
     stock = StableDiffusionPipeline.from_pretrained(
-        DEMO, dtype=dtype, local_files_only=True, low_cpu_mem_usage=False
+        DEMO, dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
     ).to("cuda")
     stock.set_progress_bar_config(disable=True)
     for prompt, seed in (("a red apple", 7), ("a castle at night", 59), ("three hearts", 3)):
@@ -82,7 +81,7 @@ def test_a_picture_is_the_one_diffusers_draws(runner, guidance_scale, dtype, rec
         [ours] = pictures(runner, wanted)
 
         apart_db = psnr_db(ours, np.asarray(theirs))
-        record_property(f"{prompt}, guidance {guidance_scale}, {dtype}", f"{apart_db:.1f} dB")
+        record_property(f"{prompt}, guidance {guidance_scale}", f"{apart_db:.1f} dB")
         assert apart_db >= ALIKE_DB
 
 
