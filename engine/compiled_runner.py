@@ -129,7 +129,9 @@ class CompiledRunner:
     @torch.inference_mode()
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         """See NetworkRunner. Raises PlanUnfit for more rows than its plan takes."""
-        inputs = {"sample": latents, "timestep": timesteps.float()}
+        texts_each = len(embeddings) // len(latents)
+        latents = latents.repeat(texts_each, 1, 1, 1)
+        inputs = {"sample": latents, "timestep": timesteps.float().repeat(texts_each)}
         inputs |= self._told(embeddings, latents)
         return self._lanes.unet(lambda: self._networks["unet"](inputs))["output"]
 
@@ -152,7 +154,7 @@ class CompiledRunner:
     def decode(self, latents: Tensor) -> Decoding:
         """See NetworkRunner; beside the UNet's stream."""
         network = self._networks["vae_decoder"]
-        chunks = latents.split(network.most_rows)  # type: ignore[no-untyped-call]
+        chunks = latents.split(network.most_rows)
         return self._lanes.decode(
             latents, lambda: [_shades(network({"latents": chunk})["picture"]) for chunk in chunks]
         )
@@ -176,8 +178,8 @@ class _Lanes:
 
     def __init__(self, device: torch.device) -> None:
         is_gpu = device.type == "cuda"
-        self._unet = torch.cuda.Stream(device) if is_gpu else None  # type: ignore[no-untyped-call]
-        self._decoder = torch.cuda.Stream(device) if is_gpu else None  # type: ignore[no-untyped-call]
+        self._unet = torch.cuda.Stream(device) if is_gpu else None
+        self._decoder = torch.cuda.Stream(device) if is_gpu else None
         self._last_step: torch.cuda.Event | None = None
 
     def unet(self, run: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -190,7 +192,7 @@ class _Lanes:
         self._unet.wait_stream(current)
         with torch.cuda.stream(self._unet):
             outputs = run()
-            self._last_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._last_step = torch.cuda.Event()
             self._last_step.record()
         current.wait_stream(self._unet)
         return outputs
@@ -203,7 +205,7 @@ class _Lanes:
         with torch.cuda.stream(self._decoder):
             latents.record_stream(self._decoder)
             made = [(_on_host(pixels), _on_host(finite)) for pixels, finite in run()]
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done = torch.cuda.Event()
             done.record()
         return _Copying(made, done)
 
@@ -222,7 +224,7 @@ class _Copying:
 
     def done(self) -> bool:
         """See Decoding."""
-        return bool(self.ready.query())  # type: ignore[no-untyped-call]
+        return bool(self.ready.query())
 
     def pictures(self) -> list[Pixels | None]:
         """See Decoding."""

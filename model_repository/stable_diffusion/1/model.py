@@ -44,7 +44,7 @@ class TritonPythonModel:
         *_, end = draw(self._runner, [trial], max_unet_rows=self._max_unet_rows)
         if isinstance(end, Mishap):
             raise RuntimeError(f"the model cannot draw: {end.message}")  # noqa: TRY004  # no type error
-        if self._runner.device.type == "cuda":
+        if isinstance(self._runner, TorchRunner) and self._runner.device.type == "cuda":
             self._runner.warm(self._max_unet_rows)  # nor any other for a first of its kind
 
     def execute(self, requests: list[Any]) -> None:
