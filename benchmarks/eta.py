@@ -1,8 +1,8 @@
 """How good the forecasts are: a simulated hour of mixed load, and what became of each forecast.
 
 `python benchmarks/eta.py [--minutes 60] [--seeds 1] [--replicas 2]`. The database is real, and so
-is every statement: jobs are submitted, claimed, settled and forecast by the project's own functions.
-Only time is made: the database gets a function `now()` of its own, found before PostgreSQL's
+is every statement: jobs are submitted, claimed, settled and forecast by the functions of the
+product. Only time is made: the database gets a `now()` of its own, found before PostgreSQL's
 (`search_path`), that reads the moment which the simulation has set. So an hour takes minutes, and
 the same seed gives the same hour.
 
