@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -130,6 +131,7 @@ class InProcessHost:
         import tritonserver
 
         self._models.unloaded(name)
+        gc.collect()  # requests that somebody's caught error holds would keep the model
         try:
             await asyncio.to_thread(
                 self._server.unload, name, wait_until_unloaded=True, timeout=self._patience.unload_s
@@ -156,6 +158,9 @@ class InProcessHost:
         finally:
             if not over:
                 responses.cancel()
+            # What is raised holds this frame: it must not be held by it in turn. In such a circle
+            # the request stays, and with it the model, until Python looks for circles.
+            error = None
 
     def _error_of(self, response: Any) -> DarkroomError | None:
         """What the response says went wrong, taken apart from it.
@@ -186,6 +191,7 @@ class InProcessHost:
         server, self._server = self._server, None
         if server is None:
             return
+        gc.collect()
         try:
             await asyncio.to_thread(server.stop)
         except tritonserver.TritonError:  # a model that does not let go, after its exit timeout

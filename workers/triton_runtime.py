@@ -144,8 +144,9 @@ def stubs_of(parent: int) -> frozenset[int]:
     """Process ids of the python models that `parent`, a Triton, has running."""
     return frozenset(
         pid
-        for pid, comm, _, ppid in _processes()
-        if ppid == parent and STUB.startswith(comm)  # the kernel keeps 15 letters of a name
+        for pid, comm, state, ppid in _processes()
+        # the kernel keeps 15 letters of a name, and in process nobody buries the dead
+        if ppid == parent and STUB.startswith(comm) and state not in "ZX"
     )
 
 
