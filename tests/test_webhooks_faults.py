@@ -170,7 +170,7 @@ def test_a_crowd_that_hangs_does_not_hold_up_the_rest(
     delays.sort()
     p95 = delays[int(0.95 * len(delays))]
     told(f"{hanging} of {hanging + healthy} hang: healthy p95 {p95:.2f} s of {len(delays)}")
-    assert p95 < hang_s / 3
+    assert p95 < 5
     assert len({post.path for post in there.came if "/hang" in post.path}) == hanging
 
 

@@ -95,7 +95,7 @@ class Stack:
         """As the API shows it."""
         return self.http.get(f"/v1/jobs/{job_id}").json()
 
-    def wait(self, job_ids: list[str], *, within_s: float = 60) -> list[dict]:
+    def wait(self, job_ids: list[str], *, within_s: float = 150) -> list[dict]:
         """The jobs once all of them have ended."""
         deadline = time.monotonic() + within_s
         while True:

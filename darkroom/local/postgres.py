@@ -23,9 +23,9 @@ SETTINGS: Final = {
     "unix_socket_directories": "",  # no socket that another user of this machine could reach
     "fsync": "on",
     "max_connections": "200",
-    "shared_buffers": "64MB",
+    "shared_buffers": "256MB",
     "dynamic_shared_memory_type": "mmap",  # in its folder: /dev/shm keeps what SIGKILL leaves
-    "max_wal_size": "256MB",
+    "max_wal_size": "1GB",
     "wal_level": "minimal",
     "max_wal_senders": "0",
     "io_method": "sync",
@@ -102,7 +102,9 @@ def _make_cluster(folder: Path, password: str, run_as: Identity) -> None:
 
 
 def _initdb(new: Path, run_as: Identity) -> None:
-    how = ["-U", USER, "-E", "UTF8", "--locale=C.UTF-8", "--auth=trust"]
+    # The builtin provider compares bytes; the C library, asked for the same order, takes longer.
+    collation = ["--locale=C.UTF-8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    how = ["-U", USER, "-E", "UTF8", *collation, "--auth=trust"]
     try:
         _run([str(program("initdb")), "-D", str(new), *how], run_as=run_as)
     except subprocess.CalledProcessError as failure:
