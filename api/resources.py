@@ -60,10 +60,11 @@ class QueueView(BaseModel):
     """A job's place in the queue, while it waits, and how long it will take until its end.
 
     `position` 1 is next. It is exact up to 1,000, by and large behind; up to 5 seconds old in
-    an answer to a POST and in lists. Half of all jobs are done within `eta_s_p50` seconds, nine of ten
-    within `eta_s_p90`; both are null until something has been drawn whose rate can be measured,
-    and while the queue or the batch is paused. `is_possible` is false when half of all jobs in
-    this place would miss `start_within_s` or `deadline_s`, and null where there is nothing to say.
+    an answer to a POST and in lists. Half of all jobs are done within `eta_s_p50` seconds, nine of
+    ten within `eta_s_p90`; both are null until something has been drawn whose rate can be
+    measured, and while the queue or the batch is paused. `is_possible` is false when half of all
+    jobs in this place would miss `start_within_s` or `deadline_s`, and null where there is nothing
+    to say.
     """
 
     position: int | None
