@@ -38,6 +38,8 @@ def task_app(settings: Settings) -> FastAPI:
             attempt=0,
             priority=1,
             cost=params.cost(asked),
+            fair_tag=0.0,
+            held=False,
             created_at=now,
         )
         body = use.job_view(queued).model_dump_json()
