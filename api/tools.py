@@ -1,14 +1,16 @@
 """What every route works with, and for whom: the dependencies of a request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request, Security
 from fastapi.concurrency import run_in_threadpool
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from redis import Redis
 from sqlalchemy.orm import Session
 
@@ -34,7 +36,6 @@ from darkroom.storage import ImageStore
 from darkroom.tables import DEFAULT_TENANT, Batch, Job
 
 _LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-_SCOPES: Final[Mapping[str, Scope]] = {"GET": Scope.READ, "HEAD": Scope.READ}
 
 
 @dataclass(frozen=True)
@@ -109,38 +110,43 @@ async def tools(request: Request) -> Tools:  # async: FastAPI would send a plain
 
 Uses = Annotated[Tools, Depends(tools)]
 
-_bearer = HTTPBearer(auto_error=False, description="An API key: `darkroom keys create`.")
 
+class Admission(HTTPBearer):
+    """Whose request this is. Refuses a missing or dead key, and one without the scope.
 
-Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+    One dependency, and not a tree of them: FastAPI takes as long to resolve a small tree as the
+    database to queue a job.
+    """
 
+    def __init__(self, scope: Scope, *, to_read: Scope | None = None) -> None:
+        """`to_read`: the scope that is enough for GET and HEAD."""
+        super().__init__(
+            scheme_name="HTTPBearer",
+            description="An API key: `darkroom keys create`.",
+            auto_error=False,
+        )
+        self._scope = scope
+        self._to_read = to_read or scope
 
-async def tenant(request: Request, use: Uses, credentials: Credentials) -> str:
-    """Whose request this is. Refuses a missing or dead key, and one without the scope."""
-    return await _admitted(request, use, credentials, _SCOPES.get(request.method, Scope.SUBMIT))
-
-
-async def owner(request: Request, use: Uses, credentials: Credentials) -> str:
-    """As `tenant`, for what a key that may only read must not see."""
-    return await _admitted(request, use, credentials, Scope.SUBMIT)
-
-
-async def _admitted(
-    request: Request, use: Tools, credentials: HTTPAuthorizationCredentials | None, scope: Scope
-) -> str:
-    if use.settings.auth == "off":
-        _refuse_foreign_host(request)
-        return DEFAULT_TENANT
-    if credentials is None:
-        raise Refused(HTTPStatus.UNAUTHORIZED, "no_key", "send Authorization: Bearer dk_…")
-    secret = credentials.credentials
-    key = use.keyring.recall(secret) or await run_in_threadpool(use.keyring.find, secret)
-    if key is None:
-        raise Refused(HTTPStatus.UNAUTHORIZED, "bad_key", "the key is unknown, expired or revoked")
-    if not {scope, Scope.ADMIN} & set(key.scopes):
-        raise Refused(HTTPStatus.FORBIDDEN, "missing_scope", f"the key lacks the scope {scope}")
-    request.state.key_id = key.id
-    return key.tenant_id
+    async def __call__(self, request: Request) -> str:  # type: ignore[override]
+        """The tenant's id."""
+        use: Tools = request.app.state.tools
+        if use.settings.auth == "off":
+            _refuse_foreign_host(request)
+            return DEFAULT_TENANT
+        credentials = await super().__call__(request)
+        if credentials is None:
+            raise Refused(HTTPStatus.UNAUTHORIZED, "no_key", "send Authorization: Bearer dk_…")
+        secret = credentials.credentials
+        key = use.keyring.recall(secret) or await run_in_threadpool(use.keyring.find, secret)
+        if key is None:
+            detail = "the key is unknown, expired or revoked"
+            raise Refused(HTTPStatus.UNAUTHORIZED, "bad_key", detail)
+        scope = self._to_read if request.method in {"GET", "HEAD"} else self._scope
+        if not {scope, Scope.ADMIN} & set(key.scopes):
+            raise Refused(HTTPStatus.FORBIDDEN, "missing_scope", f"the key lacks the scope {scope}")
+        request.state.key_id = key.id
+        return key.tenant_id
 
 
 def key_id(request: Request) -> str | None:
@@ -151,16 +157,21 @@ def key_id(request: Request) -> str | None:
 
 def _refuse_foreign_host(request: Request) -> None:
     """Without keys, a web page must not reach us by having its own name point at this machine."""
-    if request.url.hostname not in _LOOPBACK_NAMES:
+    if not _is_local(request.headers.get("host", "")):
         detail = "without keys (DARKROOM_AUTH=off) only requests to localhost are answered"
         raise Refused(HTTPStatus.FORBIDDEN, "foreign_host", detail)
 
 
-async def administrator(request: Request, use: Uses, credentials: Credentials) -> str:
-    """As `tenant`, for what concerns the whole installation."""
-    return await _admitted(request, use, credentials, Scope.ADMIN)
+@lru_cache(maxsize=64)
+def _is_local(host: str) -> bool:
+    try:
+        return urlsplit(f"//{host}").hostname in _LOOPBACK_NAMES
+    except ValueError:
+        return False
 
 
-TenantId = Annotated[str, Depends(tenant)]
-OwnerId = Annotated[str, Depends(owner)]
-AdminId = Annotated[str, Depends(administrator)]
+TenantId = Annotated[str, Security(Admission(Scope.SUBMIT, to_read=Scope.READ))]
+#: as TenantId, for what a key that may only read must not see
+OwnerId = Annotated[str, Security(Admission(Scope.SUBMIT))]
+#: as TenantId, for what concerns the whole installation
+AdminId = Annotated[str, Security(Admission(Scope.ADMIN))]

@@ -9,14 +9,28 @@ Classes go strictly in order, but a class that has waited longer than `AGEING` f
 between them goes before one that has just been served, so that none starves.
 """
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, func, literal, select, text, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Double,
+    SmallInteger,
+    Text,
+    bindparam,
+    func,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningInsert
 
 from darkroom.errors import Draining
 from darkroom.status import Status
@@ -41,41 +55,47 @@ def reserve(session: Session, tenant_id: str, priority: int, *, cost: float) -> 
 
     Until the caller commits, others who reserve for this tenant and class wait. Raises Draining.
     """
-    weight = select(Tenant.weight).where(Tenant.id == tenant_id).scalar_subquery()
-    draining_at = select(Operation.draining_at).scalar_subquery()
-    start = _present(priority)
-    mine = insert(FairShare).values(
-        tenant_id=tenant_id,
-        priority=priority,
-        next_tag=start + cost / weight,
-        arrived=cost,
-        arrived_squares=cost**2,
-    )
-    mine = mine.on_conflict_do_update(
-        index_elements=[FairShare.tenant_id, FairShare.priority],
-        set_={"next_tag": func.greatest(FairShare.next_tag, start) + cost / weight}
-        | _counted(cost),
-    )
-    reserved = session.execute(
-        mine.returning(
-            FairShare.next_tag,
-            weight.label("weight"),
-            func.now().label("now"),
-            draining_at.label("draining_at"),
-        )
-    ).one()
+    asked = {"tenant": tenant_id, "rank": priority, "cost": cost, "square": cost**2}
+    reserved = session.connection().execute(_reservation(), asked).one()
     if reserved.draining_at is not None:
         raise Draining
     return Places(reserved.next_tag - cost / reserved.weight, reserved.weight, reserved.now)
 
 
-def _counted(cost: float) -> dict[str, ColumnElement[Any]]:
+@functools.cache  # to word a statement takes longer than to run it
+def _reservation() -> ReturningInsert[Any]:
+    tenant, rank = bindparam("tenant", type_=Text), bindparam("rank", type_=SmallInteger)
+    cost, square = bindparam("cost", type_=Double), bindparam("square", type_=Double)
+    weight = select(Tenant.weight).where(Tenant.id == tenant).scalar_subquery()
+    draining_at = select(Operation.draining_at).scalar_subquery()
+    start = _present(rank)
+    mine = insert(FairShare).values(
+        tenant_id=tenant,
+        priority=rank,
+        next_tag=start + cost / weight,
+        arrived=cost,
+        arrived_squares=square,
+    )
+    mine = mine.on_conflict_do_update(
+        index_elements=[FairShare.tenant_id, FairShare.priority],
+        set_={"next_tag": func.greatest(FairShare.next_tag, start) + cost / weight}
+        | _counted(cost, square),
+    )
+    return mine.returning(
+        FairShare.next_tag,
+        weight.label("weight"),
+        func.now().label("now"),
+        draining_at.label("draining_at"),
+    )
+
+
+def _counted(cost: BindParameter[float], square: BindParameter[float]) -> dict[str, Any]:
     """What was submitted, faded up to now, and this; `darkroom.standing` makes rates of it."""
     age_s = func.extract("epoch", func.now() - FairShare.counted_at)
     left = func.exp(-func.least(50, age_s / FADING))  # the server calls smaller ones an error
     return {
         "arrived": FairShare.arrived * left + cost,
-        "arrived_squares": FairShare.arrived_squares * left + cost**2,
+        "arrived_squares": FairShare.arrived_squares * left + square,
         "counted_at": func.now(),
     }
 
@@ -94,7 +114,7 @@ def give_back(session: Session, tenant_id: str, costs: Mapping[int, float]) -> N
         )
 
 
-def _present(priority: int) -> ColumnElement[float]:
+def _present(priority: BindParameter[int]) -> ColumnElement[float]:
     """The smallest tag that waits, or the last one claimed when none does."""
     waiting = (
         select(Job.fair_tag)

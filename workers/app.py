@@ -31,6 +31,7 @@ from workers.janitor import Janitor
 from workers.leases import Leases
 from workers.microbatch import pump
 from workers.noticeboard import Noticeboard
+from workers.nudge import Nudge
 from workers.seats import Seats
 from workers.sweep import Sweeper
 from workers.withdrawals import Withdrawals
@@ -126,6 +127,7 @@ def open_crew(
 def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Celery:
     """The Celery app with its task and its life wired up."""
     app = queue.celery_app(settings, socket_timeout_s=5)
+    app.steps["consumer"].add(Nudge)
 
     @app.task(name=queue.PUMP)
     def _pump() -> None:
