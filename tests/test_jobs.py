@@ -335,6 +335,58 @@ def test_the_table_refuses_nonsense(sessions, queue_jobs, nonsense):
         s.execute(text(f"UPDATE job SET {nonsense}"))
 
 
+BATCH = "bat_" + "0" * 32
+
+
+@pytest.fixture
+def two_tenants(sessions, queue_jobs):
+    queue_jobs({})
+    with sessions.begin() as session:
+        session.execute(text("INSERT INTO tenant (id, name) VALUES ('ten_other', 'other')"))
+        session.add(Batch(id=BATCH, tenant_id="ten_other", total=1))
+
+
+def copy_of_a_job(**changed):
+    """SQL that inserts the job once more, but for these columns."""
+    kept = [c.name for c in Job.__table__.columns if c.name not in {"id", *changed}]
+    names, values = ", ".join(changed), ", ".join(f"'{value}'" for value in changed.values())
+    columns = ", ".join(kept)
+    return text(
+        f"INSERT INTO job (id, {names}, {columns}) SELECT 'job_2', {values}, {columns} FROM job"
+    )
+
+
+@pytest.mark.usefixtures("two_tenants")
+@pytest.mark.parametrize(
+    "owners",
+    [
+        {"tenant_id": "ten_nobody"},
+        {"batch_id": "bat_" + "1" * 32, "row_number": 1},
+        {"batch_id": BATCH, "row_number": 1},
+    ],
+    ids=["an unknown tenant", "an unknown batch", "another tenant's batch"],
+)
+def test_a_job_of_nobody_is_refused(sessions, owners):
+    with pytest.raises(IntegrityError, match="ForeignKeyViolation"), sessions.begin() as session:
+        session.execute(copy_of_a_job(**owners))
+
+
+@pytest.mark.usefixtures("two_tenants")
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM batch",
+        "UPDATE batch SET id = 'bat_1'",
+        f"UPDATE batch SET tenant_id = '{DEFAULT_TENANT}'",
+        "UPDATE job SET tenant_id = 'ten_other'",
+        f"DELETE FROM tenant WHERE id = '{DEFAULT_TENANT}'",
+    ],
+)
+def test_nobodys_jobs_lose_their_owner(sessions, change):
+    with pytest.raises(IntegrityError, match="ForeignKeyViolation"), sessions.begin() as session:
+        session.execute(text(change))
+
+
 def test_finished_statuses_are_those_without_a_way_on():
     assert set(TRANSITIONS) == set(Status)
     assert {Status.SUCCEEDED, Status.FAILED, Status.CANCELED, Status.EXPIRED} == FINISHED
