@@ -176,9 +176,10 @@ class _CellReader:
         for (name, plain), cell in zip(self._columns, cells, strict=True):
             if not cell or not name or cell.isspace():
                 continue  # an empty cell is the default
-            if plain and len(cell) <= columns.MAX_CELL_CHARS:
+            chars = len(cell)
+            if plain and chars <= columns.MAX_CELL_CHARS:
                 values[name] = cell
-            elif len(cell) < _SHORT and cell.isascii() and cell.isdigit():
+            elif chars < _SHORT and cell.isascii() and cell.isdigit():
                 values[name] = int(cell)
             else:  # none of the usual, for which the above is only faster
                 try:

@@ -95,6 +95,7 @@ class Judge:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._defaults = plan.defaults
         self._custom_ids: set[str] = set()  #: of the rows so far
         self._recipes: dict[str, Recipe] = {}  #: by the fields they were made of
 
@@ -103,7 +104,8 @@ class Judge:
         problems = record.problems
         if record.values is not None:
             try:
-                drafts = self._drafts(record.number, {**self._plan.defaults, **record.values})
+                values = {**self._defaults, **record.values} if self._defaults else record.values
+                drafts = self._drafts(record.number, values)
             except ValidationError as error:
                 problems = _joined(problems, input_problems(error))
             except InvalidInput as error:
@@ -134,9 +136,14 @@ class Judge:
             self._custom_ids.add(custom_id)
 
     def _judged(self, values: dict[str, object]) -> tuple[Recipe, Words]:
-        words = {name: values[name] for name in _WORDS if name in values}
-        # As text, because 1, 1.0 and True are the same key, and lists are none.
-        shared = repr([item for item in values.items() if item[0] not in _WORDS])
+        words: dict[str, object] = {}
+        others: list[object] = []
+        for name, value in values.items():
+            if name in _WORDS:
+                words[name] = value
+            else:
+                others += (name, value)
+        shared = repr(others)  # as text, because 1, 1.0 and True are the same key, lists are none
         recipe = self._recipes.get(shared)
         if recipe is not None:
             try:
@@ -165,6 +172,8 @@ def _images(number: int, first: int, recipe: Recipe, words: Words) -> list[Draft
         seed = draw_seed()
     if seed + recipe.num_images - 1 > MAX_SEED:
         raise columns.bad_cell("seed", "out_of_range", "seed + num_images is too large")
+    if recipe.num_images == 1:
+        return [Draft(recipe, prompt, negative_prompt, seed, number, first, custom_id)]
     return [
         Draft(recipe, prompt, negative_prompt, seed + image, number, first + image, custom_id)
         for image in range(recipe.num_images)
