@@ -5,10 +5,11 @@ variable in lower case inside the directory `DARKROOM_SECRETS_DIR` (Docker's /ru
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 HOME: Final = Path(__file__).resolve().parent.parent  #: models/, model_repository/, migrations/
@@ -17,7 +18,9 @@ HOME: Final = Path(__file__).resolve().parent.parent  #: models/, model_reposito
 class Settings(BaseSettings):
     """One field per variable; `.env.example` lists them all (a test compares the two)."""
 
-    model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="DARKROOM_", env_ignore_empty=True, frozen=True, extra="ignore"
+    )
 
     database_url: SecretStr = Field(
         SecretStr("postgresql://darkroom@127.0.0.1:5432/darkroom"),
@@ -164,6 +167,17 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Read the environment and the secrets directory. Raises pydantic.ValidationError."""
+    """Read the environment and the secrets directory, at the start of a process.
+
+    Where a value cannot be used there is no process: its message says which variable, and why,
+    but not the value, which may be a secret.
+    """
     secrets_dir = os.environ.get("DARKROOM_SECRETS_DIR")
-    return Settings(_secrets_dir=secrets_dir)
+    try:
+        return Settings(_secrets_dir=secrets_dir)
+    except ValidationError as invalid:
+        for problem in invalid.errors(include_url=False, include_input=False):
+            name = "_".join(["DARKROOM", *map(str, problem["loc"])]).upper()
+            message = problem["msg"].removeprefix("Input ")
+            print(f"error: {name} {message}; see .env.example", file=sys.stderr)
+        raise SystemExit(2) from None

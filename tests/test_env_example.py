@@ -1,8 +1,12 @@
 """`.env.example` says of every variable what the code does."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from pydantic import SecretStr
 
@@ -94,3 +98,30 @@ def test_compose_knows_the_profile():
     assert documented()["COMPOSE_PROFILES"][0] in {
         profile for service in services.values() for profile in service.get("profiles", [])
     }
+
+
+def test_a_variable_that_is_set_but_empty_is_not_set(monkeypatch):
+    usual = Settings()
+    for name, (value, _) in documented().items():
+        if not value:
+            monkeypatch.setenv(name, "")
+
+    assert Settings() == usual
+
+
+@pytest.mark.parametrize("process", ["api", "workers", "workers.delivery", "darkroom.cli up"])
+def test_no_process_starts_with_a_value_it_cannot_use_and_none_repeats_it(process):
+    unusable = {"DARKROOM_LEASE_S": "secret", "DARKROOM_API_PORT": "-1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *process.split()],
+        env=os.environ | unusable,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 2
+    assert all(f"error: {name} should be " in done.stderr for name in unusable), done.stderr
+    assert "secret" not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from darkroom.errors import SetupError
+from darkroom.settings import load_settings
 
 
 def up(
@@ -24,6 +25,7 @@ def up(
     """
     from darkroom.local.up import up as run_stack  # only this command needs the [local] packages
 
+    load_settings()  # what no process could use is told before the first is started
     try:
         code = run_stack(data_dir, port=port, workers=workers, command=command or [])
     except SetupError as problem:
