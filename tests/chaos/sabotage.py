@@ -7,12 +7,14 @@ the product; a running module's functions are replaced before the worker starts.
 import os
 import threading
 import time
+from dataclasses import asdict
 
 from sqlalchemy import event, select, update
 from sqlalchemy.orm import Session
 
 from chaos import worker
 from darkroom import dispatches, ends
+from darkroom.outcomes import Drawn
 from darkroom.storage import S3Store
 from darkroom.tables import Dispatch, Job
 from workers.hold import Hold
@@ -30,12 +32,18 @@ def without_fence():
         session.execute(update(Dispatch).where(Dispatch.id == dispatch_id).values(values))
         return True
 
+    def whatever(outcome):
+        if not isinstance(outcome, Drawn):
+            return dispatches._values(outcome)
+        image = {name: value for name, value in asdict(outcome).items() if name != "job_id"}
+        return image | {"status": "succeeded", "finished_at": dispatches.func.now()}
+
     def move(session, dispatch_id, outcomes_of, *_):
         held = select(Job).where(Job.dispatch_id == dispatch_id, Job.status == "running")
         moved = []
         for outcome in outcomes_of(session.scalars(held).all()):
             these = update(Job).where(Job.id == outcome.job_id)
-            moved += session.scalars(these.values(dispatches._values(outcome)).returning(Job))
+            moved += session.scalars(these.values(whatever(outcome)).returning(Job))
         ends.announce(session, moved)
         return len(moved)
 

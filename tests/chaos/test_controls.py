@@ -15,6 +15,7 @@ from chaos.lab import Lab
 from chaos.run import Run
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+PATIENT = {"DARKROOM_GENERATE_TIMEOUT_S": "60"}  #: it brings pictures after its sleep, not a crash
 SHORT_LEASE = {"DARKROOM_LEASE_S": "2"}  #: shorter than what is drawn takes
 DIES_AFTER_COMMIT = {"DARKROOM_FAULT_POINT": "after-settle-commit"}
 
@@ -62,7 +63,7 @@ def test_n1_without_the_fence_a_job_ends_twice(own_lab, control):
     with own_lab.sessions.begin() as session:  # the database would refuse it as well
         session.connection().exec_driver_sql("DROP TRIGGER job_moves ON job")
     with control("N1", "fence", {"I2", "fence"}) as run:
-        sleeper = saboteur(own_lab, "fence")
+        sleeper = saboteur(own_lab, "fence", PATIENT)
         own_lab.wait_ready(sleeper)
         own_lab.hire()
         own_lab.wait_ready()
