@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.demo_model.captions import PALETTE
-from compile.demo_model.prompt_sets import BASIC_COLORS, Asked
+from compile.demo_model.prompt_sets import BASIC_COLORS, HELD_OUT, Asked
 from compile.demo_model.raster import hue_saturation_value
 
 Picture = NDArray[np.uint8]  #: [256, 256, 3]
@@ -36,7 +36,7 @@ class Judge:
 
 def is_right(picture: Picture, one: Asked, judge: Judge) -> bool:
     """Whether the picture shows what was asked, as far as this score looks."""
-    if one.score == "color":
+    if one.score in ("color", HELD_OUT):
         return dominant_color(picture) == one.expected
     if one.score == "background":
         return background_color(picture) == one.expected
