@@ -50,6 +50,13 @@ def test_every_package_is_attributed_with_its_licence() -> None:
         assert f"(npm {package.name} {package.version}): {package.licence}" in text
 
 
+def test_the_sources_of_the_weights_it_started_from_are_attributed_too() -> None:
+    older = "# Where they come from\n\n- FxEmojis\n\n## And before\n\n- Temaki\n"
+    text = sources.attribution_text(started_from=older)
+    assert text.startswith(sources.attribution_text())
+    assert "\n### Where they come from\n\n- FxEmojis\n\n### And before\n\n- Temaki\n" in text
+
+
 def test_a_data_set_reads_back_as_it_was_written_and_its_file_is_the_same_twice(
     tmp_path: Path,
 ) -> None:

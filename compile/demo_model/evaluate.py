@@ -54,7 +54,7 @@ def _scene_compositions(cast: Cast) -> Iterator[Composition]:
 
 
 def ceiling(
-    cast: Cast, canvas: Canvas, judge: Judge, prompts: Sequence[Asked], seeds: Sequence[int]
+    cast: Cast, canvas: Canvas, judge: Judge | None, prompts: Sequence[Asked], seeds: Sequence[int]
 ) -> Scores:
     """What the measures say of pictures that are right by construction: their own accuracy."""
     numbered = zip(prompts, seeds, strict=True)
@@ -67,7 +67,9 @@ def ceiling(
     return score(pictures, prompts, judge)
 
 
-def score(pictures: Sequence[measures.Picture], prompts: Sequence[Asked], judge: Judge) -> Scores:
+def score(
+    pictures: Sequence[measures.Picture], prompts: Sequence[Asked], judge: Judge | None
+) -> Scores:
     """The share of right pictures for each score, and their mean."""
     marks: dict[str, list[bool]] = {}
     for picture, one in zip(pictures, prompts, strict=True):

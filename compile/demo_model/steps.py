@@ -36,6 +36,8 @@ from compile.demo_model.train import GENTLE, SMOKE, Pace
 
 _SMOKE_SECONDS: Final = 0.3
 _SEED: Final = 7
+_ATTRIBUTION: Final = "ATTRIBUTION.md"
+_STARTED_FROM: Final = "started-from.md"  # whose weights are in the new ones; so are its sources
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,9 @@ def export(asked: Namespace) -> None:
     encoder = Encoder(asked.work / "tokenizer")
     made = networks.build(TOY if asked.smoke else Sizes(), encoder)
     _load_weights(made, asked.work)
-    folder = asked.work / "exported"
-    networks.export(made, asked.work / "tokenizer", folder, attribution=attribution_text())
+    folder, older = asked.work / "exported", asked.work / _STARTED_FROM
+    attribution = attribution_text(started_from=older.read_text("utf-8") if older.exists() else "")
+    networks.export(made, asked.work / "tokenizer", folder, attribution=attribution)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     say(f"{made.million_parameters:.1f} M parameters, {size / 1e6:.1f} MB in {folder}")
 
@@ -170,7 +173,9 @@ def evaluate(asked: Namespace) -> None:
     numbered = _numbered_prompts(asked, cast)
     prompts, seeds = [one for _, one in numbered], [number for number, _ in numbered]
     canvas = Canvas(cast.rasters, device)
-    judge = scoring.judge_from(cast, canvas, scenes_seen=160 if asked.smoke else 3000)
+    judge = None  # learning takes minutes on a CPU
+    if {one.score for one in prompts} & {"place", "thing"}:
+        judge = scoring.judge_from(cast, canvas, scenes_seen=160 if asked.smoke else 3000)
     rows = [("composed", "", scoring.ceiling(cast, canvas, judge, prompts, seeds))]
     for model in _models(asked):
         for steps in asked.steps:
@@ -232,6 +237,8 @@ def _latest(shop: Workshop, *, start: Path | None = None) -> Networks:
     made = networks.build(shop.sizes, shop.encoder)
     if start is not None:
         networks.warm_start(made, start)
+        if (start / _ATTRIBUTION).exists():
+            shutil.copy(start / _ATTRIBUTION, shop.folder / _STARTED_FROM)
     _load_weights(made, shop.folder)
     modules: tuple[torch.nn.Module, ...] = (made.vae, made.denoiser)
     for module in modules:
