@@ -65,7 +65,7 @@ def add(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
         from engine import triton_kernels
 
         return triton_kernels.add(one, other, bias)
-    total = other.unflatten(0, (-1, len(one))) + one
+    total: Tensor = other.unflatten(0, (-1, len(one))) + one
     return total.add_(bias).view(other.shape)
 
 
