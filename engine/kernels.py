@@ -1,7 +1,8 @@
 """What lies between convolutions and matrix products, each in as few passes as it takes.
 
 Activations are [rows, height, width, channels] or [rows, tokens, channels], contiguous. On CUDA
-these are Triton's kernels; elsewhere the same in plain PyTorch, for the tests to compare with.
+these are Triton's kernels; elsewhere the same in plain PyTorch, writing over what it has just made:
+large new tensors cost a CPU more than the arithmetic in them.
 """
 
 from collections.abc import Sequence
@@ -39,13 +40,13 @@ def group_norm(
         from engine import triton_kernels
 
         return triton_kernels.group_norm(parts, norm, shift, silu=silu)
-    joined = torch.cat(list(parts), dim=-1)
+    joined = parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
     if shift is not None:
-        added = shift.repeat(len(joined) // len(shift), 1)
-        joined = joined + added.view(len(joined), *[1] * (joined.dim() - 2), -1)
+        added = shift.view(len(shift), *[1] * (joined.dim() - 2), -1)
+        joined = (joined.unflatten(0, (-1, len(shift))) + added).view(joined.shape)
     channels_first = joined.movedim(-1, 1)
     normed = functional.group_norm(channels_first, norm.groups, norm.weight, norm.bias, norm.eps)
-    return (functional.silu(normed) if silu else normed).movedim(1, -1).contiguous()
+    return (functional.silu(normed, inplace=True) if silu else normed).movedim(1, -1).contiguous()
 
 
 def layer_norm(tokens: Tensor, shift: Tensor, norm: Norm) -> Tensor:
@@ -64,7 +65,8 @@ def add(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
         from engine import triton_kernels
 
         return triton_kernels.add(one, other, bias)
-    return one.repeat(len(other) // len(one), *[1] * (one.dim() - 1)) + other + bias
+    total: Tensor = other.unflatten(0, (-1, len(one))) + one
+    return total.add_(bias).view(other.shape)
 
 
 def geglu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def geglu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
         return triton_kernels.geglu(tokens, weight, bias)
     value, gate = functional.linear(tokens, weight, bias).chunk(2, dim=-1)
-    return value * functional.gelu(gate)
+    return functional.gelu(gate).mul_(value)
 
 
 def interleave(phases: Tensor, bias: Tensor) -> Tensor:
@@ -87,7 +89,9 @@ def interleave(phases: Tensor, bias: Tensor) -> Tensor:
 
         return triton_kernels.interleave(phases, bias)
     rows, height, width = phases.shape[0], phases.shape[1] - 1, phases.shape[2] - 1
-    one, two, three, four = phases.chunk(4, dim=-1)
-    upper = torch.stack([one[:, :-1, :-1], two[:, :-1, 1:]], dim=3)  # [rows, h, w, 2, channels]
-    lower = torch.stack([three[:, 1:, :-1], four[:, 1:, 1:]], dim=3)
-    return torch.stack([upper, lower], dim=2).reshape(rows, 2 * height, 2 * width, -1) + bias
+    pixels = phases.new_empty((rows, height, 2, width, 2, len(bias)))
+    for at, phase in enumerate(phases.chunk(4, dim=-1)):
+        down, right = divmod(at, 2)
+        part = phase[:, down : down + height, right : right + width]
+        torch.add(part, bias, out=pixels[:, :, down, :, right])
+    return pixels.view(rows, 2 * height, 2 * width, -1)

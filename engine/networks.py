@@ -1,4 +1,4 @@
-"""Stable Diffusion's UNet and picture decoder, laid out for a GPU.
+"""Stable Diffusion's UNet and picture decoder, laid out for speed.
 
 Made from diffusers' modules, whose weights they share. What differs is how the same numbers are
 reached: channels innermost throughout, so that nothing is reordered; norms, activations, sums and

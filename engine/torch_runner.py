@@ -1,4 +1,4 @@
-"""Runs a diffusers folder's networks with PyTorch: as they are on a CPU, laid out anew on a GPU."""
+"""Runs a diffusers folder's networks with PyTorch, laid out anew where they are known."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.blocks import UnsupportedNetwork
-from engine.graphs import Graphed
+from engine.graphs import Graphed, Network
 from engine.networks import Decoder, UNet
 from engine.rows import Pixels
 from engine.runner import Decoding
@@ -53,15 +53,12 @@ class TorchRunner:
         self.encode = texts.encode
         self._texts = texts
         self._dtype = dtype
-        self._unet, self._decoder = _plain_unet(unet), _plain_decoder(vae)
+        self._unet: Network
+        self._unet, self._decoder = _laid_out(unet, vae)
         if device.type == "cuda":
-            self._prepare_gpu(unet, vae)
+            self._prepare_gpu()
 
-    def _prepare_gpu(self, unet: Any, vae: Any) -> None:
-        try:
-            self._unet, self._decoder = UNet(unet), Decoder(vae)
-        except UnsupportedNetwork as odd:
-            logger.warning("this model has %s: diffusers' own networks run it, slower", odd)
+    def _prepare_gpu(self) -> None:
         self._unet = Graphed(self._unet, BUCKETS)
         self._decode_few = Graphed(self._decoder, RECORDED_DECODINGS)
         self._decoding = torch.cuda.Stream(self.device)
@@ -149,7 +146,8 @@ class TorchRunner:
     def decode(self, latents: Tensor) -> Decoding:
         """See NetworkRunner. A picture of something that is not a number would be black."""
         if self.device.type != "cuda":
-            return _developed(self._decoder(latents))
+            # One by one: what a picture takes fits into the caches, and several do not.
+            return _developed(torch.cat([self._decoder(one) for one in latents.split(1)]))
         self._decoding.wait_stream(torch.cuda.current_stream())
         latents.record_stream(self._decoding)
         with torch.cuda.stream(self._decoding):
@@ -167,6 +165,14 @@ class TorchRunner:
             self.decode(
                 torch.zeros((rows, self.latent_channels, size, size), device=self.device)
             ).pictures()
+
+
+def _laid_out(unet: Any, vae: Any) -> tuple[Network, Network]:
+    try:
+        return UNet(unet), Decoder(vae)
+    except UnsupportedNetwork as odd:
+        logger.warning("this model has %s: diffusers' own networks run it, slower", odd)
+        return _plain_unet(unet), _plain_decoder(vae)
 
 
 def _plain_unet(unet: Any) -> Callable[..., Tensor]:

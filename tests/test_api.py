@@ -41,7 +41,7 @@ def test_a_job_is_accepted_with_every_default_filled_in(http):
     assert response.status_code == 202
     job = response.json()
     assert (job["object"], job["status"], job["attempt"]) == ("job", "queued", 0)
-    assert job["input"]["num_inference_steps"] == 12
+    assert job["input"]["num_inference_steps"] == 8
     assert job["input"]["priority"] == "normal"
     assert 0 <= job["input"]["seed"] < 2**53
     assert http.get(f"/v1/jobs/{job['id']}").json() == job

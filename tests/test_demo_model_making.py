@@ -67,6 +67,15 @@ def test_the_scores_are_written(work: Path, tmp_path: Path) -> None:
     assert set(exported[2]) == set(composed[2])
 
 
+def test_held_out_colors_are_scored_when_asked_for(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    main(["evaluate", "--smoke", "--work", str(work), "--steps", "1", "--sets", "held_out_color",
+          "--out", str(out)])  # fmt: skip
+    composed, exported = json.loads(out.read_text("utf-8"))
+    assert composed[2] == {"held_out_color": 1.0, "mean": 1.0}
+    assert set(exported[2]) == set(composed[2])
+
+
 def test_training_goes_on_where_it_stopped(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "denoiser", "--smoke", "--work", str(work)])
     said = capsys.readouterr().out

@@ -18,7 +18,7 @@ from compile.demo_model.cast import cast_of
 from compile.demo_model.composer import compose, recoloring
 from compile.demo_model.composition import Backdrop, Composition, Placed
 from compile.demo_model.evaluate import to_bytes
-from compile.demo_model.prompt_sets import asked
+from compile.demo_model.prompt_sets import asked, held_out_colors
 from compile.demo_model.raster import draw_sprite
 from compile.demo_model.scenes import SCENES, VARIANTS, scene_svg
 from compile.demo_model.things import Sprite, Thing
@@ -48,6 +48,13 @@ def test_every_package_is_attributed_with_its_licence() -> None:
     text = sources.attribution_text()
     for package in sources.PACKAGES:
         assert f"(npm {package.name} {package.version}): {package.licence}" in text
+
+
+def test_the_sources_of_the_weights_it_started_from_are_attributed_too() -> None:
+    older = "# Where they come from\n\n- FxEmojis\n\n## And before\n\n- Temaki\n"
+    text = sources.attribution_text(started_from=older)
+    assert text.startswith(sources.attribution_text())
+    assert "\n### Where they come from\n\n- FxEmojis\n\n### And before\n\n- Temaki\n" in text
 
 
 def test_a_data_set_reads_back_as_it_was_written_and_its_file_is_the_same_twice(
@@ -162,6 +169,18 @@ def test_the_prompts_are_several_hundred_and_none_stands_twice() -> None:
     prompts = [one.prompt for one in asked()]
     assert len(prompts) > 500
     assert len(set(prompts)) == len(prompts)
+
+
+def test_no_held_out_prompt_is_of_a_thing_that_the_color_score_asks_for() -> None:
+    toy = toy_rasters()
+    held_out = held_out_colors(cast_of(toy))
+    assert [one.things[0] for one in held_out] == ["ball", "box", "ring", "wedge"]
+    assert len({one.expected for one in held_out}) == 4
+    apple = dataclasses.replace(
+        toy,
+        things=[dataclasses.replace(toy.things[0], words=("apple",)), *toy.things[1:]],
+    )
+    assert held_out_colors(cast_of(apple))[0].things == ("box",)
 
 
 def test_the_last_timestep_is_pure_noise() -> None:

@@ -68,7 +68,7 @@ def test_columns_have_short_names_too(catalogue):
 def test_an_empty_cell_is_the_models_default(catalogue):
     [row] = read(catalogue, "prompt,steps,seed\na cat,,\n")
 
-    assert row.num_inference_steps == 12
+    assert row.num_inference_steps == 8
     assert 0 <= row.seed <= MAX_SEED
 
 

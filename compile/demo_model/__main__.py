@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from compile.demo_model.prompt_sets import HELD_OUT, SCORES
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one step; its help says what it reads and writes."""
@@ -57,8 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = step("evaluate", "the table of scores of one or more models")
     for reading in (sample, evaluate):
         reading.add_argument("models", type=Path, nargs="*", help="default: the exported one")
-        reading.add_argument("--steps", type=int, nargs="+", default=[12])
+        reading.add_argument("--steps", type=int, nargs="+", default=[8])
         reading.add_argument("--guidance", type=float, default=4.0)
+    evaluate.add_argument(
+        "--sets", nargs="+", choices=(*SCORES, HELD_OUT), default=SCORES, help="of prompts"
+    )
     evaluate.add_argument("--every", type=int, default=1, help="only every n-th prompt")
     evaluate.add_argument("--out", type=Path, default=None, help="the scores as JSON")
     return parser

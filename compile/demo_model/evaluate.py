@@ -22,6 +22,7 @@ from compile.demo_model.tokens import Encoder
 
 GUIDANCE: Final = 4.0
 _TOGETHER: Final = 64
+_TOGETHER_ON_A_CPU: Final = 8  # more is slower there, and 64 take gigabytes
 
 Scores = dict[str, float]  #: by score, and "mean" of those; shares of 1
 
@@ -52,9 +53,12 @@ def _scene_compositions(cast: Cast) -> Iterator[Composition]:
             yield one
 
 
-def ceiling(cast: Cast, canvas: Canvas, judge: Judge, prompts: Sequence[Asked]) -> Scores:
+def ceiling(
+    cast: Cast, canvas: Canvas, judge: Judge | None, prompts: Sequence[Asked], seeds: Sequence[int]
+) -> Scores:
     """What the measures say of pictures that are right by construction: their own accuracy."""
-    plans = [plan_of(composed(cast, one, number)) for number, one in enumerate(prompts)]
+    numbered = zip(prompts, seeds, strict=True)
+    plans = [plan_of(composed(cast, one, number)) for one, number in numbered]
     pictures = [
         picture
         for start in range(0, len(plans), _TOGETHER)
@@ -63,7 +67,9 @@ def ceiling(cast: Cast, canvas: Canvas, judge: Judge, prompts: Sequence[Asked]) 
     return score(pictures, prompts, judge)
 
 
-def score(pictures: Sequence[measures.Picture], prompts: Sequence[Asked], judge: Judge) -> Scores:
+def score(
+    pictures: Sequence[measures.Picture], prompts: Sequence[Asked], judge: Judge | None
+) -> Scores:
     """The share of right pictures for each score, and their mean."""
     marks: dict[str, list[bool]] = {}
     for picture, one in zip(pictures, prompts, strict=True):
@@ -80,7 +86,7 @@ def draw(
     steps: int,
     guidance: float = GUIDANCE,
     device: torch.device,
-    together: int = _TOGETHER,
+    together: int | None = None,
 ) -> list[measures.Picture]:
     """Pictures [256, 256, 3] by the model in a folder, in float32, with DDIM."""
     networks = load(folder)
@@ -102,10 +108,11 @@ def draw_with(
     steps: int,
     guidance: float = GUIDANCE,
     device: torch.device,
-    together: int = _TOGETHER,
+    together: int | None = None,
 ) -> list[measures.Picture]:
     """As `draw`, by networks that are on the device."""
     pictures = []
+    together = together or (_TOGETHER if device.type == "cuda" else _TOGETHER_ON_A_CPU)
     empty = torch.from_numpy(encoder.encode([""])).long().to(device)
     for start in range(0, len(prompts), together):
         some = slice(start, start + together)

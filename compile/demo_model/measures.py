@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compile.demo_model.captions import PALETTE
-from compile.demo_model.prompt_sets import BASIC_COLORS, Asked
+from compile.demo_model.prompt_sets import BASIC_COLORS, HELD_OUT, Asked
 from compile.demo_model.raster import hue_saturation_value
 
 Picture = NDArray[np.uint8]  #: [256, 256, 3]
@@ -34,18 +34,23 @@ class Judge:
     thumbnails: NDArray[np.float32]  #: [sprites, _THUMB * _THUMB * 3]
 
 
-def is_right(picture: Picture, one: Asked, judge: Judge) -> bool:
-    """Whether the picture shows what was asked, as far as this score looks."""
-    if one.score == "color":
+def is_right(picture: Picture, one: Asked, judge: Judge | None) -> bool:
+    """Whether the picture shows what was asked, as far as this score looks.
+
+    Only places and things want a judge.
+    """
+    if one.score in ("color", HELD_OUT):
         return dominant_color(picture) == one.expected
     if one.score == "background":
         return background_color(picture) == one.expected
     if one.score == "place":
+        assert judge is not None
         return place(picture, judge) == one.expected
     if one.score == "count":
         return count(picture) == int(one.expected)
     if one.score == "position":
         return relation(picture, one.colors) == one.expected
+    assert judge is not None
     return thing(picture, judge) == one.expected
 
 

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from compile.demo_model.captions import PALETTE, plural, with_article
-from compile.demo_model.cast import HOUSE_STYLE, Cast
+from compile.demo_model.cast import HOUSE_STYLE, Cast, colorless_name
 from compile.demo_model.composer import ABOVE_BELOW, LEFT_RIGHT, NUMBER_WORDS, recoloring
 from compile.demo_model.composition import RECOLORINGS, Backdrop, Composition, Placed
 from compile.demo_model.scenes import SCENES, VARIANTS
 
+SCORES: Final = ("color", "background", "place", "count", "position", "thing")
+HELD_OUT: Final = "held_out_color"
 BASIC_COLORS: Final = tuple(RECOLORINGS)
 _RECOLORED: Final = ("car", "fish", "dog", "guitar", "rose", "dress", "balloon",
                      "octopus", "apple")  # fmt: skip
+_HELD_OUT_THINGS: Final = 99
 _ON_BACKGROUNDS: Final = ("cat", "key", "pizza", "rocket", "frog", "crown", "bicycle", "owl")
 _IN_PLACES: Final = ("dog", "robot", "bicycle", "penguin", "rabbit", "ghost")
 _COUNTED: Final = ("cat", "dog", "banana", "strawberry", "star", "fish", "mushroom", "rocket",
@@ -50,7 +53,7 @@ _RELATIONS: Final = {
 class Asked:
     """One prompt and what a picture must show to count as right."""
 
-    score: str  #: "color", "background", "place", "count", "position" or "thing"
+    score: str  #: one of SCORES, or HELD_OUT
     prompt: str
     expected: str  #: the colour, the place, the number, the relation or the thing
     things: tuple[str, ...]
@@ -67,6 +70,30 @@ def _colors() -> list[Asked]:
         Asked("color", with_article(f"{color} {thing}"), color, (thing,), (color,))
         for thing, color in itertools.product(_RECOLORED, BASIC_COLORS)
         if color != "white"  # on white it can be right and yet not be seen
+    ]
+
+
+def held_out_colors(cast: Cast) -> list[Asked]:
+    """Other things in other colors: to see whether `color` tells of more than its own prompts.
+
+    No list by hand, and a rule that was fixed before any picture of them: of the things that can be
+    recolored, but for those of the color score, so many evenly spread over the data set's order;
+    each is asked for once, in the next of the colors.
+    """
+    colors = [color for color in BASIC_COLORS if color != "white"]
+    asked_before = {one.things[0] for one in _colors()}
+    things = [cast.things[at] for at in sorted(cast.recolorable.members)]
+    names = [
+        colorless_name(thing)
+        for thing in things
+        if asked_before.isdisjoint((thing.name, *thing.words))
+    ]
+    count = min(_HELD_OUT_THINGS, len(names))
+    spread = [names[at * len(names) // count] for at in range(count)]
+    return [
+        Asked(HELD_OUT, with_article(f"{color} {name}"), color, (name,), (color,))
+        for name, color in zip(spread, itertools.cycle(colors), strict=False)
+        if name is not None
     ]
 
 
@@ -114,7 +141,7 @@ def composed(cast: Cast, one: Asked, number: int) -> Composition:
     sprites = [_sprite(cast, thing) for thing in one.things]
     backdrop = Backdrop()
     placed = [Placed(sprites[0], 0.5, 0.5, 0.84375)]
-    if one.score == "color":
+    if one.score in ("color", HELD_OUT):
         placed = [Placed(sprites[0], 0.5, 0.5, 0.84375, recoloring(cast, sprites[0], one.expected))]
     if one.score == "background":
         red, green, blue = (channel / 255 for channel in PALETTE[one.expected])

@@ -96,6 +96,14 @@ WORDS: Final = (UNICODE_NAMES, KEYWORDS)
 PACKAGES: Final = (*PICTURES.values(), *WORDS)
 
 
+_LICENCES: Final = {
+    "MIT": "https://spdx.org/licenses/MIT.html",
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "CC-BY-3.0": "https://creativecommons.org/licenses/by/3.0/",
+}
+
+
 def fetch(package: Package, folder: Path) -> Path:
     """The package's archive in `folder`, downloaded by npm if need be. Raises WrongPackage."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,12 +144,23 @@ def read_assets(archive: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
             yield Path(member.name).stem, file.read()
 
 
-def attribution_text(packages: tuple[Package, ...] = PACKAGES) -> str:
-    """ATTRIBUTION.md: it must travel with the weights."""
+def attribution_text(packages: tuple[Package, ...] = PACKAGES, *, started_from: str = "") -> str:
+    """ATTRIBUTION.md: it must travel with the weights. `started_from` is that of older ones."""
     lines = [f"- {p.attribution} (npm {p.name} {p.version}): {p.licence}" for p in packages]
-    return (
+    text = (
         "# Where the training pictures and their names come from\n\n"
         + "\n".join(lines)
         + "\n\nScenes and captions: drawn and written by this project's own code.\n"
-        "The pictures were recoloured, scaled and put on other backgrounds.\n"
+        "The pictures were recoloured, scaled and put on other backgrounds.\n\n"
+        "The licences: "
+        + ", ".join(f"[{name}]({link})" for name, link in _LICENCES.items())
+        + ".\n"
     )
+    if started_from:
+        older = started_from.replace("\n#", "\n##").removeprefix("# ")
+        text += (
+            "\n## What the weights started from\n\n"
+            "They began as an older model's, so its sources are sources of these too:\n\n"
+            f"### {older}"
+        )
+    return text

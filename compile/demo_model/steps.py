@@ -25,6 +25,7 @@ from compile.demo_model.networks import TOY, Denoiser, Networks, Sizes
 from compile.demo_model.pictures import LatentBank, Supply, encode
 from compile.demo_model.polish import polish_decoder
 from compile.demo_model.progress import Stage
+from compile.demo_model.prompt_sets import Asked, held_out_colors
 from compile.demo_model.prompt_sets import asked as all_prompts
 from compile.demo_model.raster import Rasters, rasterise
 from compile.demo_model.show_prompts import SHOW_PROMPTS
@@ -35,6 +36,8 @@ from compile.demo_model.train import GENTLE, SMOKE, Pace
 
 _SMOKE_SECONDS: Final = 0.3
 _SEED: Final = 7
+_ATTRIBUTION: Final = "ATTRIBUTION.md"
+_STARTED_FROM: Final = "started-from.md"  # whose weights are in the new ones; so are its sources
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,9 @@ def export(asked: Namespace) -> None:
     encoder = Encoder(asked.work / "tokenizer")
     made = networks.build(TOY if asked.smoke else Sizes(), encoder)
     _load_weights(made, asked.work)
-    folder = asked.work / "exported"
-    networks.export(made, asked.work / "tokenizer", folder, attribution=attribution_text())
+    folder, older = asked.work / "exported", asked.work / _STARTED_FROM
+    attribution = attribution_text(started_from=older.read_text("utf-8") if older.exists() else "")
+    networks.export(made, asked.work / "tokenizer", folder, attribution=attribution)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     say(f"{made.million_parameters:.1f} M parameters, {size / 1e6:.1f} MB in {folder}")
 
@@ -155,7 +159,7 @@ def sample(asked: Namespace) -> None:
     sheets = [
         scoring.draw(
             model, prompts, [_SEED] * len(prompts), steps=asked.steps[0],
-            guidance=asked.guidance, device=device, together=16,
+            guidance=asked.guidance, device=device,
         )
         for model in _models(asked)
     ]  # fmt: skip
@@ -166,14 +170,17 @@ def sample(asked: Namespace) -> None:
 
 def evaluate(asked: Namespace) -> None:
     device, cast = _device(asked), _cast(asked)
-    prompts = TOY_PROMPTS if asked.smoke else all_prompts()[:: asked.every]
+    numbered = _numbered_prompts(asked, cast)
+    prompts, seeds = [one for _, one in numbered], [number for number, _ in numbered]
     canvas = Canvas(cast.rasters, device)
-    judge = scoring.judge_from(cast, canvas, scenes_seen=160 if asked.smoke else 3000)
-    rows = [("composed", "", scoring.ceiling(cast, canvas, judge, prompts))]
+    judge = None  # learning takes minutes on a CPU
+    if {one.score for one in prompts} & {"place", "thing"}:
+        judge = scoring.judge_from(cast, canvas, scenes_seen=160 if asked.smoke else 3000)
+    rows = [("composed", "", scoring.ceiling(cast, canvas, judge, prompts, seeds))]
     for model in _models(asked):
         for steps in asked.steps:
             pictures = scoring.draw(
-                model, [one.prompt for one in prompts], range(len(prompts)), steps=steps,
+                model, [one.prompt for one in prompts], seeds, steps=steps,
                 guidance=asked.guidance, device=device,
             )  # fmt: skip
             rows.append((model.name, str(steps), scoring.score(pictures, prompts, judge)))
@@ -181,6 +188,14 @@ def evaluate(asked: Namespace) -> None:
     say(scoring.table(rows))
     if asked.out:
         asked.out.write_text(json.dumps(rows, indent=1), "utf-8")
+
+
+def _numbered_prompts(asked: Namespace, cast: Cast) -> list[tuple[int, Asked]]:
+    """Those of the sets asked for. A prompt's number, its seed, does not depend on them."""
+    usual = TOY_PROMPTS if asked.smoke else all_prompts()
+    everything = (*usual, *held_out_colors(cast))
+    chosen = [(at, one) for at, one in enumerate(everything) if one.score in asked.sets]
+    return chosen[:: asked.every]
 
 
 # --- what the steps share
@@ -222,6 +237,8 @@ def _latest(shop: Workshop, *, start: Path | None = None) -> Networks:
     made = networks.build(shop.sizes, shop.encoder)
     if start is not None:
         networks.warm_start(made, start)
+        if (start / _ATTRIBUTION).exists():
+            shutil.copy(start / _ATTRIBUTION, shop.folder / _STARTED_FROM)
     _load_weights(made, shop.folder)
     modules: tuple[torch.nn.Module, ...] = (made.vae, made.denoiser)
     for module in modules:
@@ -240,10 +257,11 @@ def _look(shop: Workshop, made: Networks, denoiser: Denoiser) -> None:
     """Keep the averaged weights, so that a run cut short is not lost, and draw a sheet by them."""
     torch.save(denoiser.state_dict(), shop.folder / "denoiser-weights.pt")
     torch.save(made.vae.state_dict(), shop.folder / "vae-weights.pt")
-    prompts = SHOW_PROMPTS[:2] if shop.sizes is TOY else SHOW_PROMPTS
+    is_a_try = shop.pace is SMOKE
+    prompts = SHOW_PROMPTS[:2] if is_a_try else SHOW_PROMPTS
     pictures = scoring.draw_with(
         Networks(made.vae, denoiser), shop.encoder, prompts, [_SEED] * len(prompts),
-        steps=2 if shop.sizes is TOY else 12, device=shop.device,
+        steps=2 if is_a_try else 8, device=shop.device,
     )  # fmt: skip
     _save_sheet(torch.stack([_from_bytes(one) for one in pictures]), shop.folder / "progress.png")
 
