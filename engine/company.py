@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from engine.rows import Call, Mishap, Picture, Step, admit, unet_rows
+from engine.rows import Call, Event, Mishap, Picture, Step, admit, unet_rows
 from engine.runner import Decoding, NetworkRunner
 from engine.schedulers import UnsupportedSchedule
 from engine.seat import Seat, course_of, make_ready, step_together
@@ -21,8 +21,8 @@ DECODED_TOGETHER: Final = 4  # pictures at a time: the VAE's activations dwarf t
 
 logger = logging.getLogger(__name__)
 
-Ended = tuple[Call, Picture | Mishap]  #: whose row, and how
-Said = Ended | tuple[Call, Step]
+Said = tuple[Call, Event]  #: to whom, and what
+Ended = tuple[Call, Picture | Mishap]
 
 
 @dataclass(frozen=True, eq=False)
