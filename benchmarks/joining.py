@@ -1,10 +1,10 @@
 """What it brings that microbatches join a running one, against waiting until it is drawn.
 
 `python benchmarks/joining.py [--rounds 3] [--size 128]`: one painter on a real Triton; each round
-both ways, in turns. First eight jobs are drawn, and after three of their steps another one comes: when
-is its first step done, when its picture, and what does that cost the eight? Then a queue of mixed
-microbatches, two of them handed over at a time, as a worker does: images per second, and how long
-a picture takes from the hand-over. Medians of the rounds are printed, in seconds where not said.
+both ways, in turns. First eight jobs are drawn, and after three of their steps another one comes:
+when is its first step done, when its picture, and what does that cost the eight? Then a queue of
+mixed microbatches, two of them handed over at a time, as a worker does: images per second, and how
+long a picture takes from the hand-over. Medians are printed, in seconds where not said.
 """
 
 import argparse
