@@ -288,7 +288,7 @@ def test_a_prompt_that_kills_the_model_fails_alone(stack):
         headers={"Content-Type": "text/csv"},
     ).json()
     ids = [job["id"] for job in stack.http.get(batch["urls"]["jobs"]).json()["data"]]
-    jobs = stack.wait(ids, within_s=180)
+    jobs = stack.wait(ids, within_s=220)
 
     poison = jobs.pop(5)
     assert (poison["status"], poison["attempt"]) == ("failed", 3)
