@@ -29,7 +29,7 @@ from rich.table import Table
 from engine.draw import draw
 from engine.rows import Picture, Row
 from engine.schedulers import read_noise_schedule
-from engine.texts import Texts
+from engine.texts import Texts, clip_encoders
 from engine.torch_runner import TorchRunner
 
 ROOT = Path(__file__).parents[1]
@@ -210,7 +210,7 @@ def torch_runner(parts: Parts) -> TorchRunner:
         file.flush()
         schedule = read_noise_schedule(Path(file.name))
     return TorchRunner(
-        texts=Texts(parts.tokenizers, parts.text_encoders, device),
+        texts=Texts(parts.tokenizers, clip_encoders(parts.text_encoders), device),
         unet=parts.unet,
         vae=parts.vae,
         noise_schedule=schedule,

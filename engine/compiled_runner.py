@@ -1,12 +1,11 @@
 """Runs a model's compiled parts, whoever executes them: what goes in, what comes out, in chunks."""
 
 import json
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from transformers import CLIPTokenizer
 from engine.rows import Pixels
 from engine.runner import Decoded, Decoding
 from engine.schedulers import NoiseSchedule, read_noise_schedule
-
-REMEMBERED_TEXTS: Final = 1024  # 77 x 768 half floats each: 120 MB for Stable Diffusion 1.5
+from engine.texts import Encoder, Texts
 
 Size = tuple[int, int]  #: width and height of a picture, in pixels
 
@@ -39,20 +37,22 @@ class Facts:
     noise_schedule: NoiseSchedule
     latent_channels: int
     pixels_per_latent: int
-    pooled_features: int  #: of SDXL's summary of a text; 0 where there is none
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """One for each tokenizer."""
+        return ("text_encoder", "text_encoder_2")[: len(self.tokenizers)]
 
     @property
     def parts(self) -> tuple[str, ...]:
         """All that is compiled."""
-        encoders = ("text_encoder", "text_encoder_2")[: len(self.tokenizers)]
-        return (*encoders, "unet", "vae_decoder")
+        return (*self.text_encoders, "unet", "vae_decoder")
 
 
 def read_facts(model_dir: Path) -> Facts:
     """Raises OSError for a missing file, UnsupportedSchedule."""
     folders = [model_dir / name for name in ("tokenizer", "tokenizer_2")]
     vae = _json(model_dir / "vae/config.json")
-    second = model_dir / "text_encoder_2/config.json"
     return Facts(
         tokenizers=tuple(
             CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -62,7 +62,6 @@ def read_facts(model_dir: Path) -> Facts:
         noise_schedule=read_noise_schedule(model_dir / "scheduler" / "scheduler_config.json"),
         latent_channels=vae.get("latent_channels", 4),
         pixels_per_latent=2 ** (len(vae["block_out_channels"]) - 1),
-        pooled_features=_json(second).get("projection_dim", 512) if second.is_file() else 0,
     )
 
 
@@ -87,44 +86,22 @@ class CompiledRunner:
         self.pixels_per_latent = facts.pixels_per_latent
         self.sizes = sizes
         self.device = device
-        self._facts = facts
         self._networks = networks
         self._lanes = _Lanes(device)
-        self._remembered: OrderedDict[str, Tensor] = OrderedDict()
+        self._texts = Texts(
+            facts.tokenizers,
+            [self._encoder(networks[part]) for part in facts.text_encoders],
+            device,
+            most_rows=networks["text_encoder"].most_rows,
+        )
+        self.encode = self._texts.encode
 
-    @torch.inference_mode()
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """[len(prompts), tokens, features]; of SDXL one row of numbers each, see `_told`."""
-        unknown = [text for text in dict.fromkeys(prompts) if text not in self._remembered]
-        most = self._networks["text_encoder"].most_rows
-        for first in range(0, len(unknown), most):
-            chunk = unknown[first : first + most]
-            for text, embedding in zip(chunk, self._encode(chunk), strict=True):
-                self._remembered[text] = embedding.clone()  # the buffer is the next call's
-        found = [self._remembered[text] for text in prompts]
-        for text in prompts:
-            self._remembered.move_to_end(text)
-        while len(self._remembered) > REMEMBERED_TEXTS:
-            self._remembered.popitem(last=False)
-        return torch.stack(found)
+    def _encoder(self, network: Network) -> Encoder:
+        def encode(ids: Tensor) -> tuple[Tensor, Tensor | None]:
+            outputs = self._lanes.unet(partial(network, {"input_ids": ids.to(torch.int32)}))
+            return outputs["hidden"], outputs.get("pooled")
 
-    def _encode(self, texts: Sequence[str]) -> Tensor:
-        said = []
-        for at, tokenizer in enumerate(self._facts.tokenizers):
-            tokens = tokenizer(
-                list(texts),
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            ids = tokens.input_ids.to(self.device, torch.int32)
-            network = self._networks["text_encoder_2" if at else "text_encoder"]
-            said.append(self._lanes.unet(partial(network, {"input_ids": ids})))
-        hidden = torch.cat([outputs["hidden"] for outputs in said], dim=-1)
-        if len(said) == 1:
-            return hidden
-        return torch.cat([hidden.flatten(1), said[-1]["pooled"]], dim=1)
+        return encode
 
     @torch.inference_mode()
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
@@ -137,15 +114,13 @@ class CompiledRunner:
 
     def _told(self, embeddings: Tensor, latents: Tensor) -> dict[str, Tensor]:
         """What the UNet is told of the texts; SDXL's also reads a summary and the size."""
-        pooled = self._facts.pooled_features
-        if not pooled:
-            return {"encoder_hidden_states": embeddings}
-        tokens = self._facts.tokenizers[0].model_max_length
-        hidden, summary = embeddings[:, :-pooled], embeddings[:, -pooled:]
+        words, summary = self._texts.parts(embeddings)
+        if summary is None:
+            return {"encoder_hidden_states": words}
         height, width = (side * self.pixels_per_latent for side in latents.shape[2:])
         size = torch.tensor([height, width, 0, 0, height, width], device=self.device)
         return {
-            "encoder_hidden_states": hidden.reshape(len(latents), tokens, -1),
+            "encoder_hidden_states": words,
             "text_embeds": summary,
             "time_ids": size.float().expand(len(latents), -1),
         }

@@ -1,7 +1,7 @@
 """What is asked of the engine, what it answers, and which rows of the UNet that costs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,25 @@ class Row:
     scheduler: str = "ddim"  #: a key of `schedulers.SCHEDULERS`
 
 
+def _nobody() -> Container[int]:
+    return ()
+
+
+@dataclass(eq=False)
+class Call:
+    """Rows that are asked for together; each ends in exactly one Picture or Mishap."""
+
+    rows: Sequence[Row]
+    withdrawn: Callable[[], Container[int]] = _nobody  #: which are not to be drawn any further
+    left: set[int] = field(init=False)  #: those that have not ended yet
+
+    def __post_init__(self) -> None:
+        self.left = set(range(len(self.rows)))
+
+
 @dataclass(frozen=True)
 class Step:
-    """Row `index` has done `step` of its `steps`."""
+    """Row `index` has done `step` of its `steps`; none, while it waits for a seat."""
 
     index: int
     step: int

@@ -69,5 +69,5 @@ class NetworkRunner(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Decoding:
-        """Begin to make a picture of each of [B, C, h, w]; B is `draw.DECODED_TOGETHER` at most."""
+        """Begin to make a picture of each of [B, C, h, w]; so many as DECODED_TOGETHER."""
         ...

@@ -16,7 +16,7 @@ from engine.networks import Decoder, UNet
 from engine.rows import Pixels
 from engine.runner import Decoding
 from engine.schedulers import NoiseSchedule, read_noise_schedule
-from engine.texts import Texts
+from engine.texts import Texts, clip_encoders
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -106,7 +106,7 @@ class TorchRunner:
                     )
                     for at in kinds
                 ],
-                [network(kind, f"text_encoder{at}") for at, kind in kinds.items()],
+                clip_encoders([network(kind, f"text_encoder{at}") for at, kind in kinds.items()]),
                 where,
             ),
             unet=network(UNet2DConditionModel, "unet").to(memory_format=torch.channels_last),

@@ -1,54 +1,23 @@
 """The pictures themselves: as diffusers draws them, and the same in any company."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from drawn import DEMO, Counting, events, levels_apart, mishaps, pictures, row
 from torch import Tensor
 
 from engine.draw import draw
-from engine.rows import Event, Mishap, Picture, Pixels, Row, Step
+from engine.rows import Event, Picture, Step
 from engine.runner import Decoded, Decoding
 from engine.torch_runner import TorchRunner
-
-DEMO = Path(__file__).parents[1] / "models/darkroom-demo"
 
 
 @pytest.fixture(scope="module")
 def runner() -> TorchRunner:
     return TorchRunner.load(DEMO, threads=2)
-
-
-def row(prompt: str = "a lighthouse", **changed: object) -> Row:
-    plain = Row(
-        prompt=prompt,
-        negative_prompt="",
-        seed=11,
-        num_inference_steps=3,
-        guidance_scale=5.0,
-        width=64,
-        height=64,
-    )
-    return dataclasses.replace(plain, **changed)  # type: ignore[arg-type]
-
-
-def events(runner: object, *rows: Row, max_unet_rows: int = 32) -> list[Event]:
-    return list(draw(runner, rows, max_unet_rows=max_unet_rows))  # type: ignore[arg-type]
-
-
-def pictures(happened: Sequence[Event]) -> dict[int, Pixels]:
-    return {event.index: event.pixels for event in happened if isinstance(event, Picture)}
-
-
-def mishaps(happened: Sequence[Event]) -> dict[int, str]:
-    return {event.index: event.code for event in happened if isinstance(event, Mishap)}
-
-
-def levels_apart(one: Pixels, other: Pixels) -> int:
-    return int(np.abs(one.astype(np.int16) - other.astype(np.int16)).max())
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
@@ -110,24 +79,6 @@ def test_every_row_reports_its_steps_and_then_its_picture(runner):
     assert len(of_first) == 3
     # the short row does not wait for the long one
     assert happened.index(of_first[2]) < happened.index(Step(1, 3, 4))
-
-
-class Counting:
-    """The real networks, with a note of how many rows each UNet batch held."""
-
-    def __init__(self, runner: TorchRunner) -> None:
-        self.noise_schedule = runner.noise_schedule
-        self.sizes = runner.sizes
-        self.device = runner.device
-        self.latent_channels = runner.latent_channels
-        self.pixels_per_latent = runner.pixels_per_latent
-        self.encode, self.decode = runner.encode, runner.decode
-        self._runner = runner
-        self.batches: list[int] = []
-
-    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        self.batches.append(len(embeddings))
-        return self._runner.unet(latents, timesteps, embeddings)
 
 
 def test_an_unguided_row_costs_one_unet_row_and_a_guided_one_two(runner):
@@ -280,7 +231,7 @@ class Cramped(Counting):
     def _decode(self, latents: Tensor) -> Decoding:
         if len(latents) > self._decoded:
             raise torch.OutOfMemoryError("tried to allocate too much")
-        return self._runner.decode(latents)
+        return self.runner.decode(latents)
 
 
 def test_rows_that_do_not_fit_into_memory_together_say_so_and_fewer_are_drawn(runner):

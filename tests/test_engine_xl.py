@@ -1,7 +1,5 @@
 """Stable Diffusion XL, in small: two text encoders, and sizes that the UNet is told."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from drawn import DEMO, events, levels_apart, pictures
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -18,11 +17,10 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from engine.draw import draw
-from engine.rows import Picture, Row
+from engine.rows import Row
 from engine.torch_runner import TorchRunner
 
-TOKENIZER = Path(__file__).parents[1] / "models/darkroom-demo/tokenizer"
+TOKENIZER = DEMO / "tokenizer"
 
 
 def text_encoder(kind, width, tokenizer):
@@ -92,9 +90,7 @@ def test_a_picture_is_the_one_diffusers_draws(stock, tmp_path, guidance_scale):
     ).images[0]
 
     runner = TorchRunner.load(tmp_path, threads=None)
-    events = list(draw(runner, [wanted, company], max_unet_rows=8))
+    ours = pictures(events(runner, wanted, company))[0]
 
-    [ours] = [event.pixels for event in events if isinstance(event, Picture) and event.index == 0]
-    apart = np.abs(ours.astype(np.int16) - np.asarray(theirs).astype(np.int16))
     assert np.asarray(theirs).std() > 10
-    assert apart.max() <= 1
+    assert levels_apart(ours, np.asarray(theirs)) <= 1

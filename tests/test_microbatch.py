@@ -96,6 +96,41 @@ def test_who_was_drawn_before_the_crash_is_no_suspect(shop, queue_jobs):
     assert all(suspect.isolation for suspect in suspects)
 
 
+def test_nobody_is_drawn_beside_suspects(shop, queue_jobs):
+    queue_jobs(*[{}] * 3)
+    run(shop, lambda asked: MicrobatchCrashed("died") if len(asked) == 3 else pictures_of(asked))
+    assert list(zip(shop.generator.calls, shop.generator.alone, strict=True)) == [
+        (3, False),
+        (2, True),
+        (1, True),
+    ]
+
+
+@pytest.mark.parametrize("place", [0, 7, 11])
+def test_of_two_microbatches_that_a_poison_takes_down_it_alone_fails(shop, queue_jobs, place):
+    """The second had joined the first, so the crash was both of theirs."""
+    prompts = [{"prompt": "poison" if at == place else "a cat"} for at in range(16)]
+    ids = queue_jobs(*prompts)
+    shop.generator.answer = lambda _: MicrobatchCrashed("died")
+    together = [claim(shop, None), claim(shop, None)]
+    for microbatch in together:
+        run_microbatch(shop, microbatch)
+    assert shop.generator.calls == [8, 8]
+
+    def answer(asked):
+        deadly = any(params.prompt == "poison" for params in asked)
+        return MicrobatchCrashed("died") if deadly else pictures_of(asked)
+
+    run(shop, answer)
+    assert shop.generator.alone == [False] * 2 + [True] * (len(shop.generator.calls) - 2)
+    ended = [job(shop, job_id) for job_id in ids]
+    poison = ended.pop(place)
+    assert (poison.status, poison.error_code, poison.attempt) == ("failed", "crashed_worker", 3)
+    assert {one.status for one in ended} == {"succeeded"}
+    assert sorted({one.attempt for one in ended}) == [2, 3]  # a half of four was there twice
+    assert open_dispatches(shop) == 0
+
+
 def test_who_was_drawn_before_the_replica_left_stays_drawn(shop, queue_jobs):
     ids = queue_jobs(*[{}] * 2)
     with pytest.raises(GeneratorUnavailable):

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+import time
 import uuid
 from contextlib import aclosing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed
@@ -22,7 +24,7 @@ from workers.generator import (
     Withdrawn,
 )
 from workers.model_host import HostDown
-from workers.painter import CHECKS_BEFORE_DEATH, Painter, PainterOptions
+from workers.painter import CHECKS_BEFORE_DEATH, TOGETHER, Painter, PainterOptions
 from workers.triton_runtime import stubs_of
 
 DEADLINE_S = 60
@@ -95,24 +97,27 @@ def asked(prompt="a lighthouse", **changed):
 class Drawing:
     """A microbatch under way, and what has become of it."""
 
-    def __init__(self, painter, *microbatch):
+    def __init__(self, painter, *microbatch, alone=False):
         self.call_id = uuid.uuid4().hex
         self.happenings = []
-        self._painter, self._microbatch = painter, microbatch
+        self._drawing = painter.draw(self.call_id, microbatch, alone=alone)
         self._happened = asyncio.Condition()
         self.task = asyncio.create_task(self._run())
 
     async def _run(self):
-        async with aclosing(self._painter.draw(self.call_id, self._microbatch)) as happenings:
+        async with aclosing(self._drawing) as happenings:
             async for happening in happenings:
                 async with self._happened:
                     self.happenings.append(happening)
                     self._happened.notify_all()
 
-    async def has(self, kind):
+    async def has(self, kind, times=1):
         """Wait until something of this kind has happened."""
         async with self._happened:
-            await self._happened.wait_for(lambda: any(isinstance(h, kind) for h in self.happenings))
+            await self._happened.wait_for(lambda: self.count(kind) >= times)
+
+    def count(self, kind):
+        return sum(isinstance(happening, kind) for happening in self.happenings)
 
     async def ended(self):
         await self.task
@@ -157,19 +162,114 @@ def test_a_withdrawn_job_leaves_and_its_company_is_drawn_as_ever(painter, run):
         assert abs(difference).max() <= 1
 
 
+async def busy(painter, **changed):
+    """As many long microbatches as are with the model at once; they draw."""
+    long = [Drawing(painter, asked(num_inference_steps=LONG, **changed)) for _ in range(TOGETHER)]
+    for drawing in long:
+        await drawing.has(Progress)
+    return long
+
+
+def test_a_microbatch_joins_the_one_that_is_drawn(painter, run):
+    wanted = asked(seed=7, num_inference_steps=6)
+
+    async def joined():
+        long = Drawing(painter, asked(num_inference_steps=LONG))
+        await long.has(Progress)
+        drawings = await drawn(painter, wanted)
+        assert not long.count(Finished)
+        assert painter.withdraw(long.call_id, [0])
+        return drawings, await long.ended()
+
+    drawings, long = run(joined())
+    assert kinds(long) == {0: Withdrawn}
+    alone = run(drawn(painter, wanted))
+    assert abs(drawings[0].pixels.astype(int) - alone[0].pixels).max() <= 1
+
+
+def test_a_suspect_is_drawn_while_nobody_else_is(painter, run):
+    async def told_apart():
+        long = await busy(painter)
+        suspect = Drawing(painter, asked(num_inference_steps=LONG), alone=True)
+        await suspect.has(Accepted)
+        other = Drawing(painter, asked())
+        for drawing in long:
+            assert not suspect.count(Begun)
+            painter.withdraw(drawing.call_id, [0])
+            await drawing.ended()
+        await suspect.has(Progress, times=3)
+        assert not other.count(Begun)
+        painter.withdraw(suspect.call_id, [0])
+        return await suspect.ended(), await other.ended()
+
+    suspect, other = run(told_apart())
+    assert kinds(suspect) == {0: Withdrawn}
+    assert kinds(other) == {0: Picture}
+
+
+def test_who_waits_in_the_model_for_seats_is_not_taken_for_hung(painter, run, monkeypatch):
+    impatient = replace(painter._options, silence_s=3)
+    monkeypatch.setattr(painter, "_options", impatient)
+
+    async def waited():
+        first = Drawing(painter, asked(num_inference_steps=LONG))
+        await first.has(Progress)
+        second = Drawing(painter, asked(width=128), asked(width=128, num_inference_steps=LONG))
+        begun = time.monotonic()
+        await second.has(Begun, times=5)
+        assert time.monotonic() - begun > impatient.silence_s
+        assert not second.count(Progress)
+        assert painter.withdraw(second.call_id, [1])
+        await second.has(Finished)
+        assert painter.withdraw(first.call_id, [0])
+        return await second.ended()
+
+    assert kinds(run(waited())) == {0: Picture, 1: Withdrawn}
+
+
+def test_waiting_for_seats_is_no_time_of_the_drawing(painter, run, monkeypatch):
+    async def slowly(*_):
+        for _ in range(12):
+            await asyncio.sleep(0.1)
+            yield {"index": np.array([0]), "step": np.array([0, 2])}
+        yield {"index": np.array([0]), "image": np.zeros((64, 64, 3), np.uint8)}
+
+    monkeypatch.setattr(painter, "_options", replace(painter._options, timeout_s=1))
+    monkeypatch.setattr(painter._host, "infer", slowly)
+    drawings = run(drawn(painter, asked()))
+    assert kinds(drawings) == {0: Picture}
+    assert drawings[0].inference_ms < 1000
+
+
+def test_a_call_that_waits_in_the_model_for_seats_can_be_canceled(painter, run):
+    async def canceled():
+        first = Drawing(painter, asked(num_inference_steps=LONG))
+        await first.has(Progress)
+        second = Drawing(painter, asked(width=128, num_inference_steps=LONG))
+        await second.has(Begun, times=2)
+        second.task.cancel()
+        third = await drawn(painter, asked())  # it would have to wait behind the second
+        assert not first.count(Finished)
+        painter.withdraw(first.call_id, [0])
+        await first.ended()
+        return third
+
+    assert kinds(run(canceled())) == {0: Picture}
+
+
 def test_a_job_can_be_withdrawn_while_its_call_waits_for_its_turn(painter, run):
     async def withdrawn_in_line():
-        first = Drawing(painter, asked(num_inference_steps=LONG))
-        await first.has(Begun)
-        second = Drawing(painter, asked(num_inference_steps=LONG), asked())
-        await second.has(Accepted)
-        assert painter.withdraw(second.call_id, [0])
-        assert painter.withdraw(first.call_id, [0])
-        return await first.ended(), await second.ended(), second.happenings
+        long = await busy(painter)
+        third = Drawing(painter, asked(num_inference_steps=LONG), asked())
+        await third.has(Accepted)
+        assert painter.withdraw(third.call_id, [0])
+        for drawing in long:
+            assert painter.withdraw(drawing.call_id, [0])
+            await drawing.ended()
+        return await third.ended(), third.happenings
 
-    first, second, happenings = run(withdrawn_in_line())
-    assert kinds(first) == {0: Withdrawn}
-    assert kinds(second) == {0: Withdrawn, 1: Picture}
+    third, happenings = run(withdrawn_in_line())
+    assert kinds(third) == {0: Withdrawn, 1: Picture}
     assert happenings[2] == Finished(0, Withdrawn())  # before anything was drawn
 
 
@@ -186,18 +286,21 @@ def test_a_call_that_is_not_there_cannot_be_withdrawn_from(painter, run):
 @pytest.mark.parametrize("at", [Accepted, Progress])
 def test_a_canceled_call_makes_room_for_the_next(painter, run, at):
     async def canceled_then_another():
-        first = Drawing(painter, asked(num_inference_steps=LONG))
-        await first.has(Begun)
-        second = Drawing(painter, asked(num_inference_steps=LONG))
-        await second.has(Accepted)
-        victims = [second, first] if at is Accepted else [first, second]
-        third = Drawing(painter, asked())
+        first, other = await busy(painter)
+        third = Drawing(painter, asked(num_inference_steps=LONG))
+        await third.has(Accepted)
+        fourth = Drawing(painter, asked())
+        victims = [third, first] if at is Accepted else [first, third]
         for victim in victims:
             await victim.has(at)
             victim.task.cancel()
-        return await third.ended()
+        drawings = await fourth.ended()
+        assert not other.count(Finished)
+        other.task.cancel()
+        return drawings
 
     assert kinds(run(canceled_then_another())) == {0: Picture}
+    assert kinds(run(drawn(painter, asked()))) == {0: Picture}
     assert not list(painter._flags.folder.iterdir())
 
 
@@ -206,24 +309,64 @@ def test_jobs_that_find_no_memory_together_are_told_so(cramped, run):
     assert kinds(run(drawn(cramped, *[asked()] * 2))) == dict.fromkeys(range(2), Picture)
 
 
+def test_a_job_for_which_there_is_no_memory_beside_others_waits_for_it(cramped, run):
+    async def joined():
+        first = Drawing(cramped, *[asked(num_inference_steps=80)] * 2)
+        await first.has(Progress)
+        return await drawn(cramped, asked()), await first.ended()
+
+    assert [kinds(drawings) for drawings in run(joined())] == [
+        {0: Picture},
+        {0: Picture, 1: Picture},
+    ]
+
+
 def test_a_bug_that_one_prompt_meets_is_a_crash_after_which_it_draws_on(cramped, run):
     with pytest.raises(MicrobatchCrashed, match="a bug"):
         run(drawn(cramped, asked("cyanide"), asked()))
     assert kinds(run(drawn(cramped, asked()))) == {0: Picture}
 
 
-def test_a_model_that_hangs_fails_nobody_who_waits(doomed, run):
-    async def hung():
-        first = Drawing(doomed, asked("cyanide"))
-        await first.has(Begun)
-        second = Drawing(doomed, asked())
-        return await asyncio.gather(first.task, second.task, return_exceptions=True)
+def test_a_bug_that_one_prompt_meets_is_no_crash_of_its_company(cramped, run):
+    async def joined():
+        first = Drawing(cramped, asked(num_inference_steps=LONG))
+        await first.has(Progress)
+        with pytest.raises(MicrobatchCrashed, match="a bug"):
+            await drawn(cramped, asked("cyanide"))
+        assert cramped.withdraw(first.call_id, [0])
+        return await first.ended()
 
-    first, second = run(hung())
-    assert isinstance(first, MicrobatchCrashed)
-    assert isinstance(second, GeneratorUnavailable)
+    assert kinds(run(joined())) == {0: Withdrawn}
+
+
+def test_a_model_that_hangs_makes_suspects_of_its_company_and_fails_nobody_who_waits(doomed, run):
+    async def hung():
+        company = Drawing(doomed, asked(num_inference_steps=LONG))
+        await company.has(Progress)
+        poison = Drawing(doomed, asked("cyanide"))
+        await poison.has(Begun)
+        waiting = [Drawing(doomed, asked()), Drawing(doomed, asked(), alone=True)]
+        tasks = [drawing.task for drawing in (company, poison, *waiting)]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    ended = [type(one) for one in run(hung())]
+    assert ended == [MicrobatchCrashed] * 2 + [GeneratorUnavailable] * 2
     with pytest.raises(HostDown):
         run(doomed.check())
+
+
+def test_a_model_that_dies_makes_suspects_of_all_that_are_with_it(doomed, run):
+    async def killed():
+        long = await busy(doomed)
+        waiting = Drawing(doomed, asked())
+        await waiting.has(Accepted)
+        for stub in stubs_of(getattr(doomed._host, "_pid", os.getpid())):
+            os.kill(stub, signal.SIGKILL)
+        tasks = [drawing.task for drawing in (*long, waiting)]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    ended = [type(one) for one in run(killed())]
+    assert ended == [MicrobatchCrashed] * TOGETHER + [GeneratorUnavailable]
 
 
 def test_a_frozen_model_is_given_up_after_a_few_checks(doomed, run):

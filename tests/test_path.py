@@ -280,19 +280,20 @@ def test_jobs_outlive_the_model_that_drew_them(stack, victim):
 
 
 def test_a_prompt_that_kills_the_model_fails_alone(stack):
-    lines = [f"{POISON if seed == 5 else 'a dog'},{seed},4,64,64" for seed in range(8)]
+    # three microbatches: one or two of them are drawn when the poison comes
+    lines = [f"{POISON if seed == 5 else 'a dog'},{seed},4,64,64" for seed in range(24)]
     batch = stack.http.post(
         "/v1/batches",
         content="\n".join(["prompt,seed,steps,width,height", *lines]),
         headers={"Content-Type": "text/csv"},
     ).json()
     ids = [job["id"] for job in stack.http.get(batch["urls"]["jobs"]).json()["data"]]
-    jobs = stack.wait(ids, within_s=180)
+    jobs = stack.wait(ids, within_s=220)
 
     poison = jobs.pop(5)
     assert (poison["status"], poison["attempt"]) == ("failed", 3)
     assert poison["error"]["code"] == "crashed_worker"
-    assert statuses(jobs) == ["succeeded"] * 7
+    assert statuses(jobs) == ["succeeded"] * 23
     ended = stack.http.get(f"/v1/batches/{batch['id']}").json()
     assert (ended["status"], ended["outcome"]) == ("completed", "partial")
 

@@ -288,6 +288,80 @@ def test_a_row_whose_flag_is_raised_leaves_and_its_company_stays(painter, run, f
     assert [a["index"].tolist() for a in answers if "image" in a] == [[1]]
 
 
+def steps_of(answers: list[Any]) -> list[list[int]]:
+    return [[*a["index"].tolist(), *a["step"].tolist()] for a in answers if "step" in a]
+
+
+async def beside_a_long_one(host: ModelHost, wanted: dict[str, np.ndarray]) -> list[Any]:
+    """What is answered to `wanted`, which comes while a request of many steps is drawn."""
+    long = host.infer("stable_diffusion", asked(1, num_inference_steps=np.full(1, 900, np.int32)))
+    async with contextlib.aclosing(long):
+        for _ in range(3):
+            await anext(long)
+        answers = await responses(host, "stable_diffusion", wanted)
+        reached = await anext(long)
+        assert reached["step"][0] < 900
+        return answers
+
+
+def test_a_request_joins_the_one_that_is_drawn_and_its_picture_is_the_same(painter, run):
+    wanted = asked(2, num_inference_steps=np.array([4, 3], np.int32))
+    joined = run(beside_a_long_one(painter, wanted))
+    alone = run(responses(painter, "stable_diffusion", wanted))
+
+    assert steps_of(joined) == steps_of(alone)
+    for one, other in zip(joined, alone, strict=True):
+        if "image" in other:
+            assert np.abs(one["image"].astype(int) - other["image"]).max() <= 1
+
+
+def test_a_request_that_waits_for_seats_says_so_and_can_be_withdrawn(painter, run, flags_dir):
+    flags = flags_dir / FLAGS
+    flags.write_bytes(bytes(2))
+    wanted = asked(2, width=np.full(2, 128, np.int32), flags=texts(FLAGS))
+
+    async def withdrawn_in_line() -> list[Any]:
+        long = asked(1, num_inference_steps=np.full(1, 900, np.int32))
+        async with contextlib.aclosing(painter.infer("stable_diffusion", long)) as first:
+            await anext(first)
+            seen = []
+            async for answer in painter.infer("stable_diffusion", wanted):
+                seen.append(answer)
+                flags.write_bytes(b"\1\1" if len(seen) > 1 else bytes(2))
+            return seen
+
+    *waiting, first, second = run(withdrawn_in_line())
+    assert len(waiting) >= 2
+    assert all(step == [0, 0, 2] for step in steps_of(waiting))
+    for at, error in enumerate((first, second)):
+        assert (error["index"].tolist(), error["error"][0]) == ([at], b"canceled")
+    run(painter.check())
+
+
+def test_a_crowd_of_requests_is_drawn_each_its_own(painter, run):
+    def each(seed: int) -> dict[str, np.ndarray]:
+        steps, width = 1 + seed % 4, 64 if seed % 5 else 128
+        return asked(
+            1,
+            seed=np.array([seed], np.int64),
+            num_inference_steps=np.array([steps], np.int32),
+            width=np.array([width], np.int32),
+        )
+
+    async def crowd() -> list[list[Any]]:
+        calls = [responses(painter, "stable_diffusion", each(seed)) for seed in range(24)]
+        return await asyncio.gather(*calls)
+
+    for seed, answers in enumerate(run(crowd())):
+        drawn = [step for step in steps_of(answers) if step[1]]
+        assert drawn == [[0, step, 1 + seed % 4] for step in range(1, 2 + seed % 4)]
+        [image] = [a["image"] for a in answers if "image" in a]
+        assert image.shape == (64, 64 if seed % 5 else 128, 3)
+        if seed % 6 == 0:
+            [again] = run(responses(painter, "stable_diffusion", each(seed)))[-1:]
+            assert np.abs(image.astype(int) - again["image"]).max() <= 1
+
+
 def test_flags_are_read_from_their_folder_only(painter, run):
     with pytest.raises(ModelFailed, match="hex digits"):
         run(responses(painter, "stable_diffusion", asked(1, flags=texts("../secret"))))

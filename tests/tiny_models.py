@@ -78,7 +78,7 @@ def _rest(folder, kind, tokenizers):
         norm_num_groups=4,
         mid_block_add_attention=False,
     ).save_pretrained(folder / "vae")
-    DDIMScheduler().save_pretrained(folder / "scheduler")
+    DDIMScheduler(clip_sample=False).save_pretrained(folder / "scheduler")
     for name in tokenizers:
         shutil.copytree(DEMO / "tokenizer", folder / name)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))

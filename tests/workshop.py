@@ -33,12 +33,14 @@ class ByHand:
     def __init__(self, answer):
         self.answer = answer
         self.calls = []  #: how many jobs each held
+        self.alone = []  #: which of them nobody else might be drawn with
 
     def connect(self):
         """Nobody is far."""
 
-    def begin(self, microbatch):
+    def begin(self, microbatch, *, alone=False):
         self.calls.append(len(microbatch))
+        self.alone.append(alone)
         return Answer(self.answer, microbatch)
 
 
@@ -77,7 +79,7 @@ class Patient:
     def connect(self):
         """Nobody is far."""
 
-    def begin(self, microbatch):
+    def begin(self, microbatch, *, alone=False):  # noqa: ARG002  # it draws one at a time
         with self._happened:
             self.microbatch = microbatch
             self.withdrawn, self.canceled = set(), False

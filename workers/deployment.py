@@ -33,10 +33,11 @@ class Replica:
         await self._painter.start()
 
     async def generate(
-        self, call_id: str, microbatch: Sequence[GenerationParams]
+        self, call_id: str, microbatch: Sequence[GenerationParams], *, alone: bool = False
     ) -> AsyncGenerator[Happening, None]:
         """See Painter.draw."""
-        async with aclosing(self._painter.draw(call_id, microbatch)) as happenings:
+        drawing = self._painter.draw(call_id, microbatch, alone=alone)
+        async with aclosing(drawing) as happenings:
             async for happening in happenings:
                 yield happening
 

@@ -71,7 +71,8 @@ def _draw_together(shop: Workshop, work: Work, company: Sequence[Job]) -> list[J
     """One call of the replica. Those for which it had no memory, to be drawn with fewer others."""
     model = shop.catalogue.painter_of(company[0].model, company[0].microbatch_key)
     asked = [_params(job).model_copy(update={"model": model.name}) for job in company]
-    call = shop.generator.begin(asked)
+    # After a crash every job of those that were drawn is in isolation: see `dispatches.crash`.
+    call = shop.generator.begin(asked, alone=any(job.isolation for job in company))
     faults.reach("in-generate")
     with work.hold.drawing(call, [job.id for job in company]):
         crowded = _followed(shop, work, company, call)

@@ -48,7 +48,10 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Begun:
-    """The microbatch's turn has come: what happens to the replica now may be its jobs' doing."""
+    """The microbatch's turn has come: what happens to the replica now may be its jobs' doing.
+
+    Said again now and then while none of its jobs has a seat beside those who are drawn already.
+    """
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ class GenerateCall(Protocol):
     def happenings(self, *, timeout_s: float, silence_s: float) -> Iterator[Happening]:
         """What becomes of the jobs, as it happens: exactly one Finished for each, in any order.
 
-        `timeout_s` bounds the waiting for its turn, and then the drawing; `silence_s` the time
-        between two happenings of the drawing. Raises GeneratorUnavailable when it was not drawn
-        through no fault of the jobs, MicrobatchCrashed when one of those not yet finished may have
-        killed the replica or hung it, and MicrobatchCanceled after `cancel`.
+        `timeout_s` bounds the waiting for its turn, and then the drawing, from the last Begun on;
+        `silence_s` the time between two happenings of the drawing. Raises GeneratorUnavailable when
+        it was not drawn through no fault of the jobs, MicrobatchCrashed when one of those not yet
+        finished may have killed the replica or hung it, and MicrobatchCanceled after `cancel`.
         """
 
     def withdraw(self, indices: Collection[int]) -> None:
@@ -94,5 +97,8 @@ class ImageGenerator(Protocol):
     def connect(self) -> None:
         """Once, in the main thread, before the first call. Raises when nobody can be reached."""
 
-    def begin(self, microbatch: Sequence[GenerationParams]) -> GenerateCall:
-        """Hand the microbatch over. Raises GeneratorUnavailable."""
+    def begin(self, microbatch: Sequence[GenerationParams], *, alone: bool = False) -> GenerateCall:
+        """Hand the microbatch over. Raises GeneratorUnavailable.
+
+        `alone`: it must not be drawn beside others, because one of its jobs may be deadly.
+        """

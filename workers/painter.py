@@ -32,9 +32,11 @@ from workers.generator import (
 )
 from workers.row_flags import RowFlags
 from workers.triton import HostDown, ModelFailed, Tensors, open_host
+from workers.turns import Turns
 
 TRITON_MODEL: Final = "stable_diffusion"
 REPOSITORY: Final = HOME / "model_repository"
+TOGETHER: Final = 2  #: microbatches that are with the model at once
 CHECKS_BEFORE_DEATH: Final = 3  #: in a row; then Ray, too, gives a replica up
 REPORT_EVERY_S: Final = 0.25  #: at most so often, and after the first step of a call at once
 
@@ -66,9 +68,9 @@ class Painter:
         self._options = options
         self._frozen = False
         self._failed_checks = 0
-        # One microbatch is with Triton at a time; the next waits here. When a prompt kills the
-        # model, only those that were being drawn are suspects, and who waited lost nothing.
-        self._turn = asyncio.Lock()
+        # A microbatch joins the one that is drawn, as far as there are seats; the next waits here.
+        # When a prompt kills the model, all that are with it are suspects, and who waited is not.
+        self._turns = Turns(TOGETHER)
         self._flags = RowFlags()
         environment = _engine_environment(options, self._flags.folder)
         self._host = open_host(options.model_host, REPOSITORY, environment)
@@ -82,16 +84,17 @@ class Painter:
         await self._host.load(TRITON_MODEL)
 
     async def draw(
-        self, call_id: str, microbatch: Sequence[GenerationParams]
+        self, call_id: str, microbatch: Sequence[GenerationParams], *, alone: bool = False
     ) -> AsyncGenerator[Happening, None]:
         """What becomes of the jobs, as it happens; one call of the model for all.
 
+        `alone`: nobody else is with the model meanwhile, so that a crash is these jobs' doing.
         Raises GeneratorUnavailable when Triton was down before it began, and MicrobatchCrashed
         when it went down, or hung, in the course.
         """
         with self._flags.kept(call_id, rows=len(microbatch)):
             yield Accepted()
-            async with self._turn:
+            async with self._turns.taken(alone=alone):
                 await self._refuse_when_down()
                 yield Begun()
                 async with aclosing(self._drawn(call_id, microbatch)) as happenings:
@@ -139,6 +142,8 @@ class Painter:
                 raise MicrobatchCrashed(f"the model failed: {error}") from error
             if response is None:
                 return
+            if _waits(response):
+                deadline = time.monotonic() + self._options.timeout_s
             yield response
 
     async def _refuse_when_down(self) -> None:
@@ -177,6 +182,9 @@ class Reporter:
     def happening(self, response: Response) -> Happening | None:
         """None when it is too small to be told now."""
         index = int(response["index"][0])
+        if _waits(response):
+            self._begun = time.monotonic()
+            return Begun()
         if "step" in response:
             step, steps = response["step"].tolist()
             return self._step(index, (step, steps))
@@ -193,6 +201,11 @@ class Reporter:
         self._reported = time.monotonic()
         told, self._steps = self._steps, {}
         return Progress(told)
+
+
+def _waits(response: Response) -> bool:
+    """Whether it says no more than that the microbatch is not forgotten while it has no seat."""
+    return "step" in response and int(response["step"][0]) == 0
 
 
 def _plans(options: PainterOptions) -> str:

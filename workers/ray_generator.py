@@ -59,12 +59,13 @@ class RayGenerator:
         """See ImageGenerator."""
         connect_to_ray(self._address)
 
-    def begin(self, microbatch: Sequence[GenerationParams]) -> GenerateCall:
+    def begin(self, microbatch: Sequence[GenerationParams], *, alone: bool = False) -> GenerateCall:
         """See ImageGenerator."""
         model = microbatch[0].model
         patience_s = _STARTED_WITHIN_S if model in self._on_demand else _ACCEPTED_WITHIN_S
         try:
-            return _RayCall(self._handle(model), microbatch, accepted_within_s=patience_s)
+            handle = self._handle(model)
+            return _RayCall(handle, microbatch, alone=alone, accepted_within_s=patience_s)
         except (RayServeException, RayError, TimeoutError) as error:
             raise GeneratorUnavailable(f"could not reach the replica: {error}") from error
 
@@ -79,13 +80,18 @@ class RayGenerator:
 
 class _RayCall:
     def __init__(
-        self, handle: Any, microbatch: Sequence[GenerationParams], *, accepted_within_s: float
+        self,
+        handle: Any,
+        microbatch: Sequence[GenerationParams],
+        *,
+        alone: bool,
+        accepted_within_s: float,
     ) -> None:
         self._handle = handle
         self._accepted_within_s = accepted_within_s
         self._call_id = uuid4().hex
         self._response = handle.options(stream=True).generate.remote(
-            self._call_id, list(microbatch)
+            self._call_id, list(microbatch), alone=alone
         )
         self._stage: Accepted | Begun | None = None
         self._canceled = False

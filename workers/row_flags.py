@@ -1,7 +1,7 @@
 """Tells a model, while it draws, which of its rows are not wanted any more.
 
 A file for each call, a byte for each row, which the model reads before each step. Triton has no
-way to say that: it cancels a request as a whole, and a second request waits for the first.
+way to say that: it cancels a request as a whole.
 """
 
 import shutil

@@ -31,7 +31,7 @@ class Replicas:
     def connect(self):
         pass
 
-    def begin(self, microbatch):
+    def begin(self, microbatch, *, alone=False):  # noqa: ARG002  # each is always alone
         process = getattr(self._mine, "process", None)
         if process is None or process.poll() is not None:
             process = self._mine.process = start_replica()

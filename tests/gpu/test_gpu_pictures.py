@@ -1,14 +1,14 @@
 """Pictures drawn on a GPU: as diffusers draws them there, and the same in any company."""
 
-import dataclasses
-from pathlib import Path
-
+import drawn
 import numpy as np
 import pytest
 import torch
+from drawn import DEMO, events, mishaps, psnr_db
 
+from engine.company import Company
 from engine.draw import draw
-from engine.rows import Event, Mishap, Picture, Pixels, Row, Step
+from engine.rows import Call, Picture, Pixels, Row, Step
 from engine.torch_runner import TorchRunner
 
 pytestmark = [
@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 
-DEMO = Path(__file__).parents[2] / "models/darkroom-demo"
 ALIKE_DB = 40.0
 
 
@@ -28,35 +27,13 @@ def runner() -> TorchRunner:
 
 
 def row(prompt: str = "a red apple", **changed: object) -> Row:
-    plain = Row(
-        prompt=prompt,
-        negative_prompt="",
-        seed=7,
-        num_inference_steps=12,
-        guidance_scale=4.0,
-        width=256,
-        height=256,
-    )
-    return dataclasses.replace(plain, **changed)  # type: ignore[arg-type]
-
-
-def events(runner: TorchRunner, *rows: Row, max_unet_rows: int = 64) -> list[Event]:
-    return list(draw(runner, rows, max_unet_rows=max_unet_rows))
+    usual = {"seed": 7, "num_inference_steps": 12, "guidance_scale": 4.0}
+    return drawn.row(prompt, **(usual | {"width": 256, "height": 256} | changed))
 
 
 def pictures(runner: TorchRunner, *rows: Row, max_unet_rows: int = 64) -> list[Pixels]:
-    drawn = {
-        event.index: event.pixels
-        for event in events(runner, *rows, max_unet_rows=max_unet_rows)
-        if isinstance(event, Picture)
-    }
-    return [drawn[index] for index in range(len(rows))]
-
-
-def psnr_db(one: Pixels, other: Pixels) -> float:
-    """Peak signal-to-noise ratio of two pictures of 255 levels; infinite for the same."""
-    error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+    found = drawn.pictures(events(runner, *rows, max_unet_rows=max_unet_rows))
+    return [found[index] for index in range(len(rows))]
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
@@ -148,5 +125,26 @@ def test_a_row_that_is_withdrawn_leaves_within_a_step(runner):
         if event == Step(0, 3, 40):
             gone.add(0)
     assert Step(0, 5, 40) not in seen
-    assert [event.code for event in seen if isinstance(event, Mishap)] == ["canceled"]
+    assert mishaps(seen) == {0: "canceled"}
     assert [event.index for event in seen if isinstance(event, Picture)] == [1]
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_a_row_that_joins_is_drawn_as_alone_and_so_is_its_company(runner, after):
+    others = [row(f"number {at}", seed=at, num_inference_steps=8 + at) for at in range(5)]
+    company = Company(runner, max_unet_rows=32)
+    calls = [Call(others), Call([row()])]
+    told: dict[Call, list[Pixels]] = {call: [] for call in calls}
+    company.join(calls[0])
+    steps = 0
+    while not company.is_empty():
+        for call, event in company.step():
+            if isinstance(event, Picture):
+                told[call].append(event.pixels)
+        steps += 1
+        if steps == after:
+            company.join(calls[1])
+
+    for ours, wanted in zip([*told[calls[0]], *told[calls[1]]], [*others, row()], strict=True):
+        [alone] = pictures(runner, wanted)
+        assert psnr_db(ours, alone) >= ALIKE_DB

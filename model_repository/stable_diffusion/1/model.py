@@ -6,12 +6,12 @@ DARKROOM_ENGINE_FLAGS_DIR (optional; where the files are that `flags` names), DA
 and DARKROOM_ENGINE_PLANS_DIR (optional; instead of the parameters in config.pbtxt).
 """
 
-import contextlib
 import json
 import os
 import re
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import numpy as np
 import triton_python_backend_utils as pb  # type: ignore[import-not-found]  # lives in the backend
 from transformers.utils import logging
 
-from engine import faults
 from engine.draw import draw
+from engine.loop import DrawingLoop
 from engine.rows import Event, Mishap, Picture, Row, Step
 from engine.runner import NetworkRunner
 from engine.torch_runner import TorchRunner
@@ -35,62 +35,94 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         logging.disable_progress_bar()  # it would land in the middle of the server's log
         parameters = json.loads(args["model_config"])["parameters"]
-        self._max_unet_rows = int(parameters["max_unet_rows"]["string_value"])
-        self._runner = _runner(parameters, self._max_unet_rows)
+        max_unet_rows = int(parameters["max_unet_rows"]["string_value"])
         self._flags_dir = os.environ.get("DARKROOM_ENGINE_FLAGS_DIR")
-        # Weights that cannot draw fail at load, and the first job does not pay for a cold start.
-        width, height = min(self._runner.sizes or {(64, 64)})
-        trial = Row("", "", 0, num_inference_steps=1, guidance_scale=2, width=width, height=height)
-        *_, end = draw(self._runner, [trial], max_unet_rows=self._max_unet_rows)
-        if isinstance(end, Mishap):
-            raise RuntimeError(f"the model cannot draw: {end.message}")  # noqa: TRY004  # no type error
-        if isinstance(self._runner, TorchRunner) and self._runner.device.type == "cuda":
-            self._runner.warm(self._max_unet_rows)  # nor any other for a first of its kind
+        self._thread = ThreadPoolExecutor(1)  # a runner's calls all come from one
+        runner = self._thread.submit(_ready_runner, parameters, max_unet_rows).result()
+        self._loop = DrawingLoop(runner, max_unet_rows=max_unet_rows)
+        self._thread.submit(self._loop.run)
 
     def execute(self, requests: list[Any]) -> None:
+        """Only hands them to the loop: the next may come while these are drawn, and join them."""
         for request in requests:
             sender = request.get_response_sender()
             try:
-                self._answer(request, sender)
+                rows = _rows(request)
+                reply = _Reply(sender, flags=self._flags(request), rows=len(rows))
             except Exception as failure:  # noqa: BLE001  # this request's; the next may be fine
-                pb.Logger.log_error(traceback.format_exc())
-                reason = pb.TritonError(f"{type(failure).__name__}: {failure}")
-                sender.send(pb.InferenceResponse(error=reason))
-            sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                _end(sender, failure)
+            else:
+                self._loop.ask(rows, reply)
 
-    def _answer(self, request: Any, sender: Any) -> None:
-        rows = _rows(request)
-        faults.befall(rows)
-        with self._flags(request) as flags:
+    def finalize(self) -> None:
+        self._loop.stop()
+        self._thread.shutdown()
 
-            def withdrawn() -> Collection[int]:
-                if sender.is_cancelled():
-                    return range(len(rows))
-                return [at for at, flag in enumerate(os.pread(flags, len(rows), 0)) if flag]
-
-            events = draw(
-                faults.cramped(self._runner),
-                rows,
-                max_unet_rows=self._max_unet_rows,
-                withdrawn=withdrawn,
-            )
-            for event in events:
-                tensors = [pb.Tensor(name, value) for name, value in _outputs(event).items()]
-                sender.send(pb.InferenceResponse(output_tensors=tensors))
-
-    @contextlib.contextmanager
-    def _flags(self, request: Any) -> Iterator[int]:
+    def _flags(self, request: Any) -> int:
         """The file of this request's flags: one byte a row, not zero once it is withdrawn."""
         named = pb.get_input_tensor_by_name(request, "flags")
         path = Path(os.devnull)
         if named is not None:
             [name] = named.as_numpy().tolist()
             path = _file_in(self._flags_dir, name.decode())
-        descriptor = os.open(path, os.O_RDONLY)
+        return os.open(path, os.O_RDONLY)
+
+
+class _Reply:
+    """Triton's way back to who asked, as the drawing loop has it."""
+
+    def __init__(self, sender: Any, *, flags: int, rows: int) -> None:
+        """`flags` is an open file, see `withdrawn`; it is closed at the end."""
+        self._sender = sender
+        self._flags = flags
+        self._rows = rows
+        self._lost: Exception | None = None  # why it cannot be told; it is drawn no further then
+
+    def withdrawn(self) -> Collection[int]:
+        """See Asker."""
+        if self._lost is not None or self._sender.is_cancelled():
+            return range(self._rows)
+        return [at for at, flag in enumerate(os.pread(self._flags, self._rows, 0)) if flag]
+
+    def tell(self, event: Event) -> None:
+        """See Asker."""
+        if self._lost is not None:
+            return
+        tensors = [pb.Tensor(name, value) for name, value in _outputs(event).items()]
         try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+            self._sender.send(pb.InferenceResponse(output_tensors=tensors))
+        except Exception as failure:  # noqa: BLE001  # no shared memory for a picture, say
+            self._lost = failure
+
+    def end(self, failure: Exception | None) -> None:
+        """See Asker."""
+        os.close(self._flags)
+        _end(self._sender, failure or self._lost)
+
+
+def _end(sender: Any, failure: Exception | None) -> None:
+    """The last that this request hears."""
+    try:
+        if failure is not None:
+            pb.Logger.log_error("".join(traceback.format_exception(failure)))
+            reason = pb.TritonError(f"{type(failure).__name__}: {failure}")
+            sender.send(pb.InferenceResponse(error=reason))
+        sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception:  # noqa: BLE001  # nobody is there to be told
+        pb.Logger.log_error(traceback.format_exc())
+
+
+def _ready_runner(parameters: dict[str, dict[str, str]], max_unet_rows: int) -> NetworkRunner:
+    """Weights that cannot draw fail at load, and the first job does not pay for a cold start."""
+    runner = _runner(parameters, max_unet_rows)
+    width, height = min(runner.sizes or {(64, 64)})
+    trial = Row("", "", 0, num_inference_steps=1, guidance_scale=2, width=width, height=height)
+    *_, end = draw(runner, [trial], max_unet_rows=max_unet_rows)
+    if isinstance(end, Mishap):
+        raise RuntimeError(f"the model cannot draw: {end.message}")  # noqa: TRY004  # no type error
+    if isinstance(runner, TorchRunner) and runner.device.type == "cuda":
+        runner.warm(max_unet_rows)  # nor any other job for a first of its kind
+    return runner
 
 
 def _runner(parameters: dict[str, dict[str, str]], max_unet_rows: int) -> NetworkRunner:
