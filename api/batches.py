@@ -15,11 +15,12 @@ from api.repeats import Key, respond
 from api.resources import BatchView, DryRunView, Page
 from api.tools import TenantId, Tools, Uses
 from api.uploads import Upload, received
-from darkroom import batches, faults, idempotency, imports, jobs, outlook, rows, uploads, webhooks
+from darkroom import batches, faults, idempotency, imports, jobs, rows, uploads, webhooks
 from darkroom.batches import BatchStatus
 from darkroom.database import retried
+from darkroom.forecast import Eta
 from darkroom.idempotency import Answer
-from darkroom.imports import Limits, OnError
+from darkroom.imports import Limits, OnError, Tally
 from darkroom.params import Label, WebhookUrl
 from darkroom.rows import Plan
 from darkroom.status import Priority
@@ -155,10 +156,14 @@ def _limits(use: Tools) -> Limits:
 def _dry_run(use: Tools, tenant_id: str, upload: Upload, plan: Plan) -> Response:
     table = uploads.read_table(upload.file, upload.kind, lists=plan.expand is not None)
     tally = imports.check(table, plan, limits=_limits(use))
-    look = use.outlook.now()
-    eta = None if look is None else look.of_more(tenant_id, Priority.BULK, tally.cost)
-    view = DryRunView.of(tally, eta)
+    view = DryRunView.of(tally, _eta(use, tenant_id, tally))
     return Response(view.model_dump_json(), media_type="application/json")
+
+
+def _eta(use: Tools, tenant_id: str, tally: Tally) -> Eta | None:
+    """When a file's jobs will have ended, reckoned without them, who are not in the queue yet."""
+    look = use.outlook.now()
+    return None if look is None else look.of_more(tenant_id, Priority.BULK, tally.cost)
 
 
 def _submit(
@@ -181,11 +186,12 @@ def _submit(
                 webhook_url=options.webhook_url,
                 retention_days=options.retention_days,
             )
-            imports.load(
+            tally = imports.load(
                 session, batch, table, plan, on_error=options.on_error, limits=_limits(use)
             )
-            look = outlook.look(session, use.catalogue)  # with these rows, which no other sees yet
-            return use.batch_view(session, batch, look).model_dump_json()
+            [counts] = batches.count(session, [batch])
+            eta = _eta(use, tenant_id, tally)  # a look at a queue with these rows would be a scan
+            return BatchView.of(batch, counts, eta).model_dump_json()
 
         answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
         faults.reach("before-submit-commit")

@@ -77,18 +77,16 @@ class Tools:
             for job in jobs
         ]
 
-    def batch_view(self, session: Session, batch: Batch, look: Look | None = None) -> BatchView:
-        """The batch as clients see it, and its counts now; `look`: a better one than we have."""
-        [view] = self.batch_views(session, [batch], look)
+    def batch_view(self, session: Session, batch: Batch) -> BatchView:
+        """The batch as clients see it, and its counts now."""
+        [view] = self.batch_views(session, [batch])
         return view
 
-    def batch_views(
-        self, session: Session, found: Sequence[Batch], look: Look | None = None
-    ) -> list[BatchView]:
+    def batch_views(self, session: Session, found: Sequence[Batch]) -> list[BatchView]:
         """The batches as clients see them, and their counts now."""
         counted = batches.count(session, found)
-        if look is None and any(batch.finished_at is None for batch in found):
-            look = self.outlook.now()
+        unfinished = any(batch.finished_at is None for batch in found)
+        look = self.outlook.now() if unfinished else None
         return [
             BatchView.of(batch, counts, _eta(session, look, batch, counts))
             for batch, counts in zip(found, counted, strict=True)

@@ -88,7 +88,7 @@ def load(
     *,
     on_error: OnError,
     limits: Limits,
-) -> None:
+) -> Tally:
     """Fill a new batch with the file's jobs, which exist once the caller commits.
 
     Raises InvalidInput when rows are bad: any of them under `reject`, all of them under `skip`.
@@ -107,6 +107,7 @@ def load(
     if not tally.jobs or (tally.rejected and on_error is OnError.REJECT):
         raise tally.refuse()
     batches.fill(session, batch, total=tally.jobs, rejected=tally.rejected)
+    return tally
 
 
 def _chunks(
