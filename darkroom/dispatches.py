@@ -9,6 +9,7 @@ import functools
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -24,7 +25,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.types import TypeEngine
 
@@ -145,8 +146,9 @@ def release(session: Session, worker_id: str) -> int:
 def expire_leases(session: Session, *, max_attempts: int) -> int:
     """Take back the jobs of workers that stopped renewing; how many dispatches were closed.
 
-    One of the jobs may be what killed the worker, so they are suspects as in `crash`. One
-    statement for reading and closing, so that a heartbeat cannot slip between the two.
+    One of the jobs may be what killed the worker, so they are suspects as in `crash`. Where the
+    worker held other dispatches too, it may have been theirs: then a job fails only after twice as
+    many. One statement for reading and closing, so that a heartbeat cannot slip between the two.
     """
     overdue = (
         select(Dispatch.id)
@@ -162,9 +164,24 @@ def expire_leases(session: Session, *, max_attempts: int) -> int:
         .values(status=DispatchStatus.EXPIRED, finished_at=func.now())
         .returning(Dispatch.id)
     ).all()
+    accompanied = _accompanied(session, expired)
     for dispatch_id in expired:
-        _move(session, dispatch_id, lambda jobs: _parted(jobs, max_attempts))
+        patience = 2 * max_attempts if dispatch_id in accompanied else max_attempts
+        _move(session, dispatch_id, partial(_parted, max_attempts=patience))
     return len(expired)
+
+
+def _accompanied(session: Session, expired: Sequence[int]) -> Collection[int]:
+    """Those whose worker held another one when it died."""
+    other = aliased(Dispatch)
+    held = other.finished_at.is_(None) | (other.finished_at >= Dispatch.created_at)
+    beside = (
+        select(other.id)
+        .where(other.worker_id == Dispatch.worker_id, other.id != Dispatch.id, held)
+        .where(other.status.in_([DispatchStatus.RUNNING, DispatchStatus.EXPIRED]))
+    )
+    these = select(Dispatch.id).where(Dispatch.id.in_(expired), beside.exists())
+    return set(session.scalars(these)) if expired else ()
 
 
 def _close_dispatch(session: Session, dispatch_id: int, status: DispatchStatus) -> bool:

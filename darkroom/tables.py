@@ -166,7 +166,11 @@ class Dispatch(Base):
         CheckConstraint("size >= 1", "size"),
         CheckConstraint("(finished_at IS NULL) = (status = 'running')", "finished_iff_closed"),
         Index("dispatch_leases", "leased_until", postgresql_where=text("status = 'running'")),
-        Index("dispatch_worker", "worker_id", postgresql_where=text("status = 'running'")),
+        Index(
+            "dispatch_worker",
+            "worker_id",
+            postgresql_where=text("status IN ('expired', 'running')"),
+        ),
     )
 
 

@@ -136,6 +136,40 @@ def test_a_job_whose_workers_keep_dying_fails_after_its_last_attempt(sessions, q
     assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "crashed_worker", 3)
 
 
+def die_with_both(sessions, claim):
+    """One worker takes a job of each of two keys, and dies."""
+    taken = [job for _ in range(2) for job in claim(lease=timedelta(seconds=-1))]
+    sweep(sessions, max_attempts=3)
+    return taken
+
+
+def test_who_was_in_the_same_worker_at_three_deaths_is_not_failed_with_the_poison(
+    sessions, queue_jobs, claim
+):
+    innocent, poison = queue_jobs({}, {"width": 128})
+    for _ in range(3):
+        assert {job.id for job in die_with_both(sessions, claim)} == {innocent, poison}
+
+    [drawn_alone] = claim()
+    settle(sessions, drawn_alone.dispatch_id, drawn(drawn_alone))
+    claim(lease=timedelta(seconds=-1))
+    sweep(sessions, max_attempts=3)
+
+    assert status_of(sessions, innocent) == Status.SUCCEEDED
+    assert status_of(sessions, poison) == Status.FAILED
+
+
+def test_a_worker_that_never_dies_with_one_microbatch_only_does_not_die_for_ever(
+    sessions, queue_jobs, claim
+):
+    ids = queue_jobs({}, {"width": 128})
+    for _ in range(6):
+        assert [status_of(sessions, job_id) for job_id in ids] == [Status.QUEUED] * 2
+        die_with_both(sessions, claim)
+
+    assert [status_of(sessions, job_id) for job_id in ids] == [Status.FAILED] * 2
+
+
 def test_one_bad_job_does_not_fail_its_company(sessions, queue_jobs, claim):
     queue_jobs({}, {}, {})
     good, bad, again = claim()

@@ -1,9 +1,12 @@
 """Whose job it is, and of which batch, is checked once a statement: see decision 19.
 
+What a worker held when it died is found by the worker.
+
 Revision ID: 0009
 Revises: 0008
 """
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0009"
@@ -50,9 +53,17 @@ def upgrade() -> None:
     for name in ("tenant", "batch"):
         op.drop_constraint(op.f(f"job_{name}_id_fk"), "job", type_="foreignkey")
     op.execute(_BELONGS)
+    _find_workers("status IN ('expired', 'running')")
+
+
+def _find_workers(which: str) -> None:
+    op.drop_index("dispatch_worker", table_name="dispatch")
+    where = sa.text(which)
+    op.create_index("dispatch_worker", "dispatch", ["worker_id"], postgresql_where=where)
 
 
 def downgrade() -> None:
+    _find_workers("status = 'running'")
     op.execute("DROP TRIGGER job_keeps_owner ON job; DROP TRIGGER batch_keeps_owner ON batch")
     op.execute("DROP TRIGGER job_belongs ON job; DROP FUNCTION keep_owner(), job_belongs()")
     for name in ("tenant", "batch"):

@@ -50,9 +50,15 @@ def in_a_crowd(run: Run, *, jobs: int, share: float) -> None:
 
 
 def died_of_their_own(run: Run) -> None:
-    """Whoever failed was there at three crashes, the last alone, and nobody else failed."""
+    """Whoever failed was there at three crashes, the last alone, and nobody else failed.
+
+    Where one kills the worker it may have been up to six: what else the worker held was there too.
+    """
     crashes = run.lab.rows(
         "SELECT prompt, attempt, error_code FROM job WHERE label = :label AND status = 'failed'",
         label=run.label,
     )
-    assert {(row.attempt, row.error_code) for row in crashes} == {(3, "crashed_worker")}
+    assert {row.error_code for row in crashes} == {"crashed_worker"}
+    workers_die = any("poison:worker" in row.prompt for row in crashes)
+    for row in crashes:
+        assert row.attempt in (range(3, 7) if workers_die else [3]), row
