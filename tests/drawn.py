@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from engine.draw import draw
@@ -42,6 +44,20 @@ def mishaps(happened: Iterable[Event]) -> dict[int, str]:
 def alone(runner: NetworkRunner, wanted: Row) -> Pixels:
     """The picture of a row that nobody else is drawn with."""
     return pictures(events(runner, wanted))[0]
+
+
+def by_diffusers(pipeline: Any, wanted: Row) -> Pixels:
+    """The same row, drawn by a pipeline of diffusers from the same noise."""
+    drawn = pipeline(
+        wanted.prompt,
+        negative_prompt=wanted.negative_prompt,
+        num_inference_steps=wanted.num_inference_steps,
+        guidance_scale=wanted.guidance_scale,
+        width=wanted.width,
+        height=wanted.height,
+        generator=torch.Generator().manual_seed(wanted.seed),
+    )
+    return np.asarray(drawn.images[0])
 
 
 def levels_apart(one: Pixels, other: Pixels) -> int:

@@ -3,10 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
-from drawn import DEMO, Counting, events, levels_apart, mishaps, pictures, row
+from drawn import DEMO, Counting, by_diffusers, events, levels_apart, mishaps, pictures, row
 from torch import Tensor
 
 from engine.draw import draw
@@ -30,20 +29,12 @@ def test_a_picture_is_the_one_diffusers_draws(runner, guidance_scale):
     stock.set_progress_bar_config(disable=True)
     wanted = row(num_inference_steps=6, guidance_scale=guidance_scale, width=128, height=96)
     wanted = dataclasses.replace(wanted, negative_prompt="fog", prompt="a red rose " * 40)
-    theirs = stock(
-        wanted.prompt,
-        negative_prompt=wanted.negative_prompt,
-        num_inference_steps=wanted.num_inference_steps,
-        guidance_scale=wanted.guidance_scale,
-        width=wanted.width,
-        height=wanted.height,
-        generator=torch.Generator().manual_seed(wanted.seed),
-    ).images[0]
+    theirs = by_diffusers(stock, wanted)
 
     ours = pictures(events(runner, wanted))[0]
 
     assert ours.shape == (96, 128, 3)
-    assert levels_apart(ours, np.asarray(theirs)) <= 1
+    assert levels_apart(ours, theirs) <= 1
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpmsolver++"])

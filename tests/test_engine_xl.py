@@ -1,6 +1,5 @@
 """Stable Diffusion XL, in small: two text encoders, and sizes that the UNet is told."""
 
-import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -9,7 +8,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from drawn import DEMO, events, levels_apart, pictures
+from drawn import DEMO, by_diffusers, events, levels_apart, pictures
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -79,18 +78,10 @@ def test_a_picture_is_the_one_diffusers_draws(stock, tmp_path, guidance_scale):
     stock.save_pretrained(tmp_path)
     wanted = Row("a red rose", "fog", 3, 4, guidance_scale, 32, 24)
     company = Row("a lighthouse", "", 4, 6, 3.0, 32, 24)
-    theirs = stock(
-        wanted.prompt,
-        negative_prompt=wanted.negative_prompt,
-        num_inference_steps=wanted.num_inference_steps,
-        guidance_scale=wanted.guidance_scale,
-        width=wanted.width,
-        height=wanted.height,
-        generator=torch.Generator().manual_seed(wanted.seed),
-    ).images[0]
+    theirs = by_diffusers(stock, wanted)
 
     runner = TorchRunner.load(tmp_path, threads=None)
     ours = pictures(events(runner, wanted, company))[0]
 
-    assert np.asarray(theirs).std() > 10
-    assert levels_apart(ours, np.asarray(theirs)) <= 1
+    assert theirs.std() > 10
+    assert levels_apart(ours, theirs) <= 1

@@ -1,10 +1,9 @@
 """Pictures drawn on a GPU: as diffusers draws them there, and the same in any company."""
 
 import drawn
-import numpy as np
 import pytest
 import torch
-from drawn import DEMO, events, mishaps, psnr_db
+from drawn import DEMO, by_diffusers, events, mishaps, psnr_db
 
 from engine.company import Company
 from engine.draw import draw
@@ -46,18 +45,10 @@ def test_a_picture_is_the_one_diffusers_draws(runner, guidance_scale, record_pro
     stock.set_progress_bar_config(disable=True)
     for prompt, seed in (("a red apple", 7), ("a castle at night", 59), ("three hearts", 3)):
         wanted = row(prompt, seed=seed, guidance_scale=guidance_scale)
-        theirs = stock(
-            wanted.prompt,
-            negative_prompt=wanted.negative_prompt,
-            num_inference_steps=wanted.num_inference_steps,
-            guidance_scale=wanted.guidance_scale,
-            width=wanted.width,
-            height=wanted.height,
-            generator=torch.Generator().manual_seed(seed),
-        ).images[0]
+        theirs = by_diffusers(stock, wanted)
         [ours] = pictures(runner, wanted)
 
-        apart_db = psnr_db(ours, np.asarray(theirs))
+        apart_db = psnr_db(ours, theirs)
         record_property(f"{prompt}, guidance {guidance_scale}", f"{apart_db:.1f} dB")
         assert apart_db >= ALIKE_DB
 
