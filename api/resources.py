@@ -434,5 +434,5 @@ class ModelView(BaseModel):
     @classmethod
     def of(cls, model: Model, *, is_default: bool) -> Self:
         """The model as clients see it."""
-        card = model.model_dump(exclude={"max_microbatch", "on_demand"})
+        card = model.model_dump(exclude={"max_microbatch", "max_unet_rows", "on_demand"})
         return cls(**card, microbatch_size=model.max_microbatch, is_default=is_default)

@@ -1,158 +1,59 @@
 """Images per second on a GPU: diffusers as it comes, compiled, and this engine, in one run.
 
-`python benchmarks/gpu.py [--batches 1,4,8,16,32] [--compile 1,4,8,16,32] [--no-xl] [--profile]`
-draws with Stable Diffusion 1.5's architecture, 512 x 512, 20 guided steps, in half precision, and
-then with XL's at 1024 x 1024. The weights are random: speed does not depend on them. Each figure is
-the median of several drawings, text encoding and picture decoding included. Shares are of what a
-large matrix product reaches here.
+`python benchmarks/gpu.py [--batches 1,4,8,16,32] [--compile 1,4,8,16,32] [--no-xl] [--profile]
+[--system 32]` draws with Stable Diffusion 1.5's architecture, 512 x 512, 20 guided steps, in half
+precision, and then with XL's at 1024 x 1024. The weights are random: speed does not depend on them.
+Each figure is the median of several drawings, text encoding and picture decoding included. Shares
+are of what a large matrix product reaches here.
 
 torch.compile takes a minute or two for each batch size. They compile beside each other, each in a
 process of its own, and are then measured one after the other.
+
+`--system` is the whole of it at last: a stack of its own draws jobs, from their submission to the
+last one's end, in turns with the engine alone in this process.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_models import (
+    GUIDANCE,
+    SCHEDULE,
+    STEPS,
+    Parts,
+    save,
+    stable_diffusion,
+    stable_diffusion_xl,
+    work,
+)
+from ground import stack
+from path import system_rate
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
+from darkroom.client import Client
 from engine.draw import draw
 from engine.rows import Picture, Row
 from engine.schedulers import read_noise_schedule
 from engine.texts import Texts, clip_encoders
 from engine.torch_runner import TorchRunner
 
-ROOT = Path(__file__).parents[1]
-TOKENIZER = ROOT / "models/darkroom-demo/tokenizer"
-STEPS = 20
-GUIDANCE = 7.5
-SCHEDULE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 MAX_UNET_ROWS = 64
+SYSTEM_MICROBATCHES = 8  #: of a round of the whole system
+SYSTEM_ROUNDS = 3
 
 Draw = Callable[[int], None]  #: so many images
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The networks of a model, as diffusers' and transformers' modules."""
-
-    name: str
-    size: int  #: of a picture, pixels each way
-    unet: Any
-    vae: Any
-    tokenizers: list[Any]
-    text_encoders: list[Any]
-
-
-def stable_diffusion(device: str) -> Parts:
-    """Version 1.5, with random weights."""
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device(device):
-        unet = UNet2DConditionModel(
-            sample_size=64, cross_attention_dim=768, attention_head_dim=8, act_fn="silu"
-        )
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_attention_heads=12,
-                num_hidden_layers=12,
-                projection_dim=768,
-                eos_token_id=49407,
-            )
-        )
-    return _ready(Parts("SD 1.5", 512, unet, _vae(device, 0.18215), _tokenizers(1), [text]))
-
-
-def stable_diffusion_xl(device: str) -> Parts:
-    """With random weights, and the decoder that half precision suffices for."""
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    with torch.device(device):
-        unet = UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
-        small = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_attention_heads=12,
-                num_hidden_layers=12,
-                projection_dim=768,
-                eos_token_id=49407,
-            )
-        )
-        large = CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                hidden_size=1280,
-                intermediate_size=5120,
-                num_attention_heads=20,
-                num_hidden_layers=32,
-                projection_dim=1280,
-                eos_token_id=49407,
-                hidden_act="gelu",
-            )
-        )
-    parts = Parts("SDXL", 1024, unet, _vae(device, 0.13025), _tokenizers(2), [small, large])
-    return _ready(parts)
-
-
-def _vae(device: str, scaling_factor: float) -> Any:
-    from diffusers import AutoencoderKL
-
-    with torch.device(device):
-        return AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            sample_size=512,
-            scaling_factor=scaling_factor,
-            force_upcast=False,
-        )
-
-
-def _tokenizers(count: int) -> list[Any]:
-    from transformers import CLIPTokenizer
-
-    return [CLIPTokenizer.from_pretrained(TOKENIZER, local_files_only=True) for _ in range(count)]
-
-
-def _ready(parts: Parts) -> Parts:
-    for module in (parts.unet, parts.vae, *parts.text_encoders):
-        module.half().eval().requires_grad_(False)
-    return parts
 
 
 def by_diffusers(parts: Parts) -> Draw:
@@ -270,6 +171,31 @@ def _compiled_rate(batch: int, everybody: Any, turn: Any, results: Any) -> None:
             results.put((batch, rate(paint, batch)))
 
 
+@torch.inference_mode()
+def whole_system(together: int) -> list[tuple[float, float]]:
+    """Images per second of the engine alone and of the system, in turns: a pair each round."""
+    parts = stable_diffusion("cuda")
+    engine = by_engine(torch_runner(parts), parts)
+    jobs = rows(parts, SYSTEM_MICROBATCHES * together)
+    with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as tick:
+        model = Path(folder) / "models/random-weights"
+        save(parts, model, together=together)
+        os.environ |= {
+            "DARKROOM_MODELS_DIR": str(model.parent),
+            "DARKROOM_DEFAULT_MODEL": model.name,
+            "DARKROOM_DEVICE": "cuda",
+        }
+        with stack(Path(folder) / "data") as address, Client(address) as client:
+            system_rate(client, jobs[: 2 * together], tick)
+            rounds = []
+            for _ in range(SYSTEM_ROUNDS):
+                alone = rate(engine, together)
+                through, _ = system_rate(client, jobs, tick)
+                rounds.append((alone, through))
+                print(f"engine {alone:.2f}, system {through:.2f} images/s", file=sys.stderr)
+    return rounds
+
+
 def matrix_peak() -> float:
     """FLOP/s of a large product of halves."""
     side = 8192
@@ -283,33 +209,6 @@ def matrix_peak() -> float:
     end.record()
     torch.cuda.synchronize()
     return float(20 * 2 * side**3 / (start.elapsed_time(end) / 1000))
-
-
-def work(make: Callable[[str], Parts]) -> float:
-    """FLOP of one image, by diffusers' networks: two UNet rows a step, and its decoding."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    parts = make("meta")
-    side = parts.size // 8
-    config = parts.unet.config
-    added = None
-    if config.addition_embed_type:
-        added = {
-            "text_embeds": torch.empty(1, 1280, device="meta", dtype=torch.float16),
-            "time_ids": torch.empty(1, 6, device="meta"),
-        }
-    latents = torch.empty(1, 4, side, side, device="meta", dtype=torch.float16)
-    text = torch.empty(1, 77, config.cross_attention_dim, device="meta", dtype=torch.float16)
-    with FlopCounterMode(display=False) as unet:
-        parts.unet(
-            latents,
-            torch.empty(1, device="meta"),
-            encoder_hidden_states=text,
-            added_cond_kwargs=added,
-        )
-    with FlopCounterMode(display=False) as decoder:
-        parts.vae.decode(latents)
-    return float(2 * STEPS * unet.get_total_flops() + decoder.get_total_flops())
 
 
 def profile(paint: Draw, count: int) -> dict[str, float]:
@@ -361,41 +260,50 @@ def main() -> None:
     parser.add_argument("--compile", default="1,4,8,16,32", help="batches for torch.compile; or ''")
     parser.add_argument("--no-diffusers", action="store_true", help="this engine alone")
     parser.add_argument("--no-xl", action="store_true", help="leave SDXL out")
+    parser.add_argument("--system", type=int, default=0, metavar="BATCH", help="the whole, too")
     parser.add_argument("--profile", action="store_true", help="say where the time goes")
     arguments = parser.parse_args()
     batches, to_compile = (
         [int(batch) for batch in text.split(",") if batch]
         for text in (arguments.batches, arguments.compile)
     )
+    diffusers = not arguments.no_diffusers
     peak = matrix_peak()
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {peak / 1e12:.0f} TFLOP/s")
+    report = measured(peak, batches, to_compile, diffusers=diffusers, profiled=arguments.profile)
+    report.show()
+    if not arguments.no_xl:
+        measured_xl(peak, diffusers=diffusers).show()
+    if arguments.system:
+        print_system(whole_system(arguments.system), arguments.system)
+
+
+def measured(
+    peak: float,
+    batches: Sequence[int],
+    to_compile: Sequence[int],
+    *,
+    diffusers: bool,
+    profiled: bool,
+) -> Report:
+    """Stable Diffusion 1.5 every way."""
+    report = Report("SD 1.5, 512 x 512, 20 guided steps", peak, work(stable_diffusion))
     with torch.inference_mode():
         parts = stable_diffusion("cuda")
-        report = Report("SD 1.5, 512 x 512, 20 guided steps", peak, work(stable_diffusion))
         engine = by_engine(torch_runner(parts), parts)
         for batch in batches:
             report.add(batch, "this engine", rate(engine, batch))
-        spent = profile(engine, max(batches)) if arguments.profile else {}
-        if not arguments.no_diffusers:
-            stock = by_diffusers(parts)
-            for batch in batches:
-                report.add(batch, "diffusers", rate(stock, batch))
-            del stock
-    del parts, engine
+        if profiled:
+            print_profile(profile(engine, max(batches)), max(batches))
+        stock = by_diffusers(parts)
+        for batch in batches if diffusers else ():
+            report.add(batch, "diffusers", rate(stock, batch))
+    del parts, engine, stock
     torch.cuda.empty_cache()
     if to_compile:
         for batch, images_per_s in sorted(compiled_rates(to_compile).items()):
             report.add(batch, "diffusers, torch.compile", images_per_s)
-    if not arguments.no_xl:
-        xl = measured_xl(peak, diffusers=not arguments.no_diffusers)
-    report.show()
-    if spent:
-        total = sum(spent.values())
-        print(f"milliseconds of the GPU an image, batch {max(batches)}: {total:.1f}")
-        for kind, ms in sorted(spent.items(), key=lambda entry: -entry[1]):
-            print(f"  {ms:5.1f}  {ms / total:4.0%}  {kind}")
-    if not arguments.no_xl:
-        xl.show()
+    return report
 
 
 def measured_xl(peak: float, *, diffusers: bool) -> Report:
@@ -408,6 +316,24 @@ def measured_xl(peak: float, *, diffusers: bool) -> Report:
             if diffusers:
                 report.add(batch, "diffusers", rate(by_diffusers(parts), batch))
     return report
+
+
+def print_profile(spent: dict[str, float], batch: int) -> None:
+    """The longest first."""
+    total = sum(spent.values())
+    print(f"milliseconds of the GPU an image, batch {batch}: {total:.1f}")
+    for kind, ms in sorted(spent.items(), key=lambda entry: -entry[1]):
+        print(f"  {ms:5.1f}  {ms / total:4.0%}  {kind}")
+
+
+def print_system(rounds: Sequence[tuple[float, float]], batch: int) -> None:
+    """Medians."""
+    ratio = statistics.median(through / alone for alone, through in rounds)
+    alone, through = (statistics.median(figures) for figures in zip(*rounds, strict=True))
+    print(
+        f"whole system, microbatches of {batch}: {through:.2f} images/s; "
+        f"engine alone {alone:.2f}; {ratio:.3f} of it (medians of {len(rounds)} rounds)"
+    )
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ class Model(BaseModel):
     scheduler: Literal["ddim", "euler", "dpmsolver++"]
     precision: Literal["float32", "float16", "bfloat16"]
     max_microbatch: int = Field(ge=1)  #: jobs of one model call
+    #: the widest UNet batch, guided jobs take two rows; None leaves it to the model's config.pbtxt
+    max_unet_rows: int | None = Field(default=None, ge=2)
     revision_of: str | None = None  #: the model that this is an older revision of
     on_demand: bool = False  #: no replica until there is work for it, and none a while after
     width: IntLimits

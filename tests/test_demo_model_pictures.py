@@ -17,7 +17,7 @@ from compile.demo_model.captions import plural, with_article
 from compile.demo_model.cast import cast_of
 from compile.demo_model.composer import compose, recoloring
 from compile.demo_model.composition import Backdrop, Composition, Placed
-from compile.demo_model.evaluate import to_bytes
+from compile.demo_model.evaluate import measurable, to_bytes
 from compile.demo_model.prompt_sets import asked, held_out_colors
 from compile.demo_model.raster import draw_sprite
 from compile.demo_model.scenes import SCENES, VARIANTS, scene_svg
@@ -181,6 +181,21 @@ def test_no_held_out_prompt_is_of_a_thing_that_the_color_score_asks_for() -> Non
         things=[dataclasses.replace(toy.things[0], words=("apple",)), *toy.things[1:]],
     )
     assert held_out_colors(cast_of(apple))[0].things == ("box",)
+
+
+def test_a_held_out_prompt_that_its_measure_fails_when_it_is_right_is_not_asked() -> None:
+    toy = toy_rasters()
+    facts = [*toy.facts]
+    ring = next(at for at, fact in enumerate(facts) if fact.thing == "ring")
+    facts[ring] = dataclasses.replace(facts[ring], hue=20.0)  # it is green: recolored, it is wrong
+    cast = cast_of(dataclasses.replace(toy, facts=facts))
+    held_out = list(enumerate(held_out_colors(cast)))
+    colors = [(at, dataclasses.replace(one, score="color")) for at, one in held_out]
+
+    asked_of_models = measurable(cast, Canvas(cast.rasters, torch.device("cpu")), held_out + colors)
+
+    kept = [number for number, one in held_out if one.things != ("ring",)]
+    assert [number for number, _ in asked_of_models] == kept + [number for number, _ in colors]
 
 
 def test_the_last_timestep_is_pure_noise() -> None:

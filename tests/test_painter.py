@@ -227,6 +227,23 @@ def test_who_waits_in_the_model_for_seats_is_not_taken_for_hung(painter, run, mo
     assert kinds(run(waited())) == {0: Picture, 1: Withdrawn}
 
 
+def test_the_models_card_says_how_wide_a_step_is(run, options):
+    narrow = Painter(replace(options, model=options.model.model_copy(update={"max_unet_rows": 2})))
+    run(narrow.start())
+
+    async def happenings():
+        drawing = Drawing(narrow, asked(num_inference_steps=3), asked(num_inference_steps=3))
+        await drawing.ended()
+        return drawing.happenings
+
+    happened = run(happenings())
+    run(narrow.stop())
+    first = next(at for at, h in enumerate(happened) if isinstance(h, Finished))
+    told = [set(h.steps) for h in happened[:first] if isinstance(h, Progress)]
+    assert told
+    assert all(rows == {0} for rows in told)  # the other one waited for its two rows
+
+
 def test_waiting_for_seats_is_no_time_of_the_drawing(painter, run, monkeypatch):
     async def slowly(*_):
         for _ in range(12):

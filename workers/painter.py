@@ -216,6 +216,7 @@ def _plans(options: PainterOptions) -> str:
 def _engine_environment(options: PainterOptions, flags: Path) -> dict[str, str]:
     # Said in any case: Ray starts its actors with OMP_NUM_THREADS=1, and the model inherits that.
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // options.replicas)
+    rows = options.model.max_unet_rows
     return {
         "DARKROOM_ENGINE_MODEL_DIR": str(Path(options.model.folder).resolve()),
         "DARKROOM_ENGINE_DEVICE": options.device,
@@ -223,6 +224,7 @@ def _engine_environment(options: PainterOptions, flags: Path) -> dict[str, str]:
         "DARKROOM_ENGINE_RUNNER": options.runner,
         "DARKROOM_ENGINE_PLANS_DIR": str(plan_store.local_folder(_plans(options)).resolve()),
         "DARKROOM_ENGINE_THREADS": str(threads),
+        "DARKROOM_ENGINE_MAX_UNET_ROWS": "" if rows is None else str(rows),
         "DARKROOM_ENGINE_FLAGS_DIR": str(flags),
         # PyTorch's threads wait for each other asleep: spinning, they take the core from the one
         # they wait for as soon as anything else runs here (8 small pictures: 22 s instead of 2).

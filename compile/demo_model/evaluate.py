@@ -16,7 +16,7 @@ from compile.demo_model.composition import Composition
 from compile.demo_model.measures import Judge
 from compile.demo_model.networks import LATENT_SHAPE, Networks, load
 from compile.demo_model.pictures import decode
-from compile.demo_model.prompt_sets import Asked, composed
+from compile.demo_model.prompt_sets import HELD_OUT, Asked, composed
 from compile.demo_model.scenes import SCENES, VARIANTS
 from compile.demo_model.tokens import Encoder
 
@@ -24,6 +24,7 @@ GUIDANCE: Final = 4.0
 _TOGETHER: Final = 64
 _TOGETHER_ON_A_CPU: Final = 8  # more is slower there, and 64 take gigabytes
 
+Numbered = tuple[int, Asked]  #: a prompt and its seed
 Scores = dict[str, float]  #: by score, and "mean" of those; shares of 1
 
 
@@ -57,14 +58,34 @@ def ceiling(
     cast: Cast, canvas: Canvas, judge: Judge | None, prompts: Sequence[Asked], seeds: Sequence[int]
 ) -> Scores:
     """What the measures say of pictures that are right by construction: their own accuracy."""
+    return score(_composed_pictures(cast, canvas, prompts, seeds), prompts, judge)
+
+
+def measurable(cast: Cast, canvas: Canvas, numbered: Sequence[Numbered]) -> list[Numbered]:
+    """Without the held-out prompts that their measure fails even where the picture is right.
+
+    Most of a thing of several hues may keep another color than the one it was given. Such a prompt
+    says nothing of a model, or what is worse: it is right where the model drew a blob.
+    """
+    prompts = [one for _, one in numbered]
+    pictures = _composed_pictures(cast, canvas, prompts, [number for number, _ in numbered])
+    return [
+        (number, one)
+        for (number, one), picture in zip(numbered, pictures, strict=True)
+        if one.score != HELD_OUT or measures.is_right(picture, one, None)
+    ]
+
+
+def _composed_pictures(
+    cast: Cast, canvas: Canvas, prompts: Sequence[Asked], seeds: Sequence[int]
+) -> list[measures.Picture]:
     numbered = zip(prompts, seeds, strict=True)
     plans = [plan_of(composed(cast, one, number)) for one, number in numbered]
-    pictures = [
+    return [
         picture
         for start in range(0, len(plans), _TOGETHER)
         for picture in to_bytes(canvas.draw(plans[start : start + _TOGETHER]))
     ]
-    return score(pictures, prompts, judge)
 
 
 def score(

@@ -25,8 +25,8 @@ from compile.demo_model.networks import TOY, Denoiser, Networks, Sizes
 from compile.demo_model.pictures import LatentBank, Supply, encode
 from compile.demo_model.polish import polish_decoder
 from compile.demo_model.progress import Stage
-from compile.demo_model.prompt_sets import Asked, held_out_colors
 from compile.demo_model.prompt_sets import asked as all_prompts
+from compile.demo_model.prompt_sets import held_out_colors
 from compile.demo_model.raster import Rasters, rasterise
 from compile.demo_model.show_prompts import SHOW_PROMPTS
 from compile.demo_model.sources import attribution_text
@@ -170,9 +170,9 @@ def sample(asked: Namespace) -> None:
 
 def evaluate(asked: Namespace) -> None:
     device, cast = _device(asked), _cast(asked)
-    numbered = _numbered_prompts(asked, cast)
-    prompts, seeds = [one for _, one in numbered], [number for number, _ in numbered]
     canvas = Canvas(cast.rasters, device)
+    numbered = scoring.measurable(cast, canvas, _numbered_prompts(asked, cast))
+    prompts, seeds = [one for _, one in numbered], [number for number, _ in numbered]
     judge = None  # learning takes minutes on a CPU
     if {one.score for one in prompts} & {"place", "thing"}:
         judge = scoring.judge_from(cast, canvas, scenes_seen=160 if asked.smoke else 3000)
@@ -190,7 +190,7 @@ def evaluate(asked: Namespace) -> None:
         asked.out.write_text(json.dumps(rows, indent=1), "utf-8")
 
 
-def _numbered_prompts(asked: Namespace, cast: Cast) -> list[tuple[int, Asked]]:
+def _numbered_prompts(asked: Namespace, cast: Cast) -> list[scoring.Numbered]:
     """Those of the sets asked for. A prompt's number, its seed, does not depend on them."""
     usual = TOY_PROMPTS if asked.smoke else all_prompts()
     everything = (*usual, *held_out_colors(cast))

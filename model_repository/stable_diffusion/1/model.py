@@ -2,8 +2,9 @@
 
 Read once, at load: DARKROOM_ENGINE_MODEL_DIR (a diffusers folder), DARKROOM_ENGINE_DEVICE (cpu or
 cuda), DARKROOM_ENGINE_DTYPE, DARKROOM_ENGINE_THREADS (optional; PyTorch's own choice without it),
-DARKROOM_ENGINE_FLAGS_DIR (optional; where the files are that `flags` names), DARKROOM_ENGINE_RUNNER
-and DARKROOM_ENGINE_PLANS_DIR (optional; instead of the parameters in config.pbtxt).
+DARKROOM_ENGINE_FLAGS_DIR (optional; where the files are that `flags` names),
+DARKROOM_ENGINE_MAX_UNET_ROWS, DARKROOM_ENGINE_RUNNER and DARKROOM_ENGINE_PLANS_DIR (optional;
+instead of the parameters in config.pbtxt).
 """
 
 import json
@@ -35,7 +36,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         logging.disable_progress_bar()  # it would land in the middle of the server's log
         parameters = json.loads(args["model_config"])["parameters"]
-        max_unet_rows = int(parameters["max_unet_rows"]["string_value"])
+        max_unet_rows = int(_said("MAX_UNET_ROWS", parameters))
         self._flags_dir = os.environ.get("DARKROOM_ENGINE_FLAGS_DIR")
         self._thread = ThreadPoolExecutor(1)  # a runner's calls all come from one
         runner = self._thread.submit(_ready_runner, parameters, max_unet_rows).result()
@@ -129,14 +130,13 @@ def _runner(parameters: dict[str, dict[str, str]], max_unet_rows: int) -> Networ
     """What the configuration asks for. Raises what the runners raise when they cannot load."""
     model_dir = Path(os.environ["DARKROOM_ENGINE_MODEL_DIR"])
     device = os.environ.get("DARKROOM_ENGINE_DEVICE", "cpu")
-    kind = os.environ.get("DARKROOM_ENGINE_RUNNER") or parameters["runner"]["string_value"]
+    kind = _said("RUNNER", parameters)
     if kind == "tensorrt":
         from engine.tensorrt_runner import load_tensorrt_runner
 
-        plans = os.environ.get("DARKROOM_ENGINE_PLANS_DIR")
         return load_tensorrt_runner(
             model_dir,
-            Path(plans or parameters["plans_dir"]["string_value"]),
+            Path(_said("PLANS_DIR", parameters)),
             device=device,
             max_unet_rows=max_unet_rows,
         )
@@ -149,6 +149,12 @@ def _runner(parameters: dict[str, dict[str, str]], max_unet_rows: int) -> Networ
         dtype=os.environ.get("DARKROOM_ENGINE_DTYPE", "float32"),
         threads=int(threads) if threads else None,
     )
+
+
+def _said(name: str, parameters: dict[str, dict[str, str]]) -> str:
+    """By the environment, or else by config.pbtxt."""
+    said = os.environ.get(f"DARKROOM_ENGINE_{name}")
+    return said or parameters[name.lower()]["string_value"]
 
 
 def _file_in(folder: str | None, name: str) -> Path:
