@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.kernels import Norm, add, geglu, group_norm, interleave, layer_norm
+from engine.kernels import Geglu, Norm, add, geglu, group_norm, interleave, layer_norm
 
 
 class UnsupportedNetwork(ValueError):
@@ -176,7 +176,7 @@ class TransformerBlock:
             raise UnsupportedNetwork("a transformer block without GEGLU")
         self._norms = [Norm.of(norm) for norm in (block.norm1, block.norm2, block.norm3)]
         self._attention, self.cross_attention = Attention(block.attn1), Attention(block.attn2)
-        self._inner, self._outer = block.ff.net[0].proj, matrix_of(block.ff.net[2])
+        self._inner, self._outer = Geglu.of(block.ff.net[0].proj), matrix_of(block.ff.net[2])
         after_attention = shift + self._attention.bias
         after_text = after_attention + self.cross_attention.bias
         self._shifts = shift, after_attention, after_text
@@ -190,7 +190,7 @@ class TransformerBlock:
         tokens, normed = (as_many(each, keys_and_values) for each in (tokens, normed))
         tokens = self.cross_attention.to_text(tokens, normed, keys_and_values)
         normed = layer_norm(tokens, self._shifts[2], self._norms[2])
-        hidden = geglu(normed, self._inner.weight, self._inner.bias)
+        hidden = geglu(normed, self._inner)
         return add_product(tokens, hidden, self._outer)
 
 

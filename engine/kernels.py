@@ -69,13 +69,33 @@ def add(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
     return total.add_(bias).view(other.shape)
 
 
-def geglu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Shazeer 2020: the first half of a linear layer's outputs times the GELU of the second."""
-    if tokens.is_cuda and tokens.element_size() == torch.float16.itemsize:
+@dataclass(frozen=True)
+class Geglu:
+    """A linear layer; the second half of its outputs gates the first (Shazeer 2020)."""
+
+    weight: Tensor
+    bias: Tensor
+    is_paired: bool  #: the weight's rows are as `triton_kernels.geglu` reads them
+
+    @classmethod
+    def of(cls, linear: Any) -> Self:
+        """Of a torch.nn.Linear."""
+        weight: Tensor = linear.weight
+        if weight.is_cuda and weight.element_size() == torch.float16.itemsize:
+            from engine import triton_kernels
+
+            if (paired := triton_kernels.paired(weight)) is not None:
+                return cls(paired, linear.bias, is_paired=True)
+        return cls(weight, linear.bias, is_paired=False)
+
+
+def geglu(tokens: Tensor, layer: Geglu) -> Tensor:
+    """The first half of the layer's outputs times the GELU of the second."""
+    if layer.is_paired:
         from engine import triton_kernels
 
-        return triton_kernels.geglu(tokens, weight, bias)
-    value, gate = functional.linear(tokens, weight, bias).chunk(2, dim=-1)
+        return triton_kernels.geglu(tokens, layer.weight, layer.bias)
+    value, gate = functional.linear(tokens, layer.weight, layer.bias).chunk(2, dim=-1)
     return functional.gelu(gate).mul_(value)
 
 

@@ -16,10 +16,9 @@ _POSITIONS = 64  # of a tile
 _CHANNELS = 64  # of a tile: 128 bytes of halves side by side
 _PROGRAMS = 1024  # that fill a GPU
 
-#: Tiles of tokens by outputs, warps and stages that were fastest, from so many tokens on.
-_GEGLU_TILES = ((64, 64, 4, 4), (128, 64, 8, 4), (128, 128, 8, 3), (128, 64, 4, 3))
-_GEGLU_LIMITS = (2048, 16384, 131072)
+_GEGLU_PAIR = 64  # outputs whose values and gates lie beside each other in the weight
 _GEGLU_DEPTH = 64
+_GEGLU_MANY = 4096  # tokens from which on wider tiles are faster
 
 
 @triton.jit
@@ -240,41 +239,59 @@ def _erf(x):
 
 @triton.jit
 def _geglu_kernel(
-    x, weight, bias, out, tokens, outputs, inputs,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    x, weight, bias, out, tokens, outputs, inputs, tiles,
+    BLOCK_M: tl.constexpr, PAIRS: tl.constexpr, PAIR: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
-    # Tiles in an order in which neighbours share what they read: GROUP rows of tiles at a time.
-    tile, across = tl.program_id(0), tl.cdiv(outputs, BLOCK_N)
-    band = tile // (GROUP * across)
-    high = min(tl.cdiv(tokens, BLOCK_M) - band * GROUP, GROUP)
-    top = (band * GROUP + (tile % (GROUP * across)) % high) * BLOCK_M
-    left = (tile % (GROUP * across)) // high * BLOCK_N
-    value = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in range(0, inputs, BLOCK_K):  # what lies outside reads as zero
-        these = x.load([top, k])
-        value = tl.dot(these, weight.load([left, k]).T, value)
-        gate = tl.dot(these, weight.load([outputs + left, k]).T, gate)
-    token, column = top + tl.arange(0, BLOCK_M), left + tl.arange(0, BLOCK_N)
-    within = column < outputs
-    value += tl.load(bias + column, mask=within, other=0)[None, :]
-    gate += tl.load(bias + outputs + column, mask=within, other=0)[None, :]
-    value *= 0.5 * gate * (1 + _erf(gate * 0.7071067811865476))
-    mask = (token < tokens)[:, None] & within[None, :]
-    tl.store(out + token.to(tl.int64)[:, None] * outputs + column[None, :], value, mask=mask)
+    wide: tl.constexpr = PAIRS * PAIR
+    across = outputs // wide
+    # As many programs as the GPU has multiprocessors, each with tile after tile: flattened into one
+    # loop, the next tile's numbers are on their way while this one's GELU is worked out.
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+        # In an order in which neighbours share what they read: GROUP rows of tiles at a time.
+        band = tile // (GROUP * across)
+        high = min(tl.cdiv(tokens, BLOCK_M) - band * GROUP, GROUP)
+        top = (band * GROUP + (tile % (GROUP * across)) % high) * BLOCK_M
+        left = (tile % (GROUP * across)) // high * wide
+        both = tl.zeros([BLOCK_M, 2 * wide], tl.float32)
+        for k in range(0, inputs, BLOCK_K):  # what lies outside reads as zero
+            both = tl.dot(x.load([top, k]), weight.load([2 * left, k]).T, both)
+        value, gate = both.reshape(BLOCK_M, PAIRS, 2, PAIR).permute(0, 1, 3, 2).split()
+        value, gate = value.reshape(BLOCK_M, wide), gate.reshape(BLOCK_M, wide)
+        token, column = top + tl.arange(0, BLOCK_M), left + tl.arange(0, wide)
+        value += tl.load(bias + column)[None, :]
+        gate += tl.load(bias + outputs + column)[None, :]
+        value *= 0.5 * gate * (1 + _erf(gate * 0.7071067811865476))
+        mask = (token < tokens)[:, None]
+        tl.store(out + token.to(tl.int64)[:, None] * outputs + column[None, :], value, mask=mask)
+
+
+def paired(weight: Tensor) -> Tensor | None:
+    """A linear layer's rows as `geglu` wants them; None if they are too few, or an odd number.
+
+    Some of the values and then their gates, in turns: a tile of both is one product, whose matrix
+    units are busy twice as long for what they read as in two products of half the width.
+    """
+    values, gates = weight.chunk(2)
+    if len(values) % _GEGLU_PAIR:
+        return None
+    blocks = [half.unflatten(0, (-1, _GEGLU_PAIR)) for half in (values, gates)]
+    return torch.stack(blocks, dim=1).flatten(0, 2).contiguous()
 
 
 def geglu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """See kernels.geglu. For halves: wider numbers would not fit into the tiles' memory."""
+    """See kernels.geglu. For halves, and a `paired` weight."""
     inputs, outputs = tokens.shape[-1], weight.shape[0] // 2
     count = tokens.numel() // inputs
     out = tokens.new_empty((*tokens.shape[:-1], outputs))
-    tall, wide, warps, stages = _GEGLU_TILES[sum(count >= limit for limit in _GEGLU_LIMITS)]
-    grid = (triton.cdiv(count, tall) * triton.cdiv(outputs, wide),)
-    _geglu_kernel[grid](
+    pairs = 2 if count >= _GEGLU_MANY and outputs % (2 * _GEGLU_PAIR) == 0 else 1
+    tall, wide = 128, pairs * _GEGLU_PAIR
+    tiles = triton.cdiv(count, tall) * (outputs // wide)
+    programs = torch.cuda.get_device_properties(tokens.device).multi_processor_count
+    _geglu_kernel[min(tiles, programs),](
         TensorDescriptor.from_tensor(tokens.view(count, inputs), [tall, _GEGLU_DEPTH]),
-        TensorDescriptor.from_tensor(weight, [wide, _GEGLU_DEPTH]),
-        bias, out, count, outputs, inputs, BLOCK_M=tall, BLOCK_N=wide, BLOCK_K=_GEGLU_DEPTH,
-        GROUP=8, num_warps=warps, num_stages=stages,
+        TensorDescriptor.from_tensor(weight, [2 * wide, _GEGLU_DEPTH]),
+        bias, out, count, outputs, inputs, tiles, BLOCK_M=tall, PAIRS=pairs, PAIR=_GEGLU_PAIR,
+        BLOCK_K=_GEGLU_DEPTH, GROUP=8, num_warps=8, num_stages=4,
     )  # fmt: skip
     return out

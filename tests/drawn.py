@@ -47,7 +47,14 @@ def alone(runner: NetworkRunner, wanted: Row) -> Pixels:
 
 
 def by_diffusers(pipeline: Any, wanted: Row) -> Pixels:
-    """The same row, drawn by a pipeline of diffusers from the same noise."""
+    """The same row, drawn by a pipeline of diffusers from the same noise.
+
+    The noise is made here: PyTorch does not promise that a seed means the same numbers in halves,
+    and on some processors it does not.
+    """
+    scale = pipeline.vae_scale_factor
+    shape = (1, pipeline.unet.config.in_channels, wanted.height // scale, wanted.width // scale)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(wanted.seed))
     drawn = pipeline(
         wanted.prompt,
         negative_prompt=wanted.negative_prompt,
@@ -55,7 +62,7 @@ def by_diffusers(pipeline: Any, wanted: Row) -> Pixels:
         guidance_scale=wanted.guidance_scale,
         width=wanted.width,
         height=wanted.height,
-        generator=torch.Generator().manual_seed(wanted.seed),
+        latents=noise.to(pipeline.device, pipeline.unet.dtype),
     )
     return np.asarray(drawn.images[0])
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from engine import kernels
-from engine.kernels import Norm
+from engine.kernels import Geglu, Norm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,12 +64,14 @@ def test_the_rows_of_a_shorter_sum_come_in_turn(dtype):
 
 
 @pytest.mark.parametrize("tokens", [5, 3000, 20000])
-@pytest.mark.parametrize("inputs", [160, 320])
+@pytest.mark.parametrize("inputs", [24, 160, 208, 320])
 def test_geglu(tokens, inputs, dtype):
     x = numbers(1, tokens, inputs, dtype=dtype)
-    weight, bias = numbers(8 * inputs, inputs, dtype=dtype) * 0.1, numbers(8 * inputs, dtype=dtype)
-    reference = kernels.geglu(on_cpu(x), on_cpu(weight), on_cpu(bias))
-    assert_same(kernels.geglu(x, weight, bias), reference, dtype)
+    linear = torch.nn.Linear(inputs, 8 * inputs, device="cuda", dtype=dtype)
+    layer = Geglu.of(linear)
+    assert layer.is_paired is (dtype is torch.float16 and inputs % 16 == 0)
+    ours = kernels.geglu(x, layer)
+    assert_same(ours, kernels.geglu(on_cpu(x), Geglu.of(linear.float().cpu())), dtype)
 
 
 def test_interleaved_phases(dtype):
