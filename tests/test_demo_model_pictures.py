@@ -55,6 +55,7 @@ def test_the_sources_of_the_weights_it_started_from_are_attributed_too() -> None
     text = sources.attribution_text(started_from=older)
     assert text.startswith(sources.attribution_text())
     assert "\n### Where they come from\n\n- FxEmojis\n\n### And before\n\n- Temaki\n" in text
+    assert sources.attribution_text(started_from=text) == text  # taught on with the same pictures
 
 
 def test_a_data_set_reads_back_as_it_was_written_and_its_file_is_the_same_twice(

@@ -156,6 +156,8 @@ def attribution_text(packages: tuple[Package, ...] = PACKAGES, *, started_from: 
         + ", ".join(f"[{name}]({link})" for name, link in _LICENCES.items())
         + ".\n"
     )
+    if started_from.startswith(text):  # the same pictures once more
+        return started_from
     if started_from:
         older = started_from.replace("\n#", "\n##").removeprefix("# ")
         text += (
