@@ -138,8 +138,7 @@ def test_whole_plans_are_accepted(plans):
 
 def test_a_missing_part_is_refused(spoilt):
     shutil.rmtree(spoilt / "unet")
-    assert "unet: " in (why := refused(spoilt))
-    assert "is missing" in why
+    assert "unet/1/engine.json is missing; make it: python -m compile" in refused(spoilt)
 
 
 def test_a_plan_that_is_not_the_one_recorded_is_refused(spoilt):
@@ -223,22 +222,18 @@ def test_the_previous_engine_keeps_serving_when_the_next_does_not_fit(plans, tmp
         try:
             await host.load("stable_diffusion")
             first = await ends(host)
-            whys = []
-            for folder in (tmp_path / "nowhere", plans):
-                wanted = sound.replace('string_value: "torch"', 'string_value: "tensorrt"')
-                wanted = wanted.replace('string_value: ""', f'string_value: "{folder}"')
-                config.write_text(wanted)
-                os.utime(repository / "stable_diffusion/1/model.py")
-                with pytest.raises(ModelFailed) as failed:
-                    await host.load("stable_diffusion")
-                whys.append(str(failed.value))
-            return first, whys, await ends(host)
+            wanted = sound.replace('string_value: "torch"', 'string_value: "tensorrt"')
+            config.write_text(wanted.replace('string_value: ""', f'string_value: "{plans}"'))
+            os.utime(repository / "stable_diffusion/1/model.py")
+            with pytest.raises(ModelFailed) as failed:
+                await host.load("stable_diffusion")
+            return first, str(failed.value), await ends(host)
         finally:
             await host.stop()
 
-    first, whys, after = asyncio.run(story())
-    assert "text_encoder/1/engine.json is missing; make it: python -m compile" in whys[0]
-    assert "max_unet_rows is 32, and it takes 16 rows of 128x128 at most" in whys[1]
+    first, why, after = asyncio.run(story())
+    assert "max_unet_rows is 32, and it takes 16 rows of 128x128 at most" in why
+    assert "make it again: python -m compile" in why
     assert first[0].shape == (64, 64, 3)
     assert first[1][0] == b"invalid_params"
     assert b"plms" in first[1][1]
