@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import shutil
+from dataclasses import replace
 
 import pytest
 from compiled import ASKED, FLAGS, ROOT
@@ -108,6 +109,45 @@ def test_what_is_there_is_not_made_again_and_what_is_broken_is(compiled, tmp_pat
     assert "exporting" not in said
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*.onnx")} == before
     find_plan(repository, "text_encoder", make="-")
+
+
+def test_a_plan_of_other_profiles_is_made_anew_from_the_same_onnx(compiled, tmp_path, capsys):
+    made = compiled["sd"]
+    repository = shutil.copytree(made.repository, tmp_path / "plans")
+
+    wider = replace(made.asked, rows=(2, 4, 32))
+    assert compile_main(*wider.words(made.model, repository)) == 0
+
+    said = capsys.readouterr().out
+    assert "unet: building" in said
+    assert "vae_decoder: the plan is there" in said
+    assert "exporting" not in said
+    assert find_plan(repository, "unet", make="-").most_rows(64, 64) == 32
+
+
+@pytest.mark.parametrize("broken", ["weights", "config", "ONNX", "ONNX's weights", "precision"])
+def test_an_onnx_file_of_something_else_is_not_taken(compiled, tmp_path, broken):
+    from compile.export import find_export, onnx_path
+    from compile.parts import parts_of
+
+    model = shutil.copytree(compiled["sd"].model, tmp_path / "model")
+    repository = shutil.copytree(compiled["sd"].repository, tmp_path / "plans")
+    onnx = onnx_path(repository, "unet")
+    files = {
+        "weights": model / "unet/diffusion_pytorch_model.safetensors",
+        "config": model / "unet/config.json",
+        "ONNX": onnx,
+        "ONNX's weights": onnx.with_name("model.onnx.data"),
+    }
+    unet = parts_of(model, "float32")[1]
+    assert find_export(repository, model, unet) is not None
+    assert find_export(repository, model, unet, opset=20) is None
+
+    if broken in files:
+        with files[broken].open("ab") as file:
+            file.write(b"\n")
+    unet = parts_of(model, "float16" if broken == "precision" else "float32")[1]
+    assert find_export(repository, model, unet) is None
 
 
 # Triton

@@ -160,12 +160,19 @@ def test_rows_beyond_the_profile_are_refused(plans):
         unet.profile(17, 128, 128)
     with pytest.raises(PlanUnfit, match="1 rows of 256x128"):
         unet.profile(1, 256, 128)
-    assert unet.profile(1, 128, 128) == 0
+    assert unet.profile(1, 128, 128) == unet.profile(16, 128, 128) == 0
 
 
-def test_plans_of_other_weights_are_refused(plans, tmp_path):
+def test_each_size_has_its_profile(compiled):
+    unet = find_plan(compiled["sd"].repository, "unet", make="-")
+    assert [unet.profile(3, *size) for size in compiled["sd"].asked.sizes] == [0, 1]
+
+
+@pytest.mark.parametrize("file", ["config.json", "diffusion_pytorch_model.safetensors"])
+def test_plans_of_other_weights_are_refused(plans, tmp_path, file):
     model = shutil.copytree(DEMO, tmp_path / "model")
-    (model / "unet/config.json").write_text((model / "unet/config.json").read_text() + "\n")
+    with (model / "unet" / file).open("ab") as changed:
+        changed.write(b"\n")
     assert "unet: made from other weights" in refused(plans, model_dir=model)
 
 
