@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # with threads cannot enter a user namespace, as PostgreSQL's does where tests run as root.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-pytest_plugins = ["servers", "api_server", "webhook_servers", "workshop"]
+pytest_plugins = ["servers", "api_server", "webhook_servers", "workshop", "compiled"]
 
 hypothesis_settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis_settings.load_profile("default")

@@ -45,13 +45,13 @@ def test_the_parts_of_a_model_draw_what_the_model_does(models, name):
     asked = [
         row("a red apple", negative_prompt="fog"),
         row("a lighthouse", seed=3, guidance_scale=1.0),
-        row("a fox", scheduler="dpmsolver++", num_inference_steps=5),
+        row("a fox", seed=5, scheduler="dpmsolver++", num_inference_steps=5),
     ]
     theirs = pictures(events(TorchRunner.load(models[name], threads=2), *asked))
     ours = pictures(events(uncompiled_runner(models[name], most_texts=2), *asked))
 
     assert sorted(ours) == sorted(theirs) == [0, 1, 2]
-    assert levels_apart(theirs[0], theirs[2]) > 20  # it is not one picture for all
+    assert levels_apart(theirs[0], theirs[2]) > 50  # it is not one picture for all
     assert max(levels_apart(ours[at], theirs[at]) for at in ours) <= 1
 
 

@@ -330,6 +330,7 @@ def test_replicas_follow_the_work_from_none_to_the_most_and_back(stack):
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(480)  # three engines start, one of them in vain, which Ray tries three times
 def test_an_engine_is_replaced_only_if_it_draws_the_same_pictures(stack, tmp_path, catalogue):
     golden = tmp_path / "golden.jsonl"
     golden.write_text(json.dumps({"prompt": "a red apple", "seed": 1} | SMALL) + "\n")

@@ -13,10 +13,16 @@ VOCABULARY = 4096  #: of the demo model's tokenizer, which these borrow
 
 
 def tiny_sd(folder):
-    """Like Stable Diffusion 1.5, with 4 pixels per latent."""
+    """Like Stable Diffusion 1.5."""
     torch.manual_seed(1)
     _text_encoder(CLIPTextModel, 16).save_pretrained(folder / "text_encoder")
-    _unet((8, 16), 4, features=16).save_pretrained(folder / "unet")
+    _unet(
+        ("CrossAttnDownBlock2D", "DownBlock2D"),
+        ("UpBlock2D", "UpBlock2D"),
+        channels=(8, 16),
+        heads=4,
+        features=16,
+    ).save_pretrained(folder / "unet")
     _rest(folder, "StableDiffusionPipeline", ["tokenizer"])
     return folder
 
@@ -27,8 +33,10 @@ def tiny_xl(folder):
     _text_encoder(CLIPTextModel, 32).save_pretrained(folder / "text_encoder")
     _text_encoder(CLIPTextModelWithProjection, 64).save_pretrained(folder / "text_encoder_2")
     _unet(
-        (32, 64),
-        2,
+        ("DownBlock2D", "CrossAttnDownBlock2D"),
+        ("CrossAttnUpBlock2D", "UpBlock2D"),
+        channels=(32, 64),
+        heads=2,
         features=32 + 64,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
@@ -54,14 +62,14 @@ def _text_encoder(kind, width):
     return kind(config)
 
 
-def _unet(channels, heads, *, features, **more):
+def _unet(down, up, *, channels, heads, features, **more):
     return UNet2DConditionModel(
         block_out_channels=channels,
         layers_per_block=1,
         sample_size=16,
         cross_attention_dim=features,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=down,
+        up_block_types=up,
         mid_block_type=None,
         norm_num_groups=4,
         attention_head_dim=heads,
@@ -71,10 +79,10 @@ def _unet(channels, heads, *, features, **more):
 
 def _rest(folder, kind, tokenizers):
     AutoencoderKL(
-        block_out_channels=(8, 8, 16),
+        block_out_channels=(8, 16),
         layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
         mid_block_add_attention=False,
     ).save_pretrained(folder / "vae")
