@@ -1,4 +1,4 @@
-"""Real servers for the tests, started once a run: `pytest_plugins = ["servers"]`."""
+"""Real servers for the tests, started once a process: `pytest_plugins = ["servers"]`."""
 
 import secrets
 import signal
@@ -67,7 +67,7 @@ class S3Settings:
 
 @pytest.fixture(scope="session")
 def server_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This run's servers keep their files and logs here; pytest removes it three runs later."""
+    """This process's servers keep their files and logs here; pytest removes it three runs later."""
     folder = tmp_path_factory.mktemp("servers")
     private_dir(folder)
     return folder
