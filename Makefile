@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Processes that share the tests: each has servers of its own, and imports PyTorch.
+TESTERS ?= 2
 EXTRAS := api,workers,engine,triton,local,compile,demo-model,dev
 
 .DEFAULT_GOAL := help
@@ -29,8 +31,8 @@ demo: $(STAMP)  ## 24 prompts through the whole stack into demo-output/
 up: $(STAMP)  ## the whole stack in the foreground until Ctrl-C, data in .darkroom/
 	@$(BIN)/darkroom up
 
-test: $(STAMP)  ## every test that needs no GPU
-	@$(BIN)/pytest
+test: $(STAMP)  ## every test that needs no GPU, or those that ARGS names
+	@$(BIN)/pytest $(or $(ARGS),-n $(TESTERS) --dist loadfile --no-loadscope-reorder)
 
 chaos: $(STAMP)  ## the whole fault suite, about half an hour: `docs/chaos.md`
 	@$(BIN)/pytest tests/chaos tests/test_webhooks_faults.py --chaos $(ARGS)

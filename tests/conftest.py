@@ -30,6 +30,10 @@ pytest_plugins = ["servers", "api_server", "webhook_servers", "workshop", "compi
 hypothesis_settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis_settings.load_profile("default")
 
+#: Minutes each. Where several processes share the tests (`make test`), they begin with these, so
+#: that none is left working on one of them when the others have run out of work.
+LONGEST = ("test_path.py", "test_cli.py", "test_bulk.py", "test_painter.py", "test_api.py")
+
 LEASE = timedelta(seconds=30)
 LIMITS = {"darkroom-demo": 8}
 
@@ -40,12 +44,14 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--chaos"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("chaos")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    if not config.getoption("--chaos"):
+        left_out = [item for item in items if item.get_closest_marker("chaos")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
+    if hasattr(config, "workerinput"):  # one process of several
+        places = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")

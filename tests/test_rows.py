@@ -549,7 +549,7 @@ def test_one_row_makes_no_more_jobs_than_it_may(catalogue):
         (b"\xff\xd8\xff\xe0", "JPEG"),
         (b"GIF89a", "GIF"),
         (b"RIFF\x10\0\0\0WEBPVP8 ", "WebP"),
-        (gzip.compress(b"prompt\na\n"), "gzip"),
+        (gzip.compress(b"prompt\na\n", mtime=0), "gzip"),
         (b"PK\x03\x04" + b"\0" * 26 + b"[Content_Types].xml", "XLSX"),
         (b"PK\x03\x04" + b"\0" * 26 + b"prompts.csv", "ZIP"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "XLS"),
