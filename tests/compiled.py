@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "models/darkroom-demo"
@@ -64,12 +65,26 @@ class Compiled:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
-    """All of them."""
+    """All of them. Processes that share the tests share these, too."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    models = {name: folder / name for name in ASKED} | {"demo": DEMO}
+    plans = {name: folder / f"{name}-plans" for name in ASKED}
+    kept = folder / "compiled.json"
+    with FileLock(folder / "compiled.lock"):
+        if not kept.exists():
+            kept.write_text(json.dumps(_compile(models, plans)))
+        said = json.loads(kept.read_text())
+    return {name: Compiled(name, models[name], plans[name], said[name]) for name in ASKED}
+
+
+def _compile(models: dict[str, Path], plans: dict[str, Path]) -> dict[str, str]:
+    """What the command said of each."""
     from tiny_models import tiny_sd, tiny_xl
 
-    folder = tmp_path_factory.mktemp("compiled")
-    models = {"sd": tiny_sd(folder / "sd"), "xl": tiny_xl(folder / "xl"), "demo": DEMO}
-    plans = {name: folder / f"{name}-plans" for name in ASKED}
+    tiny_sd(models["sd"])
+    tiny_xl(models["xl"])
     runs = [_started([ASKED[n].words(models[n], plans[n]) for n in names]) for names in TOGETHER]
     try:
         said = [run.communicate(timeout=600)[0] for run in runs]
@@ -78,7 +93,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
             run.kill()
     assert all(run.returncode == 0 for run in runs), said
     return {
-        name: Compiled(name, models[name], plans[name], text)
+        name: text
         for names, texts in zip(TOGETHER, said, strict=True)
         for name, text in zip(names, json.loads(texts), strict=True)
     }

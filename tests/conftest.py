@@ -32,7 +32,10 @@ hypothesis_settings.load_profile("default")
 
 #: Minutes each. Where several processes share the tests (`make test`), they begin with these, so
 #: that none is left working on one of them when the others have run out of work.
-LONGEST = ("test_path.py", "test_cli.py", "test_bulk.py", "test_painter.py", "test_api.py")
+LONGEST = (
+    *("test_path.py", "test_compile.py", "test_cli.py", "test_plans.py"),
+    *("test_bulk.py", "test_painter.py", "test_api.py"),
+)
 
 LEASE = timedelta(seconds=30)
 LIMITS = {"darkroom-demo": 8}
