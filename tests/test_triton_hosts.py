@@ -520,7 +520,16 @@ asyncio.run(main())
 """
 
 
-def test_triton_dies_with_the_process_that_started_it(repository):
+@pytest.fixture
+def own_temporary_folder(monkeypatch) -> Iterator[str]:
+    """Of this test and its children: hosts that others start meanwhile sweep the usual one."""
+    with tempfile.TemporaryDirectory() as folder:  # short: sockets lie in it
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield folder
+
+
+def test_triton_dies_with_the_process_that_started_it(repository, own_temporary_folder):
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(repository)], stdout=subprocess.PIPE, cwd=ROOT
     )
@@ -532,9 +541,9 @@ def test_triton_dies_with_the_process_that_started_it(repository):
     assert becomes_true(lambda: not any(map(is_alive, pids)))
 
     left = f"darkroom-*-{owner.pid}-*"
-    assert list(Path(tempfile.gettempdir()).glob(left))  # SIGKILL tidies nothing
+    assert list(Path(own_temporary_folder).glob(left))  # SIGKILL tidies nothing
     sweep_leftovers()
-    assert not list(Path(tempfile.gettempdir()).glob(left))
+    assert not list(Path(own_temporary_folder).glob(left))
     assert not list(SHARED_MEMORY.glob(left))
 
 
