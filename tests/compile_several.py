@@ -7,6 +7,7 @@ JSON. It prints what each of them said, as JSON too, and leaves with 1 at the fi
 import contextlib
 import io
 import json
+import os
 import sys
 
 from compile.__main__ import main
@@ -22,4 +23,5 @@ def said_by(words: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    os.nice(10)  # minutes of work: tests with deadlines, beside it, go first
     json.dump([said_by(words) for words in json.loads(sys.argv[1])], sys.stdout)

@@ -33,8 +33,8 @@ hypothesis_settings.load_profile("default")
 #: Minutes each. Where several processes share the tests (`make test`), they begin with these, so
 #: that none is left working on one of them when the others have run out of work.
 LONGEST = (
-    *("test_path.py", "test_compile.py", "test_cli.py", "test_plans.py"),
-    *("test_bulk.py", "test_painter.py", "test_api.py"),
+    *("test_path.py", "test_cli.py", "test_bulk.py", "test_painter.py", "test_api.py"),
+    *("test_triton_hosts.py", "test_compile.py", "test_plans.py"),
 )
 
 LEASE = timedelta(seconds=30)

@@ -51,7 +51,7 @@ class Child:
     run_as: Identity = "ours"
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 5  #: from the stop signal to SIGKILL
-    ready_within_s: float = 60
+    ready_within_s: float = 120  #: a busy machine, and files that were never read before
 
 
 @dataclass
