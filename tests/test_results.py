@@ -330,7 +330,7 @@ def test_a_download_goes_on_where_it_ended(submit, painter, darkroom, tmp_path):
     first = darkroom("batch", "download", batch["id"], "--out", tmp_path)
     assert first.exit_code == 0, first.stderr
     assert "8 pictures" in first.stderr
-    assert "3 jobs without one" in first.stderr
+    assert "3 jobs without one" in " ".join(first.stderr.split())  # lines end where a path ends
     (tmp_path / "0001-a-cat-1.png").write_bytes(b"damaged")
     kept = tmp_path / "0002-a-dog-2.png"
     stamp = kept.stat().st_mtime_ns
@@ -338,7 +338,7 @@ def test_a_download_goes_on_where_it_ended(submit, painter, darkroom, tmp_path):
 
     second = darkroom("batch", "download", batch["id"], "--out", tmp_path)
     assert "11 pictures" in second.stderr
-    assert "(7 were there)" in second.stderr
+    assert "(7 were there)" in " ".join(second.stderr.split())
     assert kept.stat().st_mtime_ns == stamp
     for line in map(json.loads, (tmp_path / "manifest.jsonl").read_text().splitlines()):
         image = (tmp_path / line["file"]).read_bytes()
