@@ -54,29 +54,20 @@ class Parts:
 def stable_diffusion(device: str) -> Parts:
     """Version 1.5, with random weights."""
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     with torch.device(device):
         unet = UNet2DConditionModel(
             sample_size=64, cross_attention_dim=768, attention_head_dim=8, act_fn="silu"
         )
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_attention_heads=12,
-                num_hidden_layers=12,
-                projection_dim=768,
-                eos_token_id=49407,
-            )
-        )
+        text = CLIPTextModel(_clip(768, layers=12, heads=12))
     return _ready(Parts("SD 1.5", 512, unet, _vae(device, 0.18215), _tokenizers(1), [text]))
 
 
 def stable_diffusion_xl(device: str) -> Parts:
     """With random weights, and the decoder that half precision suffices for."""
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     with torch.device(device):
         unet = UNet2DConditionModel(
@@ -92,29 +83,24 @@ def stable_diffusion_xl(device: str) -> Parts:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
-        small = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_attention_heads=12,
-                num_hidden_layers=12,
-                projection_dim=768,
-                eos_token_id=49407,
-            )
-        )
-        large = CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                hidden_size=1280,
-                intermediate_size=5120,
-                num_attention_heads=20,
-                num_hidden_layers=32,
-                projection_dim=1280,
-                eos_token_id=49407,
-                hidden_act="gelu",
-            )
-        )
+        small = CLIPTextModel(_clip(768, layers=12, heads=12))
+        large = CLIPTextModelWithProjection(_clip(1280, layers=32, heads=20, hidden_act="gelu"))
     parts = Parts("SDXL", 1024, unet, _vae(device, 0.13025), _tokenizers(2), [small, large])
     return _ready(parts)
+
+
+def _clip(width: int, *, layers: int, heads: int, **more: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_attention_heads=heads,
+        num_hidden_layers=layers,
+        projection_dim=width,
+        eos_token_id=49407,
+        **more,
+    )
 
 
 def _vae(device: str, scaling_factor: float) -> Any:

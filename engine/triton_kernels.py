@@ -267,7 +267,7 @@ def _geglu_kernel(
 
 
 def paired(weight: Tensor) -> Tensor | None:
-    """A linear layer's rows as `geglu` wants them; None if they are too few, or an odd number.
+    """A linear layer's rows as `geglu` wants them; None if the values are no multiple of a pair.
 
     Some of the values and then their gates, in turns: a tile of both is one product, whose matrix
     units are busy twice as long for what they read as in two products of half the width.

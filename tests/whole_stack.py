@@ -19,7 +19,6 @@ from darkroom.status import FINISHED
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 4}
 LEASE_S = 4
 POISON = "cyanide"  # a prompt with this word kills the model, in these stacks only
-START_TIMEOUT_S = 120
 HANGS_S = 240  # who waits for that long waits for nothing; a busy machine may take half of it
 
 
@@ -57,7 +56,7 @@ class Stack:
         self.sessions: Sessions = open_sessions(url, pool_size=2)
 
     def _address(self) -> str:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + HANGS_S
         while time.monotonic() < deadline:
             said = re.search(r"API +(http\S+)", self.said())
             if said:
