@@ -232,7 +232,7 @@ def test_the_models_card_says_how_wide_a_step_is(run, options):
     run(narrow.start())
 
     async def happenings():
-        drawing = Drawing(narrow, asked(num_inference_steps=3), asked(num_inference_steps=3))
+        drawing = Drawing(narrow, asked(num_inference_steps=60), asked(num_inference_steps=60))
         await drawing.ended()
         return drawing.happenings
 
@@ -240,7 +240,7 @@ def test_the_models_card_says_how_wide_a_step_is(run, options):
     run(narrow.stop())
     first = next(at for at, h in enumerate(happened) if isinstance(h, Finished))
     told = [set(h.steps) for h in happened[:first] if isinstance(h, Progress)]
-    assert told
+    assert len(told) > 1  # the first is of one row in any case
     assert all(rows == {0} for rows in told)  # the other one waited for its two rows
 
 
