@@ -3,7 +3,7 @@
 #   migrate    brings the schema up to date, then ends
 #   api        the HTTP API, and the `darkroom` command
 #   sender     sends webhooks
-#   worker     claims microbatches; also deploys the models (workers.serve). No torch, no Triton
+#   worker     claims microbatches; also deploys the models (workers.deploy.serve). No torch, no Triton
 #   serve      the Ray head and the replicas on it, in NVIDIA's Triton image
 #   serve-cpu  the same on plain Python, with the Triton that nvidia-pytriton carries
 #
@@ -47,7 +47,7 @@ FROM base AS migrate
 COPY darkroom darkroom
 COPY migrations migrations
 USER 10001:10001
-CMD ["python", "-m", "darkroom.database", "migrate"]
+CMD ["python", "-m", "darkroom.db.connection", "migrate"]
 
 
 FROM base AS api
@@ -64,7 +64,7 @@ FROM base AS sender
 COPY darkroom darkroom
 COPY workers workers
 USER 10003:10003
-CMD ["python", "-m", "workers.delivery"]
+CMD ["python", "-m", "workers.webhooks.app"]
 
 
 FROM base AS worker

@@ -35,7 +35,7 @@ test: $(STAMP)  ## every test that needs no GPU, or those that ARGS names
 	@$(BIN)/pytest $(or $(ARGS),-n $(TESTERS) --dist loadfile --no-loadscope-reorder)
 
 chaos: $(STAMP)  ## the whole fault suite, about half an hour: `docs/chaos.md`
-	@$(BIN)/pytest tests/chaos tests/test_webhooks_faults.py --chaos $(ARGS)
+	@$(BIN)/pytest tests/chaos tests/webhooks/test_faults.py --chaos $(ARGS)
 
 check: $(STAMP) lint test  ## format, lint, types, import arrows, then the tests
 

@@ -1,1 +1,1 @@
-"""HTTP: translates between the contract and the core; decides nothing."""
+"""HTTP API: translates between the public contract and the core; decides nothing."""

@@ -12,7 +12,7 @@ import uvicorn
 
 from api.app import create_app
 from darkroom.errors import SetupError
-from darkroom.readiness import print_checks
+from darkroom.health import print_checks
 from darkroom.settings import Settings, load_settings
 
 

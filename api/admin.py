@@ -7,12 +7,14 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
+from api.dependencies import AdminId, Tools, Uses
 from api.errors import documented
 from api.jobs import Limit
-from api.resources import ErrorView, JobView, Moment, Page
-from api.tools import AdminId, Tools, Uses
-from darkroom import jobs, operation
-from darkroom.tables import Job
+from api.schemas.common import Moment, Page
+from api.schemas.jobs import ErrorView, JobView
+from darkroom.db.tables import Job
+from darkroom.jobs import lifecycle, queries
+from darkroom.queue import control
 
 router = APIRouter(prefix="/v1/admin", tags=["admin"])
 _REFUSALS = documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -28,7 +30,7 @@ class OrdersView(BaseModel):
     @classmethod
     def now(cls, session: Session) -> Self:
         """As it is in this transaction."""
-        orders = operation.orders(session)
+        orders = control.orders(session)
         return cls(paused=orders.paused, draining=orders.draining)
 
 
@@ -88,7 +90,7 @@ class FailedView(BaseModel):
 def pause(_: AdminId, use: Uses) -> OrdersView:
     """From now on workers claim nothing. What runs is finished; what waits, and comes, stays."""
     with use.sessions.begin() as session:
-        operation.pause(session)
+        control.pause(session)
         return OrdersView.now(session)
 
 
@@ -96,7 +98,7 @@ def pause(_: AdminId, use: Uses) -> OrdersView:
 def drain(_: AdminId, use: Uses) -> OrdersView:
     """From now on nothing new is accepted (503, `draining`); what is there is drawn."""
     with use.sessions.begin() as session:
-        operation.drain(session)
+        control.drain(session)
         return OrdersView.now(session)
 
 
@@ -104,7 +106,7 @@ def drain(_: AdminId, use: Uses) -> OrdersView:
 def resume(_: AdminId, use: Uses) -> OrdersView:
     """Ends a pause and a drain."""
     with use.sessions.begin() as session:
-        operation.resume(session)
+        control.resume(session)
         view = OrdersView.now(session)
     use.bell.ring()
     return view
@@ -123,7 +125,7 @@ def purge(_: AdminId, use: Uses, confirmation: Confirmation) -> PurgedView:
 
 def _purge_some(use: Tools) -> int:
     with use.sessions.begin() as session:
-        return jobs.purge(session)
+        return lifecycle.purge(session)
 
 
 @router.get("/failed", responses=_REFUSALS)
@@ -135,7 +137,7 @@ def list_failed(
 ) -> Page[FailedView]:
     """The jobs that failed and were not retried, of all tenants, newest first."""
     with use.sessions.begin() as session:
-        found = jobs.failed(session, limit=limit + 1, after=cursor)
+        found = queries.failed(session, limit=limit + 1, after=cursor)
     views = [FailedView.of(job) for job in found[:limit]]
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
 
@@ -148,7 +150,7 @@ def list_failed(
 def retry_failed(job_id: str, _: AdminId, use: Uses) -> JobView:
     """A new job that asks for the same, of the same tenant; asked again, it is the same new job."""
     with use.sessions.begin() as session:
-        tenant_id = jobs.tenant_of(session, job_id)
-        view = use.job_view(jobs.retry(session, tenant_id, job_id))
+        tenant_id = queries.tenant_of(session, job_id)
+        view = use.job_view(lifecycle.retry(session, tenant_id, job_id))
     use.bell.ring()
     return view

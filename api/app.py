@@ -19,30 +19,31 @@ from api import (
     deliveries,
     errors,
     events,
-    exports,
     health,
     jobs,
     metrics,
     models,
     queue,
-    webhook_messages,
+    results,
     webhooks,
 )
+from api.dependencies import Tools
 from api.events import event_streams
-from api.keyring import KeyRing
+from api.key_cache import KeyRing
 from api.openapi import openapi
-from api.outlook import Outlook
-from api.tools import Tools
+from api.schemas import webhook_payloads
+from api.snapshot_cache import Outlook
 from darkroom import __version__
-from darkroom.addresses import policy_of
-from darkroom.catalogue import load_catalogue
-from darkroom.database import open_sessions
-from darkroom.intake import Intake
-from darkroom.progress import open_board
-from darkroom.queue import Bell, open_redis
-from darkroom.seals import Seal
+from darkroom.db.connection import open_sessions
+from darkroom.generation.model_registry import load_catalogue
+from darkroom.jobs.group_commit import Intake
+from darkroom.jobs.progress import open_board
+from darkroom.queue.notifier import Bell
+from darkroom.redis_client import open_redis
 from darkroom.settings import Settings
-from darkroom.storage import S3Store
+from darkroom.storage.images import S3Store
+from darkroom.webhooks.secret_box import Seal
+from darkroom.webhooks.url_policy import policy_of
 
 MAX_JSON_BYTES: Final = 64 * 2**10
 _IMPORTERS: Final = 2  # files that are read at once, by one process
@@ -101,12 +102,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.tools = held
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     routers = (
-        *(jobs, batches, events, exports, webhooks, deliveries, models),
+        *(jobs, batches, events, results, webhooks, deliveries, models),
         *(queue, admin, health, metrics),
     )
     for router in (each.router for each in routers):
         app.include_router(router)
-    webhook_messages.document(app.webhooks)
+    webhook_payloads.document(app.webhooks)
     app.add_api_route("/", _front_page, include_in_schema=False)
     app.add_middleware(BodyLimit)
     errors.install(app)

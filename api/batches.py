@@ -9,23 +9,27 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from api.dependencies import TenantId, Tools, Uses
 from api.errors import documented
+from api.idempotency import Key, respond
 from api.jobs import Cursor, Limit
-from api.repeats import Key, respond
-from api.resources import BatchView, DryRunView, Page
-from api.tools import TenantId, Tools, Uses
+from api.schemas.batches import BatchView, DryRunView
+from api.schemas.common import Page
 from api.uploads import Upload, received
-from darkroom import batches, faults, idempotency, imports, jobs, rows, uploads, webhooks
+from darkroom import batches, fault_points, idempotency
 from darkroom.batches import BatchStatus
-from darkroom.database import retried
-from darkroom.forecast import Eta
+from darkroom.db.connection import retried
+from darkroom.forecast.eta import Eta
+from darkroom.generation.params import Label, WebhookUrl
 from darkroom.idempotency import Answer
-from darkroom.imports import Limits, OnError, Tally
-from darkroom.params import Label, WebhookUrl
-from darkroom.rows import Plan
+from darkroom.imports import formats, importer, row_validator
+from darkroom.imports.expansion import Expand
+from darkroom.imports.formats import Format
+from darkroom.imports.importer import Limits, OnError, Tally
+from darkroom.imports.row_validator import Plan
+from darkroom.jobs import lifecycle
 from darkroom.status import Priority
-from darkroom.sweeps import Expand
-from darkroom.uploads import Format
+from darkroom.webhooks import endpoints
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
@@ -59,7 +63,7 @@ _OPENAPI: Final = {
             "description": "For all rows that say nothing else.",
             "schema": {"type": "string"},
         }
-        for name in rows.DEFAULTS
+        for name in row_validator.DEFAULTS
     ],
 }
 
@@ -121,7 +125,7 @@ async def create_batch(
 
     Every other parameter of the query is a default for all rows, by the name of its column.
     """
-    webhooks.vet_own_url(options.webhook_url, use.policy, loc=("query", "webhook_url"))
+    endpoints.vet_own_url(options.webhook_url, use.policy, loc=("query", "webhook_url"))
     plan = _plan(request, use, options)
     async with received(request, max_bytes=use.settings.max_csv_bytes) as upload:
         if options.dry_run:
@@ -135,7 +139,7 @@ async def create_batch(
 
 def _plan(request: Request, use: Tools, options: Options) -> Plan:
     given = [item for item in request.query_params.multi_items() if item[0] not in _OWN]
-    defaults = rows.read_defaults(given, lists=options.expand is not None)
+    defaults = row_validator.read_defaults(given, lists=options.expand is not None)
     return Plan(use.catalogue, use.policy, defaults, options.expand)
 
 
@@ -154,8 +158,8 @@ def _limits(use: Tools) -> Limits:
 
 
 def _dry_run(use: Tools, tenant_id: str, upload: Upload, plan: Plan) -> Response:
-    table = uploads.read_table(upload.file, upload.kind, lists=plan.expand is not None)
-    tally = imports.check(table, plan, limits=_limits(use))
+    table = formats.read_table(upload.file, upload.kind, lists=plan.expand is not None)
+    tally = importer.check(table, plan, limits=_limits(use))
     view = DryRunView.of(tally, _eta(use, tenant_id, tally))
     return Response(view.model_dump_json(), media_type="application/json")
 
@@ -178,7 +182,7 @@ def _submit(
     with use.sessions.begin() as session:
 
         def act() -> str:
-            table = uploads.read_table(upload.file, upload.kind, lists=plan.expand is not None)
+            table = formats.read_table(upload.file, upload.kind, lists=plan.expand is not None)
             batch = batches.create(
                 session,
                 tenant_id,
@@ -186,7 +190,7 @@ def _submit(
                 webhook_url=options.webhook_url,
                 retention_days=options.retention_days,
             )
-            tally = imports.load(
+            tally = importer.load(
                 session, batch, table, plan, on_error=options.on_error, limits=_limits(use)
             )
             [counts] = batches.count(session, [batch])
@@ -194,8 +198,8 @@ def _submit(
             return BatchView.of(batch, counts, eta).model_dump_json()
 
         answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
-        faults.reach("before-submit-commit")
-    faults.reach("after-submit-commit")
+        fault_points.reach("before-submit-commit")
+    fault_points.reach("after-submit-commit")
     return answer
 
 
@@ -228,7 +232,7 @@ def show_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
 def cancel_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     """Its queued jobs end at once, running ones within about a step; what is drawn stays."""
     with use.sessions.begin() as session:
-        view = use.batch_view(session, jobs.cancel_batch(session, tenant_id, batch_id))
+        view = use.batch_view(session, lifecycle.cancel_batch(session, tenant_id, batch_id))
     use.bell.ring_deliveries()
     return view
 
@@ -237,14 +241,14 @@ def cancel_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
 def pause_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     """Its queued jobs wait until it is resumed; running ones are finished."""
     with use.sessions.begin() as session:
-        return use.batch_view(session, jobs.pause_batch(session, tenant_id, batch_id))
+        return use.batch_view(session, lifecycle.pause_batch(session, tenant_id, batch_id))
 
 
 @router.post("/{batch_id}/resume", responses=documented(HTTPStatus.NOT_FOUND))
 def resume_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     """A paused batch goes on, in the places its jobs had."""
     with use.sessions.begin() as session:
-        view = use.batch_view(session, jobs.resume_batch(session, tenant_id, batch_id))
+        view = use.batch_view(session, lifecycle.resume_batch(session, tenant_id, batch_id))
     use.bell.ring()
     return view
 
@@ -257,6 +261,6 @@ def resume_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
 def retry_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     """A new batch of the failed jobs; asked again without new failures, it is the same one."""
     with use.sessions.begin() as session:
-        view = use.batch_view(session, jobs.retry_batch(session, tenant_id, batch_id))
+        view = use.batch_view(session, lifecycle.retry_batch(session, tenant_id, batch_id))
     use.bell.ring()
     return view

@@ -9,16 +9,16 @@ from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
+from api.dependencies import TenantId, Uses
 from api.errors import documented
 from api.jobs import Limit
-from api.resources import Moment, Page
-from api.tools import TenantId, Uses
-from darkroom import delivery_log
-from darkroom.deliveries import Outcome
-from darkroom.delivery_log import Which
+from api.schemas.common import Moment, Page
+from darkroom.db.webhook_tables import Delivery, DeliveryAttempt
 from darkroom.event_types import EventType
 from darkroom.status import DeliveryStatus
-from darkroom.webhook_tables import Delivery, DeliveryAttempt
+from darkroom.webhooks import delivery_log
+from darkroom.webhooks.deliveries import Outcome
+from darkroom.webhooks.delivery_log import Which
 
 router = APIRouter(prefix="/v1/deliveries", tags=["webhooks"])
 

@@ -14,8 +14,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from api.resources import Moment, ProblemItem
-from darkroom.database import is_unavailable
+from api.schemas.common import Moment, ProblemItem
+from darkroom.db.connection import is_unavailable
 from darkroom.errors import (
     DarkroomError,
     Deleted,
@@ -29,10 +29,10 @@ from darkroom.errors import (
     Overloaded,
     StorageUnavailable,
 )
+from darkroom.generation.validation import input_problems, problems_of
 from darkroom.idempotency import KeyReused
-from darkroom.problems import input_problems, problems_of
-from darkroom.uploads import UnsupportedFile
-from darkroom.webhooks import EndpointDisabled, TooManyEndpoints
+from darkroom.imports.formats import UnsupportedFile
+from darkroom.webhooks.endpoints import EndpointDisabled, TooManyEndpoints
 
 PROBLEM_JSON: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 5

@@ -12,24 +12,20 @@ from pydantic import BaseModel
 from redis import Redis
 from sqlalchemy.orm import Session
 
+from api.dependencies import TenantId, Uses, key_id
 from api.errors import documented
-from api.resources import (
-    BatchUrls,
-    BatchView,
-    CountsView,
-    ErrorView,
-    JobUrls,
-    JobView,
-    Moment,
-    Progress,
-)
-from api.streams import Gauge, Reading, Streams
-from api.tools import TenantId, Uses, key_id
-from darkroom import batches, happenings, jobs, keys, progress
+from api.schemas.batches import BatchUrls, BatchView, CountsView
+from api.schemas.common import Moment
+from api.schemas.jobs import ErrorView, JobUrls, JobView, Progress
+from api.stream_hub import Gauge, Reading, Streams
+from darkroom import batches
+from darkroom.accounts import api_keys
 from darkroom.batches import BatchStatus
-from darkroom.database import Sessions, freeze
+from darkroom.db.connection import Sessions, freeze
 from darkroom.event_types import EventType
-from darkroom.happenings import Happening, Place, Subject
+from darkroom.events import feed
+from darkroom.events.feed import Happening, Place, Subject
+from darkroom.jobs import progress, queries
 from darkroom.status import Status
 
 _RETRY_MS: Final = (1000, 3000)  # drawn at random: after a restart not all come back at once
@@ -149,7 +145,7 @@ def _open_job(
 ) -> Opening:
     with use.sessions.begin() as session:
         freeze(session)
-        view = use.job_view(jobs.find(session, tenant_id, job_id))
+        view = use.job_view(queries.find(session, tenant_id, job_id))
         place, snapshot_id = _begin(session, Subject(tenant_id, job_id), view, seen)
     return Opening(use.streams, place, key_id(request), view, snapshot_id)
 
@@ -172,8 +168,8 @@ def _begin(
 
     An event that the subject does not have, of a database that was set back since, is as none.
     """
-    newest, newest_id = happenings.newest(session, subject)
-    known = None if seen is None else happenings.place_of(session, subject, seen)
+    newest, newest_id = feed.newest(session, subject)
+    known = None if seen is None else feed.place_of(session, subject, seen)
     if known is None:
         return newest, newest_id
     if known == newest and view.finished_at is not None:
@@ -248,19 +244,19 @@ def event_streams(sessions: Sessions, board: Redis) -> Streams:
 
     def stirred(after: int) -> tuple[int, Collection[str] | None]:
         with sessions.begin() as session:
-            return happenings.stirred(session, after)
+            return feed.stirred(session, after)
 
     def since(places: Collection[Place]) -> Mapping[Place, list[Happening]]:
         with sessions.begin() as session:
-            return happenings.since(session, places)
+            return feed.since(session, places)
 
     def dead(key_ids: Collection[str]) -> Collection[str]:
         with sessions.begin() as session:
-            return keys.dead(session, key_ids)
+            return api_keys.dead(session, key_ids)
 
     def steps(subjects: Collection[Subject]) -> Mapping[Subject, Progress]:
         with sessions.begin() as session:
-            running = jobs.running(session, subjects)
+            running = queries.running(session, subjects)
         known = progress.read(board, running)
         return {
             Subject(job.tenant_id, job.id): Progress(step=known[job.id][0], steps=known[job.id][1])

@@ -7,10 +7,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from api.dependencies import Uses
 from api.errors import problem
-from api.tools import Uses
 from darkroom.errors import InputProblem
-from darkroom.readiness import OK, run_checks, server_checks
+from darkroom.health import OK, run_checks, server_checks
 
 router = APIRouter(tags=["health"])
 

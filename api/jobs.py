@@ -12,16 +12,20 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
+from api.dependencies import TenantId, Tools, Uses
 from api.errors import documented
-from api.repeats import Key, respond
-from api.resources import JobView, Page
-from api.tools import TenantId, Tools, Uses
-from darkroom import deletion, faults, idempotency, jobs, standing, webhooks
+from api.idempotency import Key, respond
+from api.schemas.common import Page
+from api.schemas.jobs import JobView
+from darkroom import fault_points, idempotency
 from darkroom.errors import ImageNotReady, StorageUnavailable
+from darkroom.forecast import queue_position
+from darkroom.generation.params import JobInput, Label
 from darkroom.idempotency import Answer
-from darkroom.jobs import Submission
-from darkroom.params import JobInput, Label
+from darkroom.jobs import deletion, lifecycle, queries
+from darkroom.jobs.lifecycle import Submission
 from darkroom.status import FINISHED, Status
+from darkroom.webhooks import endpoints
 
 MAX_WAIT_S: Final = 60
 _POLL_S: Final = (0.05, 0.1, 0.2, 0.4)  # then the last, until the time is up
@@ -65,7 +69,7 @@ async def create_job(
 
 def _submission(use: Tools, job: JobInput) -> Submission:
     params = use.catalogue.resolve(job)
-    webhooks.vet_own_url(job.webhook_url, use.policy)
+    endpoints.vet_own_url(job.webhook_url, use.policy)
     return Submission(job, params, use.catalogue.models[params.model].microbatch_key(params))
 
 
@@ -74,13 +78,13 @@ def _submit_once(use: Tools, tenant_id: str, submission: Submission, key: str) -
     with use.sessions.begin() as session:
 
         def act() -> str:
-            [job] = jobs.accept(session, tenant_id, [submission])
+            [job] = lifecycle.accept(session, tenant_id, [submission])
             return use.job_view(job).model_dump_json()
 
         asked = b"job " + submission.input.model_dump_json().encode()
         answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
-        faults.reach("before-submit-commit")
-    faults.reach("after-submit-commit")
+        fault_points.reach("before-submit-commit")
+    fault_points.reach("after-submit-commit")
     return answer
 
 
@@ -124,9 +128,9 @@ async def _wait(use: Tools, tenant_id: str, job_id: str, seconds: float) -> JobV
 
 def _show(use: Tools, tenant_id: str, job_id: str) -> JobView:
     with use.sessions.begin() as session:
-        job = jobs.find(session, tenant_id, job_id)
+        job = queries.find(session, tenant_id, job_id)
         waits = job.status == Status.QUEUED and not job.held
-        position = standing.position(session, job) if waits else None
+        position = queue_position.position(session, job) if waits else None
     if waits:
         use.outlook.now()
     return use.job_view(job, position=position)
@@ -144,7 +148,7 @@ def list_jobs(
 ) -> Page[JobView]:
     """Newest first; the jobs of a batch in the order of its rows."""
     with use.sessions.begin() as session:
-        found = jobs.page(
+        found = queries.page(
             session,
             tenant_id,
             limit=limit + 1,
@@ -166,7 +170,7 @@ def list_jobs(
 def show_image(job_id: str, tenant_id: TenantId, use: Uses) -> RedirectResponse:
     """Redirects to a fresh URL of the image, which needs no key."""
     with use.sessions.begin() as session:
-        job = jobs.find(session, tenant_id, job_id)
+        job = queries.find(session, tenant_id, job_id)
     if job.image_key is None:
         raise ImageNotReady(f"job {job_id} is {job.status}; it has no image")
     url = use.store.presign(job.image_key, ttl_s=use.settings.image_url_ttl_s)
@@ -177,7 +181,7 @@ def show_image(job_id: str, tenant_id: TenantId, use: Uses) -> RedirectResponse:
 def cancel_job(job_id: str, tenant_id: TenantId, use: Uses) -> JobView:
     """A queued job ends at once, a running one within about a step; one that has ended stays."""
     with use.sessions.begin() as session:
-        view = use.job_view(jobs.cancel(session, tenant_id, job_id))
+        view = use.job_view(lifecycle.cancel(session, tenant_id, job_id))
     use.bell.ring_deliveries()
     return view
 
@@ -190,7 +194,7 @@ def cancel_job(job_id: str, tenant_id: TenantId, use: Uses) -> JobView:
 def retry_job(job_id: str, tenant_id: TenantId, use: Uses) -> JobView:
     """A new job that asks for the same; asked again, it is the same new job."""
     with use.sessions.begin() as session:
-        view = use.job_view(jobs.retry(session, tenant_id, job_id))
+        view = use.job_view(lifecycle.retry(session, tenant_id, job_id))
     use.bell.ring()
     return view
 

@@ -10,9 +10,9 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from api.tools import Uses
+from api.dependencies import Uses
 from darkroom import __version__
-from darkroom.outlook import Look
+from darkroom.forecast.snapshot import Look
 from darkroom.status import Priority
 
 router = APIRouter(tags=["health"])

@@ -2,8 +2,9 @@
 
 from fastapi import APIRouter
 
-from api.resources import ModelView, Page
-from api.tools import TenantId, Uses
+from api.dependencies import TenantId, Uses
+from api.schemas.common import Page
+from api.schemas.models import ModelView
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

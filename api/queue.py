@@ -6,9 +6,9 @@ from typing import Literal, Self
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from api.dependencies import TenantId, Uses
 from api.errors import Refused, documented
-from api.tools import TenantId, Uses
-from darkroom.outlook import Look
+from darkroom.forecast.snapshot import Look
 from darkroom.status import Priority
 
 router = APIRouter(prefix="/v1/queue", tags=["queue"])

@@ -7,16 +7,16 @@ from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.deliveries import DeliveryCursor, DeliveryView, Replayed, show
+from api.dependencies import OwnerId, TenantId, Uses
 from api.errors import documented
 from api.jobs import Limit
-from api.resources import Moment, Page
-from api.tools import OwnerId, TenantId, Uses
-from darkroom import deliveries, delivery_log, signatures, webhooks
-from darkroom.delivery_log import Which
+from api.schemas.common import Moment, Page
+from darkroom.db.webhook_tables import WebhookEndpoint
 from darkroom.event_types import SUBSCRIBABLE, EventType
-from darkroom.params import WebhookUrl
+from darkroom.generation.params import WebhookUrl
 from darkroom.status import DeliveryStatus
-from darkroom.webhook_tables import WebhookEndpoint
+from darkroom.webhooks import deliveries, delivery_log, endpoints, signatures
+from darkroom.webhooks.delivery_log import Which
 
 router = APIRouter(tags=["webhooks"])
 
@@ -91,9 +91,9 @@ class SecretView(BaseModel):
 )
 def create_webhook(asked: WebhookInput, tenant_id: TenantId, use: Uses) -> WebhookWithSecret:
     """Have events POSTed to a URL, signed as Standard Webhooks says. Keep the secret."""
-    webhooks.vet_own_url(asked.url, use.policy, loc=("body", "url"))
+    endpoints.vet_own_url(asked.url, use.policy, loc=("body", "url"))
     with use.sessions.begin() as session:
-        made = webhooks.create(
+        made = endpoints.create(
             session,
             tenant_id,
             url=asked.url,
@@ -110,7 +110,7 @@ def list_webhooks(
 ) -> Page[WebhookView]:
     """Newest first."""
     with use.sessions.begin() as session:
-        found = webhooks.page(session, tenant_id, limit=limit + 1, after=cursor)
+        found = endpoints.page(session, tenant_id, limit=limit + 1, after=cursor)
     views = [WebhookView.of(endpoint) for endpoint in found[:limit]]
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
 
@@ -119,7 +119,7 @@ def list_webhooks(
 def show_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> WebhookView:
     """The endpoint now."""
     with use.sessions.begin() as session:
-        return WebhookView.of(webhooks.find(session, tenant_id, webhook_id))
+        return WebhookView.of(endpoints.find(session, tenant_id, webhook_id))
 
 
 @router.delete(
@@ -131,7 +131,7 @@ def show_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> WebhookView
 def delete_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> Response:
     """Tell it nothing any more. What waits for it ends."""
     with use.sessions.begin() as session:
-        webhooks.remove(session, tenant_id, webhook_id)
+        endpoints.remove(session, tenant_id, webhook_id)
         deliveries.drop_waiting(session, webhook_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
@@ -144,7 +144,7 @@ def delete_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> Response:
 def test_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> DeliveryView:
     """Send it a `webhook.test`; look at the delivery to see how it went."""
     with use.sessions.begin() as session:
-        delivery_id = webhooks.send_test(session, tenant_id, webhook_id)
+        delivery_id = endpoints.send_test(session, tenant_id, webhook_id)
         view = show(session, [delivery_log.find(session, tenant_id, delivery_id)])[0]
     use.bell.ring_deliveries()
     return view
@@ -154,7 +154,7 @@ def test_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> DeliveryVie
 def rotate_secret(webhook_id: str, tenant_id: TenantId, use: Uses) -> WebhookWithSecret:
     """A new secret, shown this once. For 24 hours webhooks carry signatures of both."""
     with use.sessions.begin() as session:
-        made = webhooks.rotate(session, tenant_id, webhook_id, seal=use.seal)
+        made = endpoints.rotate(session, tenant_id, webhook_id, seal=use.seal)
     return WebhookWithSecret(**WebhookView.of(made.endpoint).model_dump(), secret=made.secret)
 
 
@@ -162,7 +162,7 @@ def rotate_secret(webhook_id: str, tenant_id: TenantId, use: Uses) -> WebhookWit
 def enable_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> WebhookView:
     """Tell it again what happens from now on; replay what it missed."""
     with use.sessions.begin() as session:
-        return WebhookView.of(webhooks.enable(session, tenant_id, webhook_id))
+        return WebhookView.of(endpoints.enable(session, tenant_id, webhook_id))
 
 
 @router.get("/v1/webhooks/{webhook_id}/deliveries", responses=documented(HTTPStatus.NOT_FOUND))
@@ -177,7 +177,7 @@ def list_webhook_deliveries(
     """What was sent to it and how each attempt ended, newest first."""
     which = Which(endpoint_id=webhook_id, status=status)
     with use.sessions.begin() as session:
-        webhooks.find(session, tenant_id, webhook_id)
+        endpoints.find(session, tenant_id, webhook_id)
         found = delivery_log.page(session, tenant_id, which, limit=limit + 1, after=cursor)
         views = show(session, found[:limit])
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
@@ -191,7 +191,7 @@ def list_webhook_deliveries(
 def replay_webhook(webhook_id: str, tenant_id: TenantId, use: Uses, since: Since) -> Replayed:
     """Send anew all that it has missed for good since a time, each under its old `webhook-id`."""
     with use.sessions.begin() as session:
-        webhooks.find(session, tenant_id, webhook_id)
+        endpoints.find(session, tenant_id, webhook_id)
         count = delivery_log.replay_failed(session, tenant_id, since=since, endpoint_id=webhook_id)
     use.bell.ring_deliveries()
     return Replayed(replayed=count)
@@ -201,7 +201,7 @@ def replay_webhook(webhook_id: str, tenant_id: TenantId, use: Uses, since: Since
 def show_tenant_secret(tenant_id: OwnerId, use: Uses) -> SecretView:
     """What signs webhooks to the `webhook_url` of a job or a batch."""
     with use.sessions.begin() as session:
-        secret = webhooks.tenant_secret(session, tenant_id, seal=use.seal)
+        secret = endpoints.tenant_secret(session, tenant_id, seal=use.seal)
     return _secret_view(use, secret)
 
 
@@ -209,7 +209,7 @@ def show_tenant_secret(tenant_id: OwnerId, use: Uses) -> SecretView:
 def rotate_tenant_secret(tenant_id: OwnerId, use: Uses) -> SecretView:
     """A new one. For 24 hours webhooks carry signatures of both."""
     with use.sessions.begin() as session:
-        secret = webhooks.rotate_tenant_secret(session, tenant_id, seal=use.seal)
+        secret = endpoints.rotate_tenant_secret(session, tenant_id, seal=use.seal)
     return _secret_view(use, secret)
 
 

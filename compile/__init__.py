@@ -1,1 +1,1 @@
-"""What is made from something else and shipped: models and what they are made of."""
+"""Exports a model to ONNX and TensorRT, and checks the result against PyTorch."""

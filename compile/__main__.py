@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from darkroom import plan_store
 from darkroom.errors import DarkroomError
 from darkroom.settings import HOME
+from darkroom.storage import compiled_models
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from compile.parity import ParityFailed
     from compile.parts import UnsupportedModel
     from compile.sources import ModelNotFound
-    from engine.tensorrt_api import TensorRTMissing
+    from engine.tensorrt.api import TensorRTMissing
 
     try:
         _run(asked)
@@ -66,10 +66,10 @@ def _run(asked: argparse.Namespace) -> None:
         torch.set_num_threads(asked.threads)
     model_dir = find_model(asked.model, asked.revision)
     output = asked.output or str(HOME / "plans" / model_dir.resolve().name)
-    repository = plan_store.local_folder(output)
+    repository = compiled_models.local_folder(output)
     tell = _teller()
-    if plan_store.is_url(output):
-        tell(f"{plan_store.pull(output, repository)} files fetched from {output}")
+    if compiled_models.is_url(output):
+        tell(f"{compiled_models.pull(output, repository)} files fetched from {output}")
     repository.mkdir(parents=True, exist_ok=True)
     order = Order(
         model=asked.model,
@@ -87,8 +87,8 @@ def _run(asked: argparse.Namespace) -> None:
     try:
         convert(order, tell)
     finally:  # what was made is kept, also of a run that failed later
-        if plan_store.is_url(output):
-            tell(f"{plan_store.push(repository, output)} files sent to {output}")
+        if compiled_models.is_url(output):
+            tell(f"{compiled_models.push(repository, output)} files sent to {output}")
     tell(f"done: {output}")
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 
 from compile.parts import Part, Size
-from engine.plans import Builder, Profile
-from engine.tensorrt_api import import_tensorrt, this_machine
+from engine.tensorrt.api import import_tensorrt, this_machine
+from engine.tensorrt.plans import Builder, Profile
 
 OPTIMIZATION_LEVEL: Final = 3  #: TensorRT's own default, said so that the record can say it
 NATIVE_NORM_SINCE: Final = 21  #: the first opset that writes GroupNormalization as what it is

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from engine.plans import PLAN, Builder, Port, Profile
+from engine.tensorrt.plans import PLAN, Builder, Port, Profile
 
 _TYPES: Final = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int32": "TYPE_INT32"}
 

@@ -21,7 +21,16 @@ from compile.configs import config_pbtxt
 from compile.export import OPSETS, ExportFailed, export, find_export, keep, onnx_path
 from compile.parity import compare
 from compile.parts import Part, Precision, Size, parts_of
-from engine.plans import PLAN, RECORD, VERSION, Builder, Export, PlanRecord, PlanUnfit, find_plan
+from engine.tensorrt.plans import (
+    PLAN,
+    RECORD,
+    VERSION,
+    Builder,
+    Export,
+    PlanRecord,
+    PlanUnfit,
+    find_plan,
+)
 
 
 class ImpossibleSize(ValueError):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compile.parts import DTYPES, Part
-from engine.plans import Export, sha256, weights_sha256
+from engine.tensorrt.plans import Export, sha256, weights_sha256
 
 OPSETS: Final = (23, 20)  #: 23 has Attention and GroupNormalization; 20 is for older TensorRTs
 ONNX: Final = "model.onnx"

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from engine.plans import Port
+from engine.tensorrt.plans import Port
 
 Precision = Literal["float32", "float16"]
 

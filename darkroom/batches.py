@@ -7,13 +7,13 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, and_, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from darkroom import events
+from darkroom.db.tables import Batch, Job
 from darkroom.errors import NotFound
 from darkroom.event_types import EventType
-from darkroom.happenings import Subject
+from darkroom.events import log as event_log
+from darkroom.events.feed import Subject
 from darkroom.ids import is_id, new_id
 from darkroom.status import FINISHED, Status
-from darkroom.tables import Batch, Job
 
 
 class BatchStatus(StrEnum):
@@ -197,5 +197,12 @@ def close_finished(session: Session, batch_ids: Collection[str]) -> None:
     ).all()
     canceled = [batch for batch in closed if batch.canceled_at is not None]
     completed = [batch for batch in closed if batch.canceled_at is None]
-    events.record_batches(session, EventType.BATCH_CANCELED, canceled)
-    events.record_batches(session, EventType.BATCH_COMPLETED, completed)
+    event_log.record_batches(session, EventType.BATCH_CANCELED, canceled)
+    event_log.record_batches(session, EventType.BATCH_COMPLETED, completed)
+
+
+def announce(session: Session, moved: Sequence[Job]) -> None:
+    """Events for those of the jobs that have ended, and for batches whose last job this was."""
+    ended = [job for job in moved if job.finished_at is not None]
+    event_log.record_jobs(session, ended)
+    close_finished(session, {job.batch_id for job in ended if job.batch_id})

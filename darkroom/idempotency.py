@@ -9,8 +9,8 @@ from typing import Final
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
+from darkroom.db.tables import IdempotencyKey
 from darkroom.errors import DarkroomError
-from darkroom.tables import IdempotencyKey
 
 KEPT: Final = timedelta(hours=24)
 

@@ -1,1 +1,1 @@
-"""How a microbatch becomes pixels. Importing this package loads nothing heavy."""
+"""Denoise loop: turns a microbatch into pixels. Importing this package loads nothing heavy."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from engine.rows import Row
+from engine.requests import Row
 
 _PREFIX: Final = "DARKROOM_FAULT_"
 

@@ -6,8 +6,8 @@ from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
 from engine import faults
-from engine.company import Company
-from engine.rows import Call, Event, Row, Step
+from engine.batcher import Company
+from engine.requests import Call, Event, Row, Step
 from engine.runner import NetworkRunner
 
 WAITING_TOLD_S: Final = 1.0  #: so often, to calls that wait for a seat: they are not forgotten

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.rows import Pixels
+from engine.requests import Pixels
 from engine.schedulers import NoiseSchedule
 
 

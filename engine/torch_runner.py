@@ -10,13 +10,13 @@ from typing import Any, Final, Self
 import torch
 from torch import Tensor
 
-from engine.blocks import UnsupportedNetwork
-from engine.graphs import Graphed, Network
-from engine.networks import Decoder, UNet
-from engine.rows import Pixels
+from engine.gpu.blocks import UnsupportedNetwork
+from engine.gpu.cuda_graphs import Graphed, Network
+from engine.gpu.unet import Decoder, UNet
+from engine.requests import Pixels
 from engine.runner import Decoding
 from engine.schedulers import NoiseSchedule, read_noise_schedule
-from engine.texts import Texts, clip_encoders
+from engine.text_encoding import Texts, clip_encoders
 
 DTYPES: Final = {
     "float32": torch.float32,

@@ -9,23 +9,31 @@ from hypothesis import settings as hypothesis_settings
 from sqlalchemy import Select, text
 from sqlalchemy.orm import Session
 
-from darkroom import claims, jobs
-from darkroom.catalogue import Catalogue, load_catalogue
-from darkroom.database import Sessions, open_sessions
-from darkroom.jobs import Submission
-from darkroom.params import JobInput
+from darkroom.db.connection import Sessions, open_sessions
+from darkroom.db.tables import DEFAULT_TENANT
+from darkroom.generation.model_registry import Catalogue, load_catalogue
+from darkroom.generation.params import JobInput
+from darkroom.jobs import lifecycle
+from darkroom.jobs.lifecycle import Submission
+from darkroom.queue import claims
 from darkroom.settings import Settings
-from darkroom.tables import DEFAULT_TENANT
 
 # Before anything imports PyTorch, and for every process that a test starts: see
-# workers.painter. On a busy machine a spinning thread takes the core from the one it waits for.
+# workers.replica.triton_worker. On a busy machine a spinning thread takes the core from the one it
+# waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Before anything imports gRPC: what it does in a forked child starts threads there, and a process
 # with threads cannot enter a user namespace, as PostgreSQL's does where tests run as root.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-pytest_plugins = ["servers", "api_server", "webhook_servers", "workshop", "compiled"]
+pytest_plugins = [
+    "tests.support.servers",
+    "tests.support.api_server",
+    "tests.support.webhook_servers",
+    "tests.support.worker_context",
+    "tests.support.compiled_models",
+]
 
 hypothesis_settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis_settings.load_profile("default")
@@ -33,8 +41,9 @@ hypothesis_settings.load_profile("default")
 #: Minutes each. Where several processes share the tests (`make test`), they begin with these, so
 #: that none is left working on one of them when the others have run out of work.
 LONGEST = (
-    *("test_path.py", "test_cli.py", "test_bulk.py", "test_painter.py", "test_api.py"),
-    *("test_triton_hosts.py", "test_compile.py", "test_plans.py"),
+    *("stack/test_end_to_end.py", "stack/test_cli.py", "http/test_file_uploads.py"),
+    *("replica/test_triton_worker.py", "http/test_jobs_api.py", "replica/test_triton_hosts.py"),
+    *("compile/test_compile.py", "compile/test_plans.py"),
 )
 
 LEASE = timedelta(seconds=30)
@@ -54,7 +63,7 @@ def pytest_collection_modifyitems(config, items):
             items[:] = [item for item in items if item not in left_out]
     if hasattr(config, "workerinput"):  # one process of several
         places = {name: place for place, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: places.get(item.path.name, len(places)))
+        items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +88,7 @@ def queue_jobs(sessions: Sessions, catalogue: Catalogue):
     def queue(*inputs: dict[str, object], **submission: object) -> list[str]:
         with sessions.begin() as session:
             made = [submission_of(catalogue, fields) for fields in inputs]
-            return jobs.submit(session, DEFAULT_TENANT, made, **submission)
+            return lifecycle.submit(session, DEFAULT_TENANT, made, **submission)
 
     return queue
 

@@ -1,1 +1,1 @@
-"""The working processes: Celery workers that form microbatches, and the replicas that draw."""
+"""Long-running processes: Celery workers, Ray Serve replicas, maintenance, webhook sender."""

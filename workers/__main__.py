@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from darkroom.catalogue import load_catalogue
-from darkroom.readiness import print_checks
+from darkroom.generation.model_registry import load_catalogue
+from darkroom.health import print_checks
 from darkroom.settings import load_settings
 
 #: Bytes of the largest reply of a replica: one picture, and 2048 x 2048 take 12 MiB. Ray reads it
@@ -27,8 +27,9 @@ def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
     settings = load_settings()
     os.environ.setdefault(*REPLY_LIMIT)
     from workers.app import celery_arguments, open_crew, worker_app
-    from workers.ray_generator import RayGenerator, check_ray
-    from workers.scaling import publish
+    from workers.deploy.autoscaling import publish
+    from workers.generation.ray_generator import RayGenerator
+    from workers.ray_cluster.connection import check_ray
 
     if arguments.check:
         return print_checks(settings, {"ray": lambda: check_ray(settings.ray_address)})

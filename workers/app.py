@@ -17,25 +17,25 @@ from celery import Celery, signals
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from darkroom import dispatches, queue
-from darkroom.catalogue import load_catalogue
-from darkroom.database import open_sessions
+from darkroom.db.connection import open_sessions
 from darkroom.errors import GeneratorGone, GeneratorUnavailable, StorageUnavailable
+from darkroom.generation.model_registry import load_catalogue
 from darkroom.ids import new_id
-from darkroom.progress import open_board
+from darkroom.jobs.progress import open_board
+from darkroom.queue import celery_app, dispatches, notifier
 from darkroom.settings import Settings
-from darkroom.storage import S3Store
-from workers.demand_reporter import DemandReporter
-from workers.generator import ImageGenerator
-from workers.janitor import Janitor
-from workers.leases import Leases
-from workers.microbatch import pump
-from workers.noticeboard import Noticeboard
-from workers.nudge import Nudge
-from workers.seats import Seats
-from workers.sweep import Sweeper
-from workers.withdrawals import Withdrawals
-from workers.workshop import Workshop
+from darkroom.storage.images import S3Store
+from workers.deploy.demand_reporter import DemandReporter
+from workers.generation.cancellation import Withdrawals
+from workers.generation.celery_wakeup import Nudge
+from workers.generation.context import Workshop
+from workers.generation.generator import ImageGenerator
+from workers.generation.heartbeat import Leases
+from workers.generation.memory_limits import Seats
+from workers.generation.microbatch import pump
+from workers.generation.progress_publisher import Noticeboard
+from workers.maintenance.cleaner import Janitor
+from workers.maintenance.reaper import Sweeper
 
 EX_TEMPFAIL: Final = 75  # sysexits.h: the supervisor should try again
 _CLEAN_S: Final = 60.0  # between two rounds of the janitor
@@ -86,7 +86,7 @@ def open_crew(
     lease = timedelta(seconds=settings.lease_s)
     sessions = open_sessions(settings.database_url.get_secret_value())
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{new_id('wrk')}"
-    bell = queue.Bell(settings)
+    bell = notifier.Bell(settings)
     leases = Leases(sessions, lease=lease)
     shop = Workshop(
         worker_id=worker_id,
@@ -126,15 +126,15 @@ def open_crew(
 
 def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Celery:
     """The Celery app with its task and its life wired up."""
-    app = queue.celery_app(settings, socket_timeout_s=5)
+    app = celery_app.celery_app(settings, socket_timeout_s=5)
     app.steps["consumer"].add(Nudge)
 
-    @app.task(name=queue.PUMP)
+    @app.task(name=celery_app.PUMP)
     def _pump() -> None:
         run_pump(crew)
 
     def _init(**_: object) -> None:
-        queue.clear(settings, queue.GENERATE)
+        notifier.clear(settings, celery_app.GENERATE)
         start(crew)
 
     def _ready(**_: object) -> None:
@@ -232,7 +232,7 @@ def celery_arguments(settings: Settings) -> Sequence[str]:
         "worker",
         "--pool=threads",
         f"--concurrency={settings.dispatches_in_flight}",
-        f"--queues={queue.GENERATE}",
+        f"--queues={celery_app.GENERATE}",
         f"--hostname=worker-{os.getpid()}@%h",  # two of one name would take each other's orders
         "--without-gossip",
         "--without-mingle",

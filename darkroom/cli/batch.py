@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from darkroom import gallery
 from darkroom.batches import BatchOutcome, BatchStatus
 from darkroom.cli.follow import counting, until_ended
 from darkroom.cli.session import EXIT_JOB_FAILED, EXIT_USAGE, api, console, print_json
-from darkroom.client import Client
-from darkroom.imports import OnError
-from darkroom.sweeps import Expand
+from darkroom.client import download as image_download
+from darkroom.client.http import Client
+from darkroom.imports.expansion import Expand
+from darkroom.imports.importer import OnError
 
 Json = dict[str, Any]
 
@@ -249,13 +249,13 @@ def download(batch_id: BatchId, out: Out = Path("darkroom-output")) -> None:
 def _download(client: Client, batch_id: str, folder: Path) -> None:
     total = client.batch(batch_id)["counts"]["total"]
     with counting("downloading", total) as tick:
-        done = gallery.download_batch(client, batch_id, folder, on_line=tick)
+        done = image_download.download_batch(client, batch_id, folder, on_line=tick)
     kept = f" ({done.kept} were there)" if done.kept else ""
     waiting = f", {done.waiting} jobs without one" if done.waiting else ""
     out = console()
     out.print(f"{done.pictures} pictures in {folder}/{kept}{waiting}", markup=False)
-    out.print(f"  manifest       {folder / gallery.MANIFEST}", markup=False)
-    out.print(f"  contact sheet  {folder / gallery.CONTACT_SHEET}", markup=False)
+    out.print(f"  manifest       {folder / image_download.MANIFEST}", markup=False)
+    out.print(f"  contact sheet  {folder / image_download.CONTACT_SHEET}", markup=False)
 
 
 def _exit_for(batch: Json) -> None:

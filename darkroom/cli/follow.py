@@ -20,7 +20,7 @@ from rich.text import Text
 
 from darkroom.batches import BatchStatus
 from darkroom.cli.session import console
-from darkroom.client import Client, Unreachable
+from darkroom.client.http import Client, Unreachable
 
 Json = dict[str, Any]
 

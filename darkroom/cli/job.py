@@ -5,12 +5,12 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from darkroom import gallery
 from darkroom.cli.follow import left
 from darkroom.cli.session import EXIT_JOB_FAILED, EXIT_USAGE, api, console, print_json
-from darkroom.client import Client
-from darkroom.params import GenerationParams, OutputFormat
-from darkroom.pictures import read_parameters
+from darkroom.client import download
+from darkroom.client.http import Client
+from darkroom.generation.image_codec import read_parameters
+from darkroom.generation.params import GenerationParams, OutputFormat
 from darkroom.status import FINISHED, Priority
 
 Json = dict[str, Any]
@@ -152,7 +152,7 @@ def _line(job: Json) -> str:
 
 def _save(client: Client, job: Json, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    saved = gallery.download(client, [gallery.line_of(job)], folder, on_line=lambda: None)
+    saved = download.download(client, [download.line_of(job)], folder, on_line=lambda: None)
     for picture in saved.shown:
         console().print(f"saved {picture.file}", markup=False)
 

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from darkroom import keys, tenants
+from darkroom.accounts import api_keys, tenants
+from darkroom.accounts.api_keys import Scope
 from darkroom.cli.session import open_core
-from darkroom.keys import Scope
-from darkroom.tables import DEFAULT_TENANT, ApiKey
+from darkroom.db.tables import DEFAULT_TENANT, ApiKey
 
 app = typer.Typer(
     help="API keys. Works on the database itself (DARKROOM_DATABASE_URL).", no_args_is_help=True
@@ -31,7 +31,9 @@ def create(
     lifetime = None if days is None else timedelta(days=days)
     with open_core().begin() as session:
         tenants.find(session, tenant)
-        new = keys.create(session, tenant, scope or [Scope.SUBMIT, Scope.READ], lifetime=lifetime)
+        new = api_keys.create(
+            session, tenant, scope or [Scope.SUBMIT, Scope.READ], lifetime=lifetime
+        )
     print(new.secret)
 
 
@@ -39,7 +41,7 @@ def create(
 def list_() -> None:
     """One line a key: id, tenant, beginning, scopes, state."""
     with open_core().begin() as session:
-        for key in keys.list_all(session):
+        for key in api_keys.list_all(session):
             scopes = ",".join(key.scopes)
             print(f"{key.id}  {key.tenant_id}  {key.prefix}…  {scopes}  {_state(key)}")
 
@@ -56,5 +58,5 @@ def _state(key: ApiKey) -> str:
 def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")]) -> None:
     """The key opens nothing from the next request on."""
     with open_core().begin() as session:
-        keys.revoke(session, key_id)
+        api_keys.revoke(session, key_id)
     print(f"revoked {key_id}")

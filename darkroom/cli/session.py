@@ -10,8 +10,8 @@ from rich.console import Console
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from darkroom.client import ApiError, Client, Unreachable
-from darkroom.database import Sessions, open_sessions
+from darkroom.client.http import ApiError, Client, Unreachable
+from darkroom.db.connection import Sessions, open_sessions
 from darkroom.errors import SetupError
 from darkroom.settings import load_settings
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from darkroom import tenants
+from darkroom.accounts import tenants
 from darkroom.cli.session import open_core
 
 app = typer.Typer(

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from darkroom import signatures
 from darkroom.cli.session import EXIT_JOB_FAILED, EXIT_USAGE, api, console, print_json
-from darkroom.client import Client
+from darkroom.client.http import Client
 from darkroom.event_types import SUBSCRIBABLE
 from darkroom.status import DeliveryStatus
+from darkroom.webhooks import signatures
 
 Json = dict[str, Any]
 
@@ -61,7 +61,7 @@ def _tried(client: Client, delivery: Json) -> Json:
         time.sleep(_POLL_S)
         delivery = client.delivery(delivery["id"])
     if not delivery["attempts"]:
-        console().print("not tried yet: does a sender run (python -m workers.delivery)?")
+        console().print("not tried yet: does a sender run (python -m workers.webhooks.app)?")
     return delivery
 
 

@@ -12,10 +12,10 @@ from typing import Final
 import psycopg
 
 from darkroom.errors import SetupError
-from darkroom.local.child import NOBODY, Child, Identity
-from darkroom.local.layout import private_dir
+from darkroom.local.data_dir import private_dir
 from darkroom.local.linux import before_exec
 from darkroom.local.ports import LOOPBACK
+from darkroom.local.process import NOBODY, Child, Identity
 
 USER: Final = "darkroom"
 SETTINGS: Final = {

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from darkroom.local.child import Child
-from darkroom.local.layout import private_dir, secret
+from darkroom.local.data_dir import private_dir, secret
 from darkroom.local.ports import LOOPBACK, accepts, free_ports
+from darkroom.local.process import Child
 
 OBJECT_STORE: Final = 256 * 2**20
 #: Ray takes 127.0.0.1 for a mistake and puts the routable address in its place, so that it listens

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from darkroom.errors import SetupError
-from darkroom.local.child import Child
-from darkroom.local.layout import private_dir, secret
+from darkroom.local.data_dir import private_dir, secret
 from darkroom.local.ports import LOOPBACK, accepts
+from darkroom.local.process import Child
 
 
 def redis(folder: Path, *, port: int, password: str, log: Path) -> Child:

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.text import Text
 
 from darkroom.local import preflight
-from darkroom.local.child import Child
-from darkroom.local.darkroom_stack import darkroom_children
-from darkroom.local.guardian import guarded
-from darkroom.local.layout import Layout, held, make_layout
-from darkroom.local.leftovers import end_leftovers
+from darkroom.local.data_dir import Layout, held, make_layout
 from darkroom.local.linux import before_exec
+from darkroom.local.orphans import end_leftovers
 from darkroom.local.ports import listeners
-from darkroom.local.stack import Stack, StackFailed
+from darkroom.local.process import Child
+from darkroom.local.services import darkroom_children
+from darkroom.local.supervisor import Stack, StackFailed
+from darkroom.local.watchdog import guarded
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -4,9 +4,9 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from chaos.client import Load, Submission, Wanted
-from chaos.report import percentile
-from chaos.run import Run
+from tests.chaos.client import Load, Submission, Wanted
+from tests.chaos.report import percentile
+from tests.chaos.run import Run
 
 ENDS_IF_CANCELED = frozenset({"canceled", "succeeded"})
 

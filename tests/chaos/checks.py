@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from chaos.evidence import Evidence, JobRow
-from chaos.replica import colour_of
+from tests.chaos.evidence import Evidence, JobRow
+from tests.chaos.replica import colour_of
 
 FINISHED = frozenset({"succeeded", "failed", "canceled", "expired"})
 _NOT_FOUND = 404

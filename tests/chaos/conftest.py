@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from chaos import report
-from chaos.lab import Ground, Lab
-from chaos.run import running
 from darkroom.settings import HOME
+from tests.chaos import report
+from tests.chaos.lab import Ground, Lab
+from tests.chaos.run import running
 
 FOLDER = HOME / ".darkroom" / "chaos"
 results = []

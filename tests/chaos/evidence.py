@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
-from receiver import Received
 from sqlalchemy import text
 
-from chaos.client import Answer, Client, Submission
-from darkroom.database import Sessions
-from darkroom.pictures import METADATA_KEY
+from darkroom.db.connection import Sessions
+from darkroom.generation.image_codec import METADATA_KEY
+from tests.chaos.client import Answer, Client, Submission
+from tests.support.webhook_receiver import Received
 
 ENDS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
 
@@ -70,7 +70,7 @@ class Evidence:
     trespasses: Sequence[tuple[str, int]] = ()
     #: what should not be there any more: open dispatches, orphans, forgotten transactions
     leftovers: Sequence[str] = ()
-    #: whether pictures are those of `chaos.replica`, whose colour is known
+    #: whether pictures are those of `tests.chaos.replica`, whose colour is known
     colours_known: bool = True
     #: accepted deliveries of each job's webhook, by webhook-id; None where nobody listens
     deliveries: Mapping[str, Sequence[str]] | None = field(default=None)

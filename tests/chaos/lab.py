@@ -12,26 +12,28 @@ from pathlib import Path
 
 import psutil
 import psycopg
-from receiver import Receiver, receiving
-from servers import S3Settings, Server
 from sqlalchemy import text
 
-from chaos import replica
-from darkroom import keys, webhooks
-from darkroom.database import Sessions, open_sessions
+from darkroom.accounts import api_keys
+from darkroom.accounts.api_keys import Scope
+from darkroom.db.connection import Sessions, open_sessions
+from darkroom.db.tables import Tenant
 from darkroom.event_types import JOB_ENDS
-from darkroom.keys import Scope
-from darkroom.local import child, own
+from darkroom.local import darkroom_processes
+from darkroom.local import process as child_process
 from darkroom.local.ports import free_port
-from darkroom.seals import Seal
 from darkroom.settings import HOME
-from darkroom.tables import Tenant
+from darkroom.webhooks import endpoints as webhook_endpoints
+from darkroom.webhooks.secret_box import Seal
+from tests.chaos import replica
+from tests.support.servers import S3Settings, Server
+from tests.support.webhook_receiver import Receiver, receiving
 
 LEASE_S = 4
 SWEEP_S = 0.5
 GENERATE_TIMEOUT_S = 5
 GONE_WITHIN_S = 60
-TESTS = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Ledger:
 class Lab(Ledger):
     """An API, workers, and whoever a row adds to them. All launching is the main thread's."""
 
-    colours_known = True  #: its pictures are those of `chaos.replica`
+    colours_known = True  #: its pictures are those of `tests.chaos.replica`
 
     def __init__(
         self,
@@ -141,7 +143,7 @@ class Lab(Ledger):
         s3 = self.ground.s3_settings
         inherited = {name: v for name, v in os.environ.items() if not name.startswith("DARKROOM_")}
         return inherited | {
-            "PYTHONPATH": f"{self.source}{os.pathsep}{TESTS}",
+            "PYTHONPATH": f"{self.source}{os.pathsep}{ROOT}",
             "PYTHONUNBUFFERED": "1",
             "DARKROOM_DATABASE_URL": self.database_url,
             "DARKROOM_REDIS_URL": self.redis_url,
@@ -156,8 +158,10 @@ class Lab(Ledger):
             "DARKROOM_GENERATE_TIMEOUT_S": str(GENERATE_TIMEOUT_S),
         }
 
-    def _api(self) -> child.Child:
-        return own.api(self.port, env=self.environment(), log=self.folder / "api.log")
+    def _api(self) -> child_process.Child:
+        return darkroom_processes.api(
+            self.port, env=self.environment(), log=self.folder / "api.log"
+        )
 
     @contextmanager
     def api_with(self, environment: Mapping[str, str]) -> Iterator[None]:
@@ -169,9 +173,9 @@ class Lab(Ledger):
             self._replace_api({})
 
     def _replace_api(self, environment: Mapping[str, str]) -> None:
-        child.end(self.api.running)
+        child_process.end(self.api.running)
         spec = self._api()
-        self.api.running = child.launch(replace(spec, env={**spec.env, **environment}))
+        self.api.running = child_process.launch(replace(spec, env={**spec.env, **environment}))
         self.wait_ready(self.api)
 
     @contextmanager
@@ -180,7 +184,7 @@ class Lab(Ledger):
         with receiving() as receiver:
             endpoints = self._register(receiver.url())
             sender = self._launch(
-                own.sender(
+                darkroom_processes.sender(
                     env=self.environment() | {"DARKROOM_WEBHOOK_ALLOW_PRIVATE": "1"},
                     ready_file=self.folder / "sender.ready",
                     log=self.folder / "sender.log",
@@ -193,12 +197,12 @@ class Lab(Ledger):
                 self.dismiss(sender)
                 with self.sessions.begin() as session:
                     for tenant, endpoint in zip(self.tenants, endpoints, strict=True):
-                        webhooks.remove(session, tenant, endpoint)
+                        webhook_endpoints.remove(session, tenant, endpoint)
 
     def _register(self, url: str) -> list[str]:
         with self.sessions.begin() as session:
             return [
-                webhooks.create(
+                webhook_endpoints.create(
                     session, tenant, url=url, kinds=set(JOB_ENDS), seal=Seal(""), most=9
                 ).endpoint.id
                 for tenant in self.tenants
@@ -209,7 +213,7 @@ class Lab(Ledger):
         environment: Mapping[str, str] | None = None,
         *,
         keep: bool = True,
-        module: str = "chaos.worker",
+        module: str = "tests.chaos.worker",
         within: tuple[str, ...] = (),
     ) -> Server:
         """A worker, launched. One that is kept is started again whenever it dies.
@@ -218,7 +222,7 @@ class Lab(Ledger):
         """
         number = len(self._hired) + 1
         name = f"worker-{number}"
-        spec = own.worker(
+        spec = darkroom_processes.worker(
             number,
             env=self.environment() | dict(environment or {}),
             ready_file=self.folder / f"{name}.ready",
@@ -228,8 +232,8 @@ class Lab(Ledger):
         self._hired.append(self._launch(spec, keep=keep))
         return self._hired[-1]
 
-    def _launch(self, spec: child.Child, *, keep: bool = True) -> Server:
-        server = Server(child.launch(spec))
+    def _launch(self, spec: child_process.Child, *, keep: bool = True) -> Server:
+        server = Server(child_process.launch(spec))
         if keep:
             self._kept.append(server)
         return server
@@ -237,7 +241,7 @@ class Lab(Ledger):
     def dismiss(self, server: Server) -> None:
         """Ask it to end, and wait for that."""
         self.forget(server)
-        child.end(server.running)
+        child_process.end(server.running)
 
     def forget(self, server: Server) -> None:
         """Whatever becomes of it, it is not started again."""
@@ -254,13 +258,13 @@ class Lab(Ledger):
         for server in self._kept:
             if server.running.process.poll() is not None:
                 self.restarts += 1
-                server.running = child.launch(server.running.child)
+                server.running = child_process.launch(server.running.child)
 
     def wait_ready(self, *servers: Server) -> None:
         """Until these, or all that are kept, are ready."""
         for server in servers or tuple(self._kept):
             ready = self.wait_until(server.running.child.ready, within_s=90)
-            assert ready, child.tail(server.running.child.log)
+            assert ready, child_process.tail(server.running.child.log)
 
     def heal(self) -> None:
         """Everything runs, thawed; whoever was added and not dismissed goes."""
@@ -281,7 +285,7 @@ class Lab(Ledger):
         for server in self._kept:  # all are asked before the first is waited for
             server.running.send(server.running.child.stop_signal)
         for server in self._kept:
-            child.end(server.running)
+            child_process.end(server.running)
         self.sessions.kw["bind"].dispose()
 
     def _leftovers(self) -> list[str]:
@@ -321,4 +325,4 @@ def _two_tenants(sessions: Sessions) -> tuple[list[str], list[str]]:
         session.add_all(Tenant(id=tenant, name=tenant) for tenant in tenants)
         session.flush()
         scopes = [Scope.SUBMIT, Scope.READ]
-        return tenants, [keys.create(session, tenant, scopes).secret for tenant in tenants]
+        return tenants, [api_keys.create(session, tenant, scopes).secret for tenant in tenants]

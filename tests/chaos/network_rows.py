@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from servers import Server
-
-from chaos.run import Run
-from chaos.wire import OURS, Forward, Segment, connections_to, moved
-from chaos.worker_rows import wait_for_recovery
+from tests.chaos.run import Run
+from tests.chaos.wire import OURS, Forward, Segment, connections_to, moved
+from tests.chaos.worker_rows import wait_for_recovery
+from tests.support.servers import Server
 
 NOTICED_WITHIN_S = 5
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)

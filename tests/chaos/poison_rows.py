@@ -3,8 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from chaos.client import FAILS, Wanted
-from chaos.run import Run
+from tests.chaos.client import FAILS, Wanted
+from tests.chaos.run import Run
 
 
 def in_company(run: Run, poisons: Sequence[str], *, company: int = 7) -> None:

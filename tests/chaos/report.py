@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from chaos.lab import LEASE_S
-from chaos.run import Result
+from tests.chaos.lab import LEASE_S
+from tests.chaos.run import Result
 
 HEAD = (
     "| row | fault | injections | jobs | lost | doubled | late writes tried / refused "

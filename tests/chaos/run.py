@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
-from receiver import Receiver
-from servers import Server
-
-from chaos import evidence
-from chaos.checks import FINISHED, Violation, violations
-from chaos.client import Client, Load, Submission, Wanted, plan
-from chaos.lab import Lab
+from tests.chaos import evidence
+from tests.chaos.checks import FINISHED, Violation, violations
+from tests.chaos.client import Client, Load, Submission, Wanted, plan
+from tests.chaos.lab import Lab
+from tests.support.servers import Server
+from tests.support.webhook_receiver import Receiver
 
 QUIET_WITHIN_S = 180
 

@@ -1,4 +1,5 @@
-"""`python -m chaos.sabotage`: a worker of these tests without the guard that CHAOS_WITHOUT names.
+"""`python -m tests.chaos.sabotage`: a worker of these tests without the guard that CHAOS_WITHOUT
+names.
 
 What the suite must find: it is the negative control of its checks. Nothing of this is a switch of
 the product; a running module's functions are replaced before the worker starts.
@@ -12,14 +13,15 @@ from dataclasses import asdict
 from sqlalchemy import event, select, update
 from sqlalchemy.orm import Session
 
-from chaos import worker
-from darkroom import dispatches, ends
-from darkroom.outcomes import Drawn
-from darkroom.storage import S3Store
-from darkroom.tables import Dispatch, Job
-from workers.hold import Hold
-from workers.leases import Leases
-from workers.sweep import Sweeper
+from darkroom import batches
+from darkroom.db.tables import Dispatch, Job
+from darkroom.queue import dispatches
+from darkroom.queue.outcomes import Drawn
+from darkroom.storage.images import S3Store
+from tests.chaos import worker
+from workers.generation.heartbeat import Leases
+from workers.generation.in_flight import Hold
+from workers.maintenance.reaper import Sweeper
 
 LATE_S = 1.0  #: how long after its commit something is done that belongs before it
 
@@ -44,7 +46,7 @@ def without_fence():
         for outcome in outcomes_of(session.scalars(held).all()):
             these = update(Job).where(Job.id == outcome.job_id)
             moved += session.scalars(these.values(whatever(outcome)).returning(Job))
-        ends.announce(session, moved)
+        batches.announce(session, moved)
         return len(moved)
 
     dispatches._close_dispatch = close
@@ -69,7 +71,7 @@ def without_outbox():
 
         def write():
             with Session(bind) as later, later.begin():
-                ends.announce(later, later.scalars(select(Job).where(Job.id.in_(ids))).all())
+                batches.announce(later, later.scalars(select(Job).where(Job.id.in_(ids))).all())
 
         def after_commit(_):
             threading.Timer(LATE_S, write).start()

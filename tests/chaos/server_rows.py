@@ -11,13 +11,13 @@ import psutil
 import psycopg
 from celery import Celery
 from redis import Redis
-from servers import Server
 
-from chaos.report import percentile
-from chaos.run import Run
-from chaos.wire import Forward, moved
-from darkroom import queue
-from darkroom.local import child
+from darkroom.local import process as child_process
+from darkroom.queue import celery_app
+from tests.chaos.report import percentile
+from tests.chaos.run import Run
+from tests.chaos.wire import Forward, moved
+from tests.support.servers import Server
 
 HINTS = "darkroom:generate"  #: the list that Celery's hints lie in
 
@@ -27,7 +27,7 @@ def restarted(run: Run, server: Server, *, jobs: int, times: int = 1) -> None:
     load = run.load(jobs, prompts=["slow:0.02 a tree"])
     for _ in range(times):
         wait_for_work(run)
-        child.end(server.running)
+        child_process.end(server.running)
         run.injections += 1
         server.restart()
         run.probe()
@@ -113,7 +113,7 @@ def genuine_hint(url: str, client: Redis) -> bytes:
     """What Celery puts into the list for one ring."""
     app = Celery(broker=url, set_as_current=False)
     app.conf.update(broker_transport_options={"global_keyprefix": "darkroom:"})
-    app.send_task(queue.PUMP, queue=queue.GENERATE)
+    app.send_task(celery_app.PUMP, queue=celery_app.GENERATE)
     app.close()
     message = client.rpop(HINTS)
     assert isinstance(message, bytes)

@@ -3,11 +3,10 @@
 import os
 from pathlib import Path
 
-from servers import Server
-from whole_stack import Stack
-
-from chaos.lab import Ledger
-from darkroom.tables import DEFAULT_TENANT
+from darkroom.db.tables import DEFAULT_TENANT
+from tests.chaos.lab import Ledger
+from tests.support.servers import Server
+from tests.support.stack import Stack
 
 
 class StackLab(Ledger):

@@ -3,7 +3,7 @@
 import signal
 import time
 
-from chaos.run import Run
+from tests.chaos.run import Run
 
 STEPS = (("num_inference_steps", 20),)
 

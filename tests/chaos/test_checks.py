@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from chaos.checks import violations
-from chaos.client import Answer, Submission, Wanted
-from chaos.evidence import BatchRow, Evidence, JobRow, StoredImage
-from chaos.replica import colour_of
+from tests.chaos.checks import violations
+from tests.chaos.client import Answer, Submission, Wanted
+from tests.chaos.evidence import BatchRow, Evidence, JobRow, StoredImage
+from tests.chaos.replica import colour_of
 
 WANTED = [Wanted("a cat", 1), Wanted("a dog", 2)]
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 from redis import Redis
 
-from chaos import server_rows, worker_rows
-from chaos.checks import violations
-from chaos.client import Wanted
-from chaos.lab import Lab
-from chaos.run import Run
+from tests.chaos import server_rows, worker_rows
+from tests.chaos.checks import violations
+from tests.chaos.client import Wanted
+from tests.chaos.lab import Lab
+from tests.chaos.run import Run
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 PATIENT = {"DARKROOM_GENERATE_TIMEOUT_S": "60"}  #: it brings pictures after its sleep, not a crash
@@ -52,7 +52,7 @@ def without(guard: str) -> dict[str, str]:
 
 
 def saboteur(lab, guard, environment=None, **how):
-    return lab.hire(without(guard) | (environment or {}), module="chaos.sabotage", **how)
+    return lab.hire(without(guard) | (environment or {}), module="tests.chaos.sabotage", **how)
 
 
 def a_batch(run, prompt="a witness", size=8):

@@ -7,10 +7,10 @@ import threading
 
 import httpx2
 import pytest
-from api_server import serve
 from sqlalchemy import text
 
-from chaos.client import SIZE
+from tests.chaos.client import SIZE
+from tests.support.api_server import serve
 
 pytestmark = pytest.mark.timeout(300)
 

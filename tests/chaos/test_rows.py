@@ -4,10 +4,10 @@ import subprocess
 
 import pytest
 
-from chaos import api_rows, network_rows, poison_rows, server_rows, worker_rows
-from chaos.replica import POISONS
-from chaos.run import skipped
-from chaos.wire import segment
+from tests.chaos import api_rows, network_rows, poison_rows, server_rows, worker_rows
+from tests.chaos.replica import POISONS
+from tests.chaos.run import skipped
+from tests.chaos.wire import segment
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from chaos import poison_rows, server_rows, worker_rows
+from tests.chaos import poison_rows, server_rows, worker_rows
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -3,10 +3,10 @@
 import signal
 
 import pytest
-from whole_stack import running_stack
 
-from chaos import stack_rows
-from chaos.stack_lab import StackLab
+from tests.chaos import stack_rows
+from tests.chaos.stack_lab import StackLab
+from tests.support.stack import running_stack
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 

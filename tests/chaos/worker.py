@@ -1,4 +1,5 @@
-"""`python -m chaos.worker`: a worker of this project whose replicas are `chaos.replica`.
+"""`python -m tests.chaos.worker`: a worker of this project whose replicas are
+`tests.chaos.replica`.
 
 All of it is the product's but what draws: claims, leases, encoding, storage, settling, sweeping.
 """
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from chaos import replica
 from darkroom.errors import GeneratorUnavailable, MicrobatchCanceled, MicrobatchCrashed
 from darkroom.settings import load_settings
+from tests.chaos import replica
 from workers.app import celery_arguments, open_crew, worker_app
-from workers.generator import Begun, Finished, Picture
+from workers.generation.generator import Begun, Finished, Picture
 
 
 class Replicas:

@@ -4,12 +4,11 @@ import time
 from collections.abc import Sequence
 from datetime import datetime
 
-from servers import Server
-
-from chaos.client import Wanted
-from chaos.lab import LEASE_S
-from chaos.report import percentile
-from chaos.run import Run
+from tests.chaos.client import Wanted
+from tests.chaos.lab import LEASE_S
+from tests.chaos.report import percentile
+from tests.chaos.run import Run
+from tests.support.servers import Server
 
 WORKER_POINTS = (
     "before-claim-commit",

@@ -1,14 +1,14 @@
 """Pictures drawn on a GPU: as diffusers draws them there, and the same in any company."""
 
-import drawn
 import pytest
 import torch
-from drawn import DEMO, by_diffusers, events, mishaps, psnr_db
 
-from engine.company import Company
-from engine.draw import draw
-from engine.rows import Call, Picture, Pixels, Row, Step
+from engine.batcher import Company
+from engine.generate import draw
+from engine.requests import Call, Picture, Pixels, Row, Step
 from engine.torch_runner import TorchRunner
+from tests.support import engine_requests
+from tests.support.engine_requests import DEMO, by_diffusers, events, mishaps, psnr_db
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,11 +27,11 @@ def runner() -> TorchRunner:
 
 def row(prompt: str = "a red apple", **changed: object) -> Row:
     usual = {"seed": 7, "num_inference_steps": 12, "guidance_scale": 4.0}
-    return drawn.row(prompt, **(usual | {"width": 256, "height": 256} | changed))
+    return engine_requests.row(prompt, **(usual | {"width": 256, "height": 256} | changed))
 
 
 def pictures(runner: TorchRunner, *rows: Row, max_unet_rows: int = 64) -> list[Pixels]:
-    found = drawn.pictures(events(runner, *rows, max_unet_rows=max_unet_rows))
+    found = engine_requests.pictures(events(runner, *rows, max_unet_rows=max_unet_rows))
     return [found[index] for index in range(len(rows))]
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import kernels
-from engine.kernels import Geglu, Norm
+from engine.gpu import ops
+from engine.gpu.ops import Geglu, Norm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,11 +40,11 @@ def test_group_norm(widths, side, dtype):
     parts = [numbers(4, side, side, width, dtype=dtype) * 2 + 3 for width in widths]
     shift = numbers(2, 3 * widths[0], dtype=dtype)[:, : widths[0]] if len(widths) == 1 else None
 
-    ours = kernels.group_norm(parts, norm, shift=shift, silu=True)
+    ours = ops.group_norm(parts, norm, shift=shift, silu=True)
 
     on_the_cpu = [on_cpu(part) for part in parts]
     cpu_shift = None if shift is None else on_cpu(shift)
-    assert_same(ours, kernels.group_norm(on_the_cpu, reference, shift=cpu_shift, silu=True), dtype)
+    assert_same(ours, ops.group_norm(on_the_cpu, reference, shift=cpu_shift, silu=True), dtype)
 
 
 @pytest.mark.parametrize("channels", [160, 320, 1280])
@@ -52,15 +52,15 @@ def test_group_norm(widths, side, dtype):
 def test_layer_norm(channels, tokens, dtype):
     norm, reference = norm_of(channels, 1, dtype)
     x, shift = numbers(2, tokens, channels, dtype=dtype), numbers(channels, dtype=dtype)
-    ours = kernels.layer_norm(x, shift, norm)
-    assert_same(ours, kernels.layer_norm(on_cpu(x), on_cpu(shift), reference), dtype)
+    ours = ops.layer_norm(x, shift, norm)
+    assert_same(ours, ops.layer_norm(on_cpu(x), on_cpu(shift), reference), dtype)
 
 
 def test_the_rows_of_a_shorter_sum_come_in_turn(dtype):
     one, other = (numbers(rows, 9, 7, 96, dtype=dtype) for rows in (2, 6))
     bias = numbers(96, dtype=dtype)
-    reference = kernels.add(on_cpu(one), on_cpu(other), on_cpu(bias))
-    assert_same(kernels.add(one, other, bias), reference, dtype)
+    reference = ops.add(on_cpu(one), on_cpu(other), on_cpu(bias))
+    assert_same(ops.add(one, other, bias), reference, dtype)
 
 
 @pytest.mark.parametrize("tokens", [5, 3000, 20000])
@@ -70,11 +70,11 @@ def test_geglu(tokens, inputs, dtype):
     linear = torch.nn.Linear(inputs, 8 * inputs, device="cuda", dtype=dtype)
     layer = Geglu.of(linear)
     assert layer.is_paired is (dtype is torch.float16 and inputs % 16 == 0)
-    ours = kernels.geglu(x, layer)
-    assert_same(ours, kernels.geglu(on_cpu(x), Geglu.of(linear.float().cpu())), dtype)
+    ours = ops.geglu(x, layer)
+    assert_same(ours, ops.geglu(on_cpu(x), Geglu.of(linear.float().cpu())), dtype)
 
 
 def test_interleaved_phases(dtype):
     phases, bias = numbers(3, 9, 6, 4 * 96, dtype=dtype), numbers(96, dtype=dtype)
-    reference = kernels.interleave(on_cpu(phases), on_cpu(bias))
-    assert_same(kernels.interleave(phases, bias), reference, dtype)
+    reference = ops.interleave(on_cpu(phases), on_cpu(bias))
+    assert_same(ops.interleave(phases, bias), reference, dtype)

@@ -20,9 +20,9 @@ import numpy as np
 import triton_python_backend_utils as pb  # type: ignore[import-not-found]  # lives in the backend
 from transformers.utils import logging
 
-from engine.draw import draw
+from engine.generate import draw
 from engine.loop import DrawingLoop
-from engine.rows import Event, Mishap, Picture, Row, Step
+from engine.requests import Event, Mishap, Picture, Row, Step
 from engine.runner import NetworkRunner
 from engine.torch_runner import TorchRunner
 
@@ -132,7 +132,7 @@ def _runner(parameters: dict[str, dict[str, str]], max_unet_rows: int) -> Networ
     device = os.environ.get("DARKROOM_ENGINE_DEVICE", "cpu")
     kind = _said("RUNNER", parameters)
     if kind == "tensorrt":
-        from engine.tensorrt_runner import load_tensorrt_runner
+        from engine.tensorrt.runner import load_tensorrt_runner
 
         return load_tensorrt_runner(
             model_dir,

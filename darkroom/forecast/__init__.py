@@ -1,0 +1,1 @@
+"""Queue positions, throughput and ETAs, computed from shared snapshots of the queue."""

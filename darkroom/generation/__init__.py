@@ -1,0 +1,1 @@
+"""What an image is made of: parameters, models, pixels and metadata."""

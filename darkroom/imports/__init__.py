@@ -1,0 +1,1 @@
+"""Files of rows: read, validated, and turned into a batch."""

@@ -1,0 +1,84 @@
+"""Our own processes: migration, Serve application, Celery workers, API."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from darkroom.local.ports import LOOPBACK, answers
+from darkroom.local.process import Child
+
+
+def migration(*, env: Mapping[str, str], log: Path) -> Child:
+    """Brings the schema up to date, then ends."""
+    return Child(
+        name="migration",
+        argv=_python("darkroom.db.connection", "migrate"),
+        env=env,
+        log=log,
+        needs=("postgres",),
+        once=True,
+    )
+
+
+def serve_application(*, env: Mapping[str, str], ready_file: Path, log: Path) -> Child:
+    """Deploys the models on Ray and stays; a new Ray needs a new one."""
+    return Child(
+        name="serve",
+        argv=_python("workers.deploy.serve"),
+        env={**env, "DARKROOM_READY_FILE": str(ready_file)},
+        log=log,
+        prepare=lambda: ready_file.unlink(missing_ok=True),
+        ready=ready_file.exists,
+        needs=("ray",),
+        restart_with=("ray",),
+        ready_within_s=300,  # it loads the model
+    )
+
+
+def worker(number: int, *, env: Mapping[str, str], ready_file: Path, log: Path) -> Child:
+    """Claims microbatches. Its Ray driver cannot outlive the cluster it joined."""
+    return Child(
+        name=f"worker-{number}",
+        argv=_python("workers"),
+        env={**env, "DARKROOM_READY_FILE": str(ready_file)},
+        log=log,
+        prepare=lambda: ready_file.unlink(missing_ok=True),
+        ready=ready_file.exists,
+        needs=("postgres", "migration", "redis", "s3", "ray"),
+        restart_with=("ray",),
+        grace_s=10,  # what it draws now may be finished; else the lease sees to it
+    )
+
+
+def sender(*, env: Mapping[str, str], ready_file: Path, log: Path) -> Child:
+    """Sends webhooks."""
+    return Child(
+        name="sender",
+        argv=_python("workers.webhooks.app"),
+        env={**env, "DARKROOM_READY_FILE": str(ready_file)},
+        log=log,
+        prepare=lambda: ready_file.unlink(missing_ok=True),
+        ready=ready_file.exists,
+        needs=("postgres", "migration", "redis"),
+        grace_s=10,  # an attempt that is cut off is made again after its lease
+    )
+
+
+def api(port: int, *, env: Mapping[str, str], log: Path) -> Child:
+    """The HTTP API; ready when it reaches the database, Redis and storage."""
+    return Child(
+        name="api",
+        argv=_python("api"),
+        env=env,
+        log=log,
+        ready=answers(port, "/readyz"),
+        where=f"http://{LOOPBACK}:{port}",
+        url=f"http://{LOOPBACK}:{port}",
+        needs=("postgres", "migration", "redis", "s3"),
+        grace_s=11,  # it gives requests in flight 10 s
+    )
+
+
+def _python(module: str, *arguments: str) -> tuple[str, ...]:
+    # -P: the caller's folder may hold an `api` of its own.
+    return (sys.executable, "-P", "-m", module, *arguments)

@@ -1,0 +1,1 @@
+"""The worker's side of a job's life: claim, renew, settle, requeue."""

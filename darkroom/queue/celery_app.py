@@ -1,0 +1,59 @@
+"""Celery app."""
+
+from typing import Final
+
+from celery import Celery
+from kombu import Queue
+
+from darkroom.settings import Settings
+
+PUMP: Final = "darkroom.pump"  #: the task that claims until nothing is left
+
+
+GENERATE: Final = "generate"  #: its queue
+
+
+DELIVER: Final = "darkroom.deliver"  #: the task that wakes a sender of webhooks
+
+
+DELIVERIES: Final = "deliver"  #: its queue
+
+
+_PREFIX: Final = "darkroom:"
+
+
+def celery_app(settings: Settings, *, socket_timeout_s: float) -> Celery:
+    """Celery as this project uses it: at-most-once hints without results.
+
+    `socket_timeout_s` bounds every command: a Redis that accepts but never answers would
+    otherwise block its caller for ever.
+    """
+    app = Celery("darkroom", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        result_backend=None,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_queues=[Queue(GENERATE), Queue(DELIVERIES)],
+        task_default_queue=GENERATE,
+        task_create_missing_queues=False,
+        task_acks_late=False,  # a lost hint costs one sweep; a late-acked one may stall an hour
+        task_publish_retry=False,  # the sweeper rings again; nobody waits for Redis
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,  # hints not yet begun stay in Redis
+        worker_redirect_stdouts=False,  # otherwise ray.init() fails
+        worker_hijack_root_logger=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "global_keyprefix": _PREFIX,
+            "visibility_timeout": 3600,
+            "socket_timeout": socket_timeout_s,
+            "socket_connect_timeout": min(2.0, socket_timeout_s),
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+    )
+    return app

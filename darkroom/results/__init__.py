@@ -1,0 +1,1 @@
+"""What a batch gives back: manifest and ZIP archive."""

@@ -1,0 +1,1 @@
+"""Objects in S3: images and compiled models."""

@@ -1,0 +1,1 @@
+"""Webhooks: endpoints, payloads, signatures, and the queue of deliveries."""

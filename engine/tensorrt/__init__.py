@@ -1,0 +1,1 @@
+"""Networks as compiled TensorRT plans."""

@@ -1,0 +1,1 @@
+"""Recipes for models that this repository ships. No product code imports them."""

@@ -1,0 +1,1 @@
+"""Recipe of the demo model: images from open packages, training, evaluation, export."""

@@ -1,0 +1,276 @@
+"""What happened, in the order in which it came true: on real rows, in two transactions at once."""
+
+import threading
+import time
+
+import pytest
+from sqlalchemy import select, text
+
+from darkroom import batches
+from darkroom.db.tables import DEFAULT_TENANT, Event
+from darkroom.events import feed
+from darkroom.events import log as event_log
+from darkroom.events.feed import BEGINNING, PAGE, Place, Subject
+from darkroom.ids import is_id
+from darkroom.jobs import lifecycle
+from darkroom.queue import dispatches
+from darkroom.queue.outcomes import Drawn, Failed
+from tests.conftest import submission_of
+
+SOON_S = 20
+
+
+@pytest.fixture
+def batch_of(sessions, catalogue):
+    """Queues a batch of so many jobs; its id."""
+
+    def make(total):
+        with sessions.begin() as session:
+            batch = batches.create(session, DEFAULT_TENANT, total=total, label=None)
+            rows = [submission_of(catalogue, {}, row_number=row + 1) for row in range(total)]
+            lifecycle.submit(session, DEFAULT_TENANT, rows, batch_id=batch.id)
+        return batch.id
+
+    return make
+
+
+def drawn(job):
+    return Drawn(job.id, f"a/{job.id}.png", "0" * 64, 10, inference_ms=5, upload_ms=1)
+
+
+def settle(sessions, taken):
+    with sessions.begin() as session:
+        dispatches.settle(session, taken[0].dispatch_id, [drawn(job) for job in taken])
+
+
+def subject(subject_id, tenant_id=DEFAULT_TENANT):
+    return Subject(tenant_id, subject_id)
+
+
+def since(sessions, *places):
+    with sessions.begin() as session:
+        return feed.since(session, places)
+
+
+def told(sessions, subject_id, after=0):
+    place = Place(subject(subject_id), after)
+    return since(sessions, place).get(place, [])
+
+
+def waiting(sessions):
+    """How many transactions wait for a lock."""
+    with sessions.begin() as session:
+        return session.scalar(
+            text(
+                "SELECT count(*) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        )
+
+
+def until(condition):
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_job_tells_when_it_was_begun_and_how_it_ended(sessions, queue_jobs, claim):
+    queue_jobs({}, {})
+    good, bad = claim()
+    with sessions.begin() as session:
+        outcomes = [drawn(good), Failed(bad.id, "bad_output", "no picture", retryable=True)]
+        dispatches.settle(session, good.dispatch_id, outcomes)
+
+    assert [event.type for event in told(sessions, good.id)] == ["job.started", "job.succeeded"]
+    started, failed = told(sessions, bad.id)
+    assert (failed.error_code, failed.error_message) == ("bad_output", "no picture")
+    assert (started.ends(subject(bad.id)), failed.ends(subject(bad.id))) == (False, True)
+
+
+def test_a_batch_tells_of_its_jobs_and_last_of_itself(sessions, batch_of, claim):
+    batch_id = batch_of(3)
+    settle(sessions, claim())
+
+    found = told(sessions, batch_id)
+    assert [event.type for event in found] == [
+        *["job.started"] * 3,
+        *["job.succeeded"] * 3,
+        "batch.completed",
+    ]
+    assert [event.sequence for event in found] == sorted(event.sequence for event in found)
+    assert [event.row_number for event in found[:3]] == [1, 2, 3]
+    assert [event.ends(subject(batch_id)) for event in found] == [False] * 6 + [True]
+
+
+def test_a_place_is_where_reading_goes_on(sessions, batch_of, claim):
+    batch_id = batch_of(4)
+    claim()
+    found = told(sessions, batch_id)
+
+    for number, event in enumerate(found, start=1):
+        assert told(sessions, batch_id, after=event.sequence) == found[number:]
+
+
+def test_each_place_is_read_by_itself_and_no_longer_than_a_page(sessions, batch_of, claim):
+    first, second = batch_of(2), batch_of(2)
+    claim()
+    with sessions.begin() as session:
+        copies = select(Event.tenant_id, Event.type, Event.job_id, Event.batch_id).where(
+            Event.batch_id == first
+        )
+        for _ in range(PAGE // 2):
+            columns = [Event.tenant_id, Event.type, Event.job_id, Event.batch_id]
+            session.execute(Event.__table__.insert().from_select(columns, copies.limit(2)))
+    start, other = Place(subject(first), 0), Place(subject(second), 0)
+    page = since(sessions, start)[start]
+    half = Place(subject(first), page[PAGE // 2 - 1].sequence)
+
+    assert len(page) == PAGE
+    both = since(sessions, start, half, other, Place(subject("job_" + "0" * 32), 0))
+    assert both[start] == page
+    assert both[half][: PAGE // 2] == page[PAGE // 2 :]
+    assert len(both[other]) == 2
+    assert len(both) == 3
+
+
+def test_another_tenant_reads_nothing(sessions, batch_of, claim):
+    batch_id = batch_of(1)
+    [job] = claim()
+
+    for subject_id in (batch_id, job.id):
+        assert told(sessions, subject_id)
+        foreign = Place(subject(subject_id, "ten_other"), 0)
+        assert since(sessions, foreign) == {}
+        with sessions.begin() as session:
+            assert feed.newest(session, foreign.subject) == (foreign, BEGINNING)
+
+
+def test_who_writes_of_a_batch_second_is_numbered_after_who_committed_first(
+    sessions, batch_of, claim
+):
+    """Otherwise a reader could see the larger number, and later a smaller one appear."""
+    batch_id = batch_of(16)
+    one = claim("one")
+    before = told(sessions, batch_id)[-1].sequence
+    other = threading.Thread(target=claim, args=["two"])
+    with sessions.begin() as session:
+        event_log.record_jobs(session, one)
+        other.start()
+        until(lambda: waiting(sessions) == 1)
+        assert told(sessions, batch_id, after=before) == []
+    other.join(SOON_S)
+
+    ids = [event.job_id for event in told(sessions, batch_id, after=before)]
+    assert set(ids[:8]) == {job.id for job in one}
+    assert not set(ids[8:]) & set(ids[:8])
+    assert len(ids) == 16
+
+
+def test_what_becomes_visible_late_is_still_read_by_who_follows_it(sessions, batch_of, claim):
+    """Two batches' numbers overtake each other: so nobody may keep one place for the table."""
+    first, second = batch_of(8), batch_of(8)
+    one, two = claim("one"), claim("two")
+    places = [
+        Place(subject(batch_id), told(sessions, batch_id)[-1].sequence)
+        for batch_id in (first, second)
+    ]
+    with sessions.begin() as slow:
+        dispatches.settle(slow, one[0].dispatch_id, [drawn(job) for job in one])
+        settle(sessions, two)  # does not wait: it is another batch
+        early = since(sessions, *places)
+    late = since(sessions, *places)
+
+    assert list(early) == [places[1]]
+    assert late[places[1]] == early[places[1]]
+    assert late[places[0]][-1].sequence < early[places[1]][0].sequence
+    assert len(late[places[0]]) == 9
+
+
+def test_what_has_stirred_is_seen_though_newer_events_were_visible_before(
+    sessions, batch_of, claim
+):
+    first, second = batch_of(8), batch_of(8)
+    one = claim("one")
+    with sessions.begin() as slow:
+        dispatches.settle(slow, one[0].dispatch_id, [drawn(job) for job in one])
+        two = claim("two")
+        with sessions.begin() as session:
+            newest, early = feed.stirred(session, 0)
+    with sessions.begin() as session:
+        last, late = feed.stirred(session, newest)
+
+    assert early == {first, second, *(job.id for job in one), *(job.id for job in two)}
+    assert (last, late) == (newest, early)
+
+
+def test_a_batch_that_is_canceled_meanwhile_is_told_afterwards(sessions, batch_of, claim):
+    batch_id = batch_of(17)
+
+    def cancel():
+        with sessions.begin() as session:
+            lifecycle.cancel_batch(session, DEFAULT_TENANT, batch_id)
+
+    one = claim("one")
+    other = threading.Thread(target=cancel)
+    with sessions.begin() as session:
+        event_log.record_jobs(session, one)
+        other.start()
+        until(lambda: waiting(sessions) == 1)
+    other.join(SOON_S)
+    settle(sessions, one)
+
+    types = [event.type for event in told(sessions, batch_id)]
+    assert types == [
+        *["job.started"] * 16,
+        *["job.canceled"] * 17,
+        "batch.canceled",
+    ]
+
+
+def test_reading_of_many_places_is_one_index_descent_for_each(sessions, batch_of, claim):
+    batch_of(8)
+    claim()
+    with sessions.begin() as session:
+        session.execute(
+            text(
+                "INSERT INTO event (tenant_id, type, job_id, batch_id) "
+                "SELECT tenant_id, type, job_id, batch_id FROM event, generate_series(1, 1000)"
+            )
+        )
+        session.execute(text("ANALYZE event"))
+        places = [Place(subject(f"job_{number:032x}"), 0) for number in range(3000)]
+        compiled = feed._since(Event.job_id, places).compile(session.connection())
+        plan = (
+            session.connection()
+            .exec_driver_sql(f"EXPLAIN {compiled.string}", compiled.params)
+            .scalars()
+        )
+        lines = "\n".join(plan)
+
+    assert "Seq Scan on event" not in lines
+    assert "event_pk" not in lines
+    assert "event_job" in lines
+
+
+def test_an_id_leads_back_to_its_place_among_its_subjects_events(sessions, batch_of, claim):
+    batch_id = batch_of(2)
+    one, _ = claim()
+    found = told(sessions, batch_id)
+
+    with sessions.begin() as session:
+        for event in found:
+            place = feed.place_of(session, subject(batch_id), event.id)
+            assert place == Place(subject(batch_id), event.sequence)
+            assert is_id("evt", event.id)
+        assert feed.newest(session, subject(batch_id)) == (place, event.id)
+        assert feed.place_of(session, subject(one.id), found[1].id) is None
+        assert feed.place_of(session, subject(one.id), BEGINNING).sequence == 0
+    assert len({event.id for event in found}) == 2
+
+
+@pytest.mark.parametrize("digits", ["0" * 31 + "1", "f" * 32, "7" * 32])
+def test_an_id_that_no_event_has_leads_nowhere(sessions, queue_jobs, digits):
+    [job_id] = queue_jobs({})
+    with sessions.begin() as session:
+        assert feed.place_of(session, subject(job_id), f"evt_{digits}") is None

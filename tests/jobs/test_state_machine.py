@@ -1,0 +1,442 @@
+"""The life of jobs under any interleaving of the verbs: the rows against a model in memory.
+
+Each rule calls a real verb in a transaction of its own, and says in the model what must follow.
+After every step all rows, events and batches are compared with it.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import text
+
+from darkroom import batches
+from darkroom.db.tables import DEFAULT_TENANT
+from darkroom.errors import Deleted, NotEnded, NothingToRetry
+from darkroom.jobs import deletion, lifecycle
+from darkroom.queue import claims, dispatches
+from darkroom.queue.outcomes import Drawn, Failed, SentBack
+from darkroom.status import FINISHED
+from tests.conftest import LEASE, LIMITS, submission_of
+
+MAX_ATTEMPTS = 3
+SEATS = LIMITS["darkroom-demo"]
+WORKERS = ("one", "two", "three")
+KINDS = ("drawn", "failed", "sent back")
+
+
+@dataclass
+class KnownBatch:
+    id: str
+    jobs: list["Known"] = field(default_factory=list)
+    paused: bool = False
+    canceled: bool = False
+    finished: bool = False
+
+
+@dataclass
+class Known:
+    """A job as it must be now."""
+
+    id: str
+    width: int
+    batch: KnownBatch | None
+    has_start: bool
+    has_deadline: bool
+    status: str = "queued"
+    attempt: int = 0
+    isolation: str = ""
+    dispatch: int | None = None
+    held: bool = False
+    backing_off: bool = False
+    cancel_asked: bool = False
+    time_is_up: bool = False
+    ends: int = 0
+    deleted: bool = False
+    retried_as: str | None = None
+
+    @property
+    def claimable(self) -> bool:
+        waits = self.held or self.backing_off or (self.time_is_up and self.expires)
+        return self.status == "queued" and not waits
+
+    @property
+    def expires(self) -> bool:
+        return self.has_start or self.has_deadline
+
+    @property
+    def withdrawn(self) -> str | None:
+        """How it ends when its dispatch is closed, whatever was drawn."""
+        if self.has_deadline and self.time_is_up:
+            return "expired"
+        canceled = self.cancel_asked or (self.batch is not None and self.batch.canceled)
+        return "canceled" if canceled else None
+
+
+class JobLife(RuleBasedStateMachine):
+    """Verbs in any order; `known` is what must be true."""
+
+    sessions = None
+    catalogue = None
+    job = Bundle("job")
+    batch = Bundle("batch")
+    dispatch = Bundle("dispatch")
+
+    @initialize()
+    def begin(self):
+        self.known: dict[str, Known] = {}
+        self.batches: dict[str, KnownBatch] = {}
+        self.held: dict[int, list[str]] = {}  #: jobs of each dispatch ever opened
+        self.workers: dict[int, str] = {}
+        self.open: set[int] = set()
+
+    def act(self, verb, *arguments, **named):
+        with self.sessions.begin() as session:
+            return verb(session, *arguments, **named)
+
+    # --- the client -----------------------------------------------------------------------------
+
+    @rule(target=job, width=st.sampled_from([64, 128]), start=st.booleans(), end=st.booleans())
+    def submit(self, width, start, end):
+        made = [self.submission(width, start=start, end=end)]
+        [job_id] = self.act(lifecycle.submit, DEFAULT_TENANT, made)
+        self.known[job_id] = Known(job_id, width, None, start, end)
+        return job_id
+
+    @rule(
+        target=batch,
+        widths=st.lists(st.sampled_from([64, 128]), min_size=1, max_size=10),
+        end=st.booleans(),
+    )
+    def submit_batch(self, widths, end):
+        made = [
+            self.submission(width, end=end, row_number=row)
+            for row, width in enumerate(widths, start=1)
+        ]
+        with self.sessions.begin() as session:
+            batch = batches.create(session, DEFAULT_TENANT, total=len(made), label=None)
+            ids = lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)
+        self.learn_batch(batch.id, zip(ids, widths, strict=True), end=end)
+        return batch.id
+
+    def submission(self, width, *, start=False, end=False, **where):
+        limits = {"start_within_s": 600 if start else None, "deadline_s": 600 if end else None}
+        return submission_of(self.catalogue, {"width": width, "height": 64} | limits, **where)
+
+    def learn_batch(self, batch_id, made, *, end=False):
+        batch = self.batches[batch_id] = KnownBatch(batch_id)
+        for job_id, width in made:
+            self.known[job_id] = Known(job_id, width, batch, has_start=False, has_deadline=end)
+            batch.jobs.append(self.known[job_id])
+
+    @rule(target=job, batch_id=batch, place=st.integers(0, 9))
+    def name_one_of(self, batch_id, place):
+        members = self.batches[batch_id].jobs
+        return members[place % len(members)].id
+
+    @rule(job_id=job)
+    def cancel(self, job_id):
+        job = self.known[job_id]
+        if job.deleted:
+            with pytest.raises(Deleted):
+                self.act(lifecycle.cancel, DEFAULT_TENANT, job_id)
+            return
+        self.act(lifecycle.cancel, DEFAULT_TENANT, job_id)
+        if job.status == "queued":
+            self.end(job, "canceled")
+        elif job.status == "running":
+            job.cancel_asked = True
+
+    @rule(batch_id=batch)
+    def cancel_batch(self, batch_id):
+        batch = self.batches[batch_id]
+        self.act(lifecycle.cancel_batch, DEFAULT_TENANT, batch_id)
+        if batch.finished:
+            return
+        batch.canceled, batch.paused = True, False
+        for job in batch.jobs:
+            if job.status == "queued":
+                self.end(job, "canceled")
+
+    @rule(batch_id=batch)
+    def pause(self, batch_id):
+        self.act(lifecycle.pause_batch, DEFAULT_TENANT, batch_id)
+        self.hold(self.batches[batch_id], held=True)
+
+    @rule(batch_id=batch)
+    def resume(self, batch_id):
+        self.act(lifecycle.resume_batch, DEFAULT_TENANT, batch_id)
+        self.hold(self.batches[batch_id], held=False)
+
+    @staticmethod
+    def hold(batch, *, held):
+        if not batch.finished and not batch.canceled:
+            batch.paused = held
+        for job in batch.jobs:
+            if job.status == "queued":
+                job.held = held
+
+    @rule(target=job, job_id=job)
+    def retry(self, job_id):
+        old = self.known[job_id]
+        refused = Deleted if old.deleted else None if old.status in FINISHED else NotEnded
+        if refused is None and old.status == "succeeded":
+            refused = NothingToRetry
+        if refused is not None:
+            with pytest.raises(refused):
+                self.act(lifecycle.retry, DEFAULT_TENANT, job_id)
+            return multiple()
+        again = self.act(lifecycle.retry, DEFAULT_TENANT, job_id).id
+        assert old.retried_as in {None, again}
+        if old.retried_as is None:
+            old.retried_as = again
+            self.known[again] = Known(again, old.width, None, has_start=False, has_deadline=False)
+        return again
+
+    @rule(job_id=job)
+    def delete(self, job_id):
+        job = self.known[job_id]
+        refused = Deleted if job.deleted else None if job.status in FINISHED else NotEnded
+        if refused is not None:
+            with pytest.raises(refused):
+                self.act(deletion.delete, DEFAULT_TENANT, job_id)
+            return
+        self.act(deletion.delete, DEFAULT_TENANT, job_id)
+        job.deleted = True
+
+    # --- workers --------------------------------------------------------------------------------
+
+    @rule(target=dispatch, worker=st.sampled_from(WORKERS))
+    def claim(self, worker):
+        taken = self.act(claims.claim, worker, max_microbatch=LIMITS, lease=LEASE)
+        could = [job for job in self.known.values() if job.claimable]
+        if not taken:
+            assert could == []
+            return multiple()
+        [(width, isolation)] = {(job.width, job.isolation) for job in taken}
+        company = {job.id for job in could if (job.width, job.isolation) == (width, isolation)}
+        assert {job.id for job in taken} <= company
+        assert len(taken) == min(SEATS, len(company))
+        [dispatch_id] = {job.dispatch_id for job in taken}
+        assert dispatch_id > max(self.held, default=0)  # a fencing token only ever grows
+        self.held[dispatch_id] = [job.id for job in taken]
+        self.workers[dispatch_id] = worker
+        self.open.add(dispatch_id)
+        for job in taken:
+            known = self.known[job.id]
+            known.status, known.dispatch = "running", dispatch_id
+            known.attempt += 1
+        return dispatch_id
+
+    @rule(dispatch_ids=st.lists(dispatch, max_size=4))
+    def renew(self, dispatch_ids):
+        kept = self.act(dispatches.renew, dispatch_ids, lease=LEASE)
+
+        assert kept == self.open & set(dispatch_ids)
+
+    @rule(
+        dispatch_id=dispatch,
+        kinds=st.lists(st.sampled_from(KINDS), min_size=SEATS, max_size=SEATS),
+    )
+    def settle(self, dispatch_id, kinds):
+        """Also of dispatches that were closed long ago: a worker that wakes from the dead."""
+        ended = dict(zip(self.held[dispatch_id], kinds, strict=False))
+        outcomes = [_outcome(job_id, dispatch_id, kind) for job_id, kind in ended.items()]
+        moved = self.act(dispatches.settle, dispatch_id, outcomes)
+        assert moved == (dispatch_id in self.open)
+        for job in self.close(dispatch_id):
+            match ended[job.id]:
+                case "drawn":
+                    self.end(job, "succeeded")
+                case "failed":
+                    self.end(job, "failed")
+                case _:
+                    self.requeue(job, attempt=job.attempt - 1)
+                    job.backing_off = True
+
+    @rule(dispatch_id=dispatch)
+    def crash(self, dispatch_id):
+        moved = self.act(dispatches.crash, dispatch_id, max_attempts=MAX_ATTEMPTS)
+        assert moved == (dispatch_id in self.open)
+        self.suspect(dispatch_id)
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def release(self, worker):
+        mine = {each for each in self.open if self.workers[each] == worker}
+        moved = self.act(dispatches.release, worker)
+        assert moved == sum(len(self.held[each]) for each in mine)
+        for dispatch_id in mine:
+            for job in self.close(dispatch_id):
+                self.requeue(job, attempt=job.attempt - 1)
+
+    # --- time -----------------------------------------------------------------------------------
+
+    @rule(dispatch_ids=st.lists(dispatch, max_size=3))
+    def leases_run_out(self, dispatch_ids):
+        silent = self.open & set(dispatch_ids)
+        past = "UPDATE dispatch SET leased_until = now() - interval '1 s' WHERE id = ANY(:ids)"
+        with self.sessions.begin() as session:
+            session.execute(text(past), {"ids": list(dispatch_ids)})
+        assert self.act(dispatches.expire_leases, max_attempts=MAX_ATTEMPTS) == len(silent)
+        for dispatch_id in sorted(silent):
+            self.suspect(dispatch_id)
+
+    @rule(job_id=job, swept=st.booleans())
+    def time_runs_out(self, job_id, swept):
+        job = self.known[job_id]
+        past = """UPDATE job SET
+            expires_at = CASE WHEN expires_at IS NOT NULL THEN timestamptz '2000-01-01' END,
+            deadline_at = CASE WHEN deadline_at IS NOT NULL THEN timestamptz '2000-01-01' END
+            WHERE id = :id"""
+        with self.sessions.begin() as session:
+            session.execute(text(past), {"id": job_id})
+        job.time_is_up = True
+        if swept:
+            self.sweep()
+
+    def sweep(self):
+        self.act(lifecycle.expire_overdue)
+        for job in self.known.values():
+            if job.status == "queued" and job.expires and job.time_is_up:
+                self.end(job, "expired")
+
+    @precondition(lambda self: any(job.backing_off for job in self.known.values()))
+    @rule()
+    def backoffs_are_over(self):
+        with self.sessions.begin() as session:
+            session.execute(text("UPDATE job SET run_after = now() - interval '1 s'"))
+        for job in self.known.values():
+            job.backing_off = False
+
+    # --- what follows ---------------------------------------------------------------------------
+
+    def close(self, dispatch_id):
+        """Its jobs that are still wanted; nobody's when it was closed before."""
+        if dispatch_id not in self.open:
+            return []
+        self.open.discard(dispatch_id)
+        running = [self.known[job_id] for job_id in self.held[dispatch_id]]
+        for job in running:
+            if job.withdrawn:
+                self.end(job, job.withdrawn)
+        return sorted((job for job in running if job.status == "running"), key=lambda job: job.id)
+
+    def suspect(self, dispatch_id):
+        suspects = self.close(dispatch_id)
+        for place, job in enumerate(suspects):
+            half = "a" if place < (len(suspects) + 1) // 2 else "b"
+            if job.attempt >= MAX_ATTEMPTS:
+                self.end(job, "failed")
+            else:
+                job.isolation = f"{dispatch_id}{half}" if job.attempt == 1 else job.id
+                self.requeue(job, attempt=job.attempt)
+
+    @staticmethod
+    def requeue(job, *, attempt):
+        job.status, job.dispatch, job.attempt = "queued", None, attempt
+        job.held = job.batch is not None and job.batch.paused
+
+    def end(self, job, status):
+        assert job.status not in FINISHED
+        job.status, job.held = status, False
+        job.ends += 1
+        if job.batch is not None:
+            job.batch.finished = all(each.status in FINISHED for each in job.batch.jobs)
+
+    # --- what must hold -------------------------------------------------------------------------
+
+    @invariant()
+    def rows_are_as_known(self):
+        with self.sessions.begin() as session:
+            rows = session.execute(
+                text("SELECT id, status, attempt, isolation, dispatch_id, held FROM job")
+            ).all()
+        expected = [
+            (job.id, job.status, job.attempt, job.isolation, job.dispatch, job.held)
+            for job in getattr(self, "known", {}).values()
+        ]
+        assert sorted(map(tuple, rows)) == sorted(expected)
+
+    @invariant()
+    def each_end_is_told_once(self):
+        ends = """SELECT job_id, type FROM event
+            WHERE job_id IS NOT NULL AND type <> 'job.started'"""
+        with self.sessions.begin() as session:
+            told = Counter(map(tuple, session.execute(text(ends))))
+        expected = Counter(
+            {
+                (job.id, f"job.{job.status}"): job.ends
+                for job in getattr(self, "known", {}).values()
+                if job.ends
+            }
+        )
+        assert told == expected
+        assert set(told.values()) <= {1}
+
+    @invariant()
+    def batches_end_once_and_count_right(self):
+        ends = "SELECT batch_id, type FROM event WHERE job_id IS NULL"
+        with self.sessions.begin() as session:
+            told = sorted(map(tuple, session.execute(text(ends))))
+            found = [batches.find(session, DEFAULT_TENANT, each) for each in self.mine()]
+            counted = batches.count(session, found)
+        known = [self.batches[batch.id] for batch in found]
+        assert told == sorted(
+            (batch.id, "batch.canceled" if batch.canceled else "batch.completed")
+            for batch in known
+            if batch.finished
+        )
+        for row, counts, batch in zip(found, counted, known, strict=True):
+            assert (row.finished_at is not None) == batch.finished
+            assert counts.by_status == Counter(job.status for job in batch.jobs)
+
+    def mine(self):
+        return getattr(self, "batches", {})
+
+    def teardown(self):
+        with self.sessions.begin() as session:
+            session.execute(text("TRUNCATE event, job, dispatch, batch, fair_share CASCADE"))
+
+
+def _outcome(job_id, dispatch_id, kind):
+    match kind:
+        case "drawn":
+            return Drawn(job_id, f"a/{job_id}/{dispatch_id}.png", "0" * 64, 10, 5, 1)
+        case "failed":
+            return Failed(job_id, "not_finite", "not a number")
+    return SentBack(job_id)
+
+
+@pytest.fixture
+def life(sessions, catalogue):
+    """The machine on an empty database of its own, which need not survive a power cut."""
+    with sessions.begin() as session:
+        name = session.scalar(text("SELECT current_database()"))
+        session.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = off"))
+    sessions.kw["bind"].dispose()
+    return type("JobLife", (JobLife,), {"sessions": sessions, "catalogue": catalogue})
+
+
+@pytest.mark.timeout(600)  # 20 s when all is well; shrinking what is wrong takes longer
+def test_whatever_happens_in_whatever_order_each_job_ends_once(life):
+    run_state_machine_as_test(
+        life, settings=settings(max_examples=30, stateful_step_count=40, derandomize=True)
+    )
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+def test_the_same_at_length(life):
+    run_state_machine_as_test(life, settings=settings(max_examples=600, stateful_step_count=60))

@@ -1,0 +1,114 @@
+"""The demo model's making, end to end on a toy: every documented step, in seconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from recipes.demo_model.__main__ import main
+from recipes.demo_model.networks import TOY, Denoiser, Sizes, build, deepen, load
+from recipes.demo_model.progress import Stage
+from recipes.demo_model.tokens import Encoder
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder in which every step has been taken, with a toy."""
+    folder = tmp_path_factory.mktemp("making")
+    here = ["--smoke", "--work", str(folder)]
+    main(["tokenizer", *here])
+    main(["train", "vae", *here])
+    main(["train", "denoiser", *here])
+    main(["polish", *here])
+    main(["distil", *here])
+    main(["export", *here])
+    return folder
+
+
+def test_the_exported_toy_draws_with_stock_diffusers(work: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        work / "exported", dtype=torch.float32, low_cpu_mem_usage=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline(
+        "a red ball", num_inference_steps=2, generator=torch.Generator().manual_seed(1)
+    ).images[0]
+    assert picture.size == (256, 256)
+
+
+def test_our_sampler_draws_what_diffusers_draws(work: Path, tmp_path: Path) -> None:
+    main(["sample", "--smoke", "--work", str(work), "--steps", "4", "--out",
+          str(tmp_path / "sheet.png")])  # fmt: skip
+    from recipes.demo_model.evaluate import draw
+
+    ours = draw(work / "exported", ["a red ball"], [1], steps=4, device=torch.device("cpu"))[0]
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        work / "exported", dtype=torch.float32, low_cpu_mem_usage=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        "a red ball", num_inference_steps=4, guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(1),
+    ).images[0]  # fmt: skip
+    assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 2
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 8 * 192
+
+
+def test_the_scores_are_written(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    main(["evaluate", "--smoke", "--work", str(work), "--steps", "2", "--out", str(out)])
+    composed, exported = json.loads(out.read_text("utf-8"))
+    assert composed[2]["mean"] == 1.0, "a measure fails a picture that is right by construction"
+    assert set(exported[2]) == set(composed[2])
+
+
+def test_held_out_colors_are_scored_when_asked_for(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    main(["evaluate", "--smoke", "--work", str(work), "--steps", "1", "--sets", "held_out_color",
+          "--out", str(out)])  # fmt: skip
+    composed, exported = json.loads(out.read_text("utf-8"))
+    assert composed[2] == {"held_out_color": 1.0, "mean": 1.0}
+    assert set(exported[2]) == set(composed[2])
+
+
+def test_training_goes_on_where_it_stopped(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "denoiser", "--smoke", "--work", str(work)])
+    said = capsys.readouterr().out
+    assert "going on at step" in said
+
+
+def test_a_deepened_unet_draws_what_the_shallow_one_drew(work: Path) -> None:
+    encoder = Encoder(work / "tokenizer")
+    shallow = load(work / "exported").denoiser
+    deep = build(_toy_with_layers((1, 2, 2)), encoder).denoiser.eval()
+    deepen(shallow.unet.state_dict(), (1, 1, 1), deep.unet)
+    deep.text.load_state_dict(shallow.text.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(_predict(deep), _predict(shallow))
+
+
+def _toy_with_layers(layers: tuple[int, int, int]) -> Sizes:
+    return Sizes(TOY.vae_channels, TOY.unet_channels, layers, TOY.text_width, 1, TOY.groups)
+
+
+def _predict(denoiser: Denoiser) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(2, 4, 32, 32, generator=generator)
+    prediction: torch.Tensor = denoiser(
+        latents, torch.tensor([10, 900]), torch.arange(2 * 77).reshape(2, 77)
+    )
+    return prediction
+
+
+def test_a_stage_ends_annealed_whatever_its_budget(tmp_path: Path) -> None:
+    stage = Stage("any", tmp_path, budget_s=100, log=print)
+    stage.step, stage.spent_s = 5000, 40
+    assert stage.rate == 1.0
+    stage.spent_s = 100
+    assert stage.rate == pytest.approx(0.01)
+    assert stage.done

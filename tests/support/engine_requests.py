@@ -1,0 +1,95 @@
+"""Rows to be drawn, and what became of them: for the tests of the engine."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.generate import draw
+from engine.requests import Event, Mishap, Picture, Pixels, Row
+from engine.runner import NetworkRunner
+
+DEMO = Path(__file__).parents[2] / "models/darkroom-demo"
+
+
+def row(prompt: str = "a lighthouse", **changed: object) -> Row:
+    plain = Row(
+        prompt=prompt,
+        negative_prompt="",
+        seed=11,
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        width=64,
+        height=64,
+    )
+    return dataclasses.replace(plain, **changed)  # type: ignore[arg-type]
+
+
+def events(runner: NetworkRunner, *rows: Row, max_unet_rows: int = 64) -> list[Event]:
+    return list(draw(runner, rows, max_unet_rows=max_unet_rows))
+
+
+def pictures(happened: Iterable[Event]) -> dict[int, Pixels]:
+    return {event.index: event.pixels for event in happened if isinstance(event, Picture)}
+
+
+def mishaps(happened: Iterable[Event]) -> dict[int, str]:
+    return {event.index: event.code for event in happened if isinstance(event, Mishap)}
+
+
+def alone(runner: NetworkRunner, wanted: Row) -> Pixels:
+    """The picture of a row that nobody else is drawn with."""
+    return pictures(events(runner, wanted))[0]
+
+
+def by_diffusers(pipeline: Any, wanted: Row) -> Pixels:
+    """The same row, drawn by a pipeline of diffusers from the same noise.
+
+    The noise is made here: PyTorch does not promise that a seed means the same numbers in halves,
+    and on some processors it does not.
+    """
+    scale = pipeline.vae_scale_factor
+    shape = (1, pipeline.unet.config.in_channels, wanted.height // scale, wanted.width // scale)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(wanted.seed))
+    drawn = pipeline(
+        wanted.prompt,
+        negative_prompt=wanted.negative_prompt,
+        num_inference_steps=wanted.num_inference_steps,
+        guidance_scale=wanted.guidance_scale,
+        width=wanted.width,
+        height=wanted.height,
+        latents=noise.to(pipeline.device, pipeline.unet.dtype),
+    )
+    return np.asarray(drawn.images[0])
+
+
+def levels_apart(one: Pixels, other: Pixels) -> int:
+    return int(np.abs(one.astype(np.int16) - other.astype(np.int16)).max())
+
+
+def psnr_db(one: Pixels, other: Pixels) -> float:
+    """Peak signal-to-noise ratio of two pictures of 255 levels; infinite for the same."""
+    error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
+    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+
+
+class Counting:
+    """The real networks, with a note of how many rows each UNet batch held."""
+
+    def __init__(self, runner: NetworkRunner) -> None:
+        self.noise_schedule = runner.noise_schedule
+        self.sizes = runner.sizes
+        self.device = runner.device
+        self.latent_channels = runner.latent_channels
+        self.pixels_per_latent = runner.pixels_per_latent
+        self.encode, self.decode = runner.encode, runner.decode
+        self.runner = runner
+        self.batches: list[int] = []
+
+    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        self.batches.append(len(embeddings))
+        return self.runner.unet(latents, timesteps, embeddings)

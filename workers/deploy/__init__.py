@@ -1,0 +1,1 @@
+"""Deployment of models to Ray Serve: serve, replace, scale."""

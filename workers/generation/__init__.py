@@ -1,0 +1,1 @@
+"""One microbatch, from claim to settle."""

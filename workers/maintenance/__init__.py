@@ -1,0 +1,1 @@
+"""Periodic work on the database and the store."""

@@ -1,0 +1,1 @@
+"""Inside a Ray Serve replica: the Triton server and what feeds it."""

@@ -1,0 +1,46 @@
+"""Hosts Triton behind one small interface: inside this process, or as a child over a socket."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from workers.replica.inprocess_host import InProcessHost
+from workers.replica.model_host import (
+    BadRequest,
+    HostDown,
+    ModelFailed,
+    ModelHost,
+    Patience,
+    Tensors,
+)
+from workers.replica.subprocess_host import SubprocessHost
+from workers.replica.triton_config import has_tritonserver
+
+__all__ = [
+    "BadRequest",
+    "HostDown",
+    "InProcessHost",
+    "ModelFailed",
+    "ModelHost",
+    "Patience",
+    "SubprocessHost",
+    "Tensors",
+    "open_host",
+]
+
+
+def open_host(
+    kind: Literal["auto", "inprocess", "subprocess"],
+    repository: Path,
+    env: Mapping[str, str],
+    *,
+    patience: Patience = Patience(),  # noqa: B008  # frozen
+) -> ModelHost:
+    """A host that is not started yet. `env` is added to the environment of the models.
+
+    "auto" is in process where `import tritonserver` works. Raises SetupError, saying what to
+    install.
+    """
+    if kind == "inprocess" or (kind == "auto" and has_tritonserver()):
+        return InProcessHost(repository, env, patience=patience)
+    return SubprocessHost(repository, env, patience=patience)

@@ -1,0 +1,1 @@
+"""Webhook sender: claims deliveries and sends them."""
