@@ -29,9 +29,9 @@ def main() -> int:
     if arguments.check:
         return print_checks(settings)
     try:
-        refuse_open_door(settings)
+        require_loopback_without_auth(settings)
         app = create_app(settings)
-        _take_turns()
+        _interleave()
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -49,7 +49,7 @@ def main() -> int:
     return 0 if server.started else 1
 
 
-def _take_turns() -> None:
+def _interleave() -> None:
     """Let threads that mostly wait run soon, though another reads a file of 100,000 rows.
 
     By default a thread that comes back from waiting is given the interpreter after 5 ms: the one
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def refuse_open_door(settings: Settings) -> None:
+def require_loopback_without_auth(settings: Settings) -> None:
     """Raises SetupError when anybody who reaches the port could use it without a key."""
     if settings.auth == "on" or _is_loopback(settings.api_host):
         return

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from api.dependencies import AdminId, Tools, Uses
+from api.dependencies import AdminId, Dependencies, Deps
 from api.errors import documented
 from api.jobs import Limit
 from api.schemas.common import Moment, Page
@@ -20,21 +20,21 @@ router = APIRouter(prefix="/v1/admin", tags=["admin"])
 _REFUSALS = documented(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
-class OrdersView(BaseModel):
+class QueueControlView(BaseModel):
     """What holds for the whole installation."""
 
-    object: Literal["orders"] = "orders"
+    object: Literal["queue_control"] = "queue_control"
     paused: bool = Field(description="Nothing is claimed: what waits stays, what runs is finished.")
     draining: bool = Field(description="Nothing new is accepted: 503; what is there is drawn.")
 
     @classmethod
     def now(cls, session: Session) -> Self:
         """As it is in this transaction."""
-        orders = control.orders(session)
-        return cls(paused=orders.paused, draining=orders.draining)
+        state = control.read_state(session)
+        return cls(paused=state.paused, draining=state.draining)
 
 
-class Confirmation(BaseModel):
+class PurgeRequest(BaseModel):
     """Nobody purges by accident."""
 
     model_config = ConfigDict(extra="forbid")
@@ -42,14 +42,14 @@ class Confirmation(BaseModel):
     confirm: Literal["purge"] = Field(description="The word itself.")
 
 
-class PurgedView(BaseModel):
+class PurgeResult(BaseModel):
     """How many jobs were canceled."""
 
-    object: Literal["purged"] = "purged"
+    object: Literal["purge_result"] = "purge_result"
     canceled: int
 
 
-class FailedView(BaseModel):
+class FailedJob(BaseModel):
     """A job that failed, of whichever tenant. What it was to draw is its tenant's affair."""
 
     model_config = ConfigDict(protected_namespaces=())
@@ -87,58 +87,58 @@ class FailedView(BaseModel):
 
 
 @router.post("/pause", responses=_REFUSALS)
-def pause(_: AdminId, use: Uses) -> OrdersView:
+def pause(_: AdminId, deps: Deps) -> QueueControlView:
     """From now on workers claim nothing. What runs is finished; what waits, and comes, stays."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         control.pause(session)
-        return OrdersView.now(session)
+        return QueueControlView.now(session)
 
 
 @router.post("/drain", responses=_REFUSALS)
-def drain(_: AdminId, use: Uses) -> OrdersView:
+def drain(_: AdminId, deps: Deps) -> QueueControlView:
     """From now on nothing new is accepted (503, `draining`); what is there is drawn."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         control.drain(session)
-        return OrdersView.now(session)
+        return QueueControlView.now(session)
 
 
 @router.post("/resume", responses=_REFUSALS)
-def resume(_: AdminId, use: Uses) -> OrdersView:
+def resume(_: AdminId, deps: Deps) -> QueueControlView:
     """Ends a pause and a drain."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         control.resume(session)
-        view = OrdersView.now(session)
-    use.bell.ring()
+        view = QueueControlView.now(session)
+    deps.notifier.notify_workers()
     return view
 
 
 @router.post("/purge", responses=_REFUSALS | documented(HTTPStatus.UNPROCESSABLE_ENTITY))
-def purge(_: AdminId, use: Uses, confirmation: Confirmation) -> PurgedView:
+def purge(_: AdminId, deps: Deps, confirmation: PurgeRequest) -> PurgeResult:
     """Cancels every job that waits, of all tenants. The body must say `{"confirm": "purge"}`."""
     assert confirmation.confirm == "purge"  # anything else was a 422
     canceled = 0
-    while found := _purge_some(use):
+    while found := _purge_some(deps):
         canceled += found
-    use.bell.ring_deliveries()
-    return PurgedView(canceled=canceled)
+    deps.notifier.notify_webhook_senders()
+    return PurgeResult(canceled=canceled)
 
 
-def _purge_some(use: Tools) -> int:
-    with use.sessions.begin() as session:
+def _purge_some(deps: Dependencies) -> int:
+    with deps.sessions.begin() as session:
         return lifecycle.purge(session)
 
 
 @router.get("/failed", responses=_REFUSALS)
 def list_failed(
     _: AdminId,
-    use: Uses,
+    deps: Deps,
     limit: Limit = 20,
     cursor: Annotated[str | None, Query(pattern=r"^job_[0-9a-f]{32}$")] = None,
-) -> Page[FailedView]:
+) -> Page[FailedJob]:
     """The jobs that failed and were not retried, of all tenants, newest first."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         found = queries.failed(session, limit=limit + 1, after=cursor)
-    views = [FailedView.of(job) for job in found[:limit]]
+    views = [FailedJob.of(job) for job in found[:limit]]
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
 
 
@@ -147,10 +147,10 @@ def list_failed(
     status_code=HTTPStatus.ACCEPTED,
     responses=_REFUSALS | documented(HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.CONFLICT),
 )
-def retry_failed(job_id: str, _: AdminId, use: Uses) -> JobView:
+def retry_failed(job_id: str, _: AdminId, deps: Deps) -> JobView:
     """A new job that asks for the same, of the same tenant; asked again, it is the same new job."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         tenant_id = queries.tenant_of(session, job_id)
-        view = use.job_view(lifecycle.retry(session, tenant_id, job_id))
-    use.bell.ring()
+        view = deps.job_view(lifecycle.retry(session, tenant_id, job_id))
+    deps.notifier.notify_workers()
     return view

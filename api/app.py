@@ -27,22 +27,22 @@ from api import (
     results,
     webhooks,
 )
-from api.dependencies import Tools
+from api.dependencies import Dependencies
 from api.events import event_streams
-from api.key_cache import KeyRing
+from api.key_cache import ApiKeyCache
 from api.openapi import openapi
 from api.schemas import webhook_payloads
-from api.snapshot_cache import Outlook
+from api.snapshot_cache import SnapshotCache
 from darkroom import __version__
 from darkroom.db.connection import open_sessions
-from darkroom.generation.model_registry import load_catalogue
-from darkroom.jobs.group_commit import Intake
-from darkroom.jobs.progress import open_board
-from darkroom.queue.notifier import Bell
+from darkroom.generation.model_registry import load_registry
+from darkroom.jobs.group_commit import GroupCommitter
+from darkroom.jobs.progress import open_progress_redis
+from darkroom.queue.notifier import WorkNotifier
 from darkroom.redis_client import open_redis
 from darkroom.settings import Settings
 from darkroom.storage.images import S3Store
-from darkroom.webhooks.secret_box import Seal
+from darkroom.webhooks.secret_box import SecretBox
 from darkroom.webhooks.url_policy import policy_of
 
 MAX_JSON_BYTES: Final = 64 * 2**10
@@ -56,41 +56,41 @@ reach exactly one end. Errors are RFC 9457 problems with a stable `code`.
 """
 
 
-def open_tools(settings: Settings) -> Tools:
+def open_dependencies(settings: Settings) -> Dependencies:
     """Everything but the connections, which are made when first needed."""
     sessions = open_sessions(settings.database_url.get_secret_value())
-    board = open_board(settings)
-    catalogue = load_catalogue(settings.models_dir, settings.default_model)
-    return Tools(
+    board = open_progress_redis(settings)
+    registry = load_registry(settings.models_dir, settings.default_model)
+    return Dependencies(
         settings=settings,
         sessions=sessions,
-        catalogue=catalogue,
+        registry=registry,
         store=S3Store(settings),
         redis=open_redis(settings),
         board=board,
-        bell=Bell(settings),
+        notifier=WorkNotifier(settings),
         streams=event_streams(sessions, board),
-        intake=Intake(sessions),
-        outlook=Outlook(sessions, catalogue),
-        keyring=KeyRing(sessions),
+        group_committer=GroupCommitter(sessions),
+        snapshot_cache=SnapshotCache(sessions, registry),
+        keyring=ApiKeyCache(sessions),
         policy=policy_of(settings),
-        seal=Seal(settings.webhook_key.get_secret_value()),
+        seal=SecretBox(settings.webhook_encryption_keys.get_secret_value()),
         importers=CapacityLimiter(_IMPORTERS),
     )
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application. Raises SetupError when the model catalogue cannot be read."""
-    held = open_tools(settings)
+    """The application. Raises SetupError when the model registry cannot be read."""
+    held = open_dependencies(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         feeding = asyncio.create_task(held.streams.run())
         yield
         feeding.cancel()
-        held.intake.close()
-        held.outlook.close()
-        held.bell.close()
+        held.group_committer.close()
+        held.snapshot_cache.close()
+        held.notifier.close()
 
     app = FastAPIOffline(  # /docs from our own files: a stack without internet has docs too
         redoc_url=None,
@@ -111,7 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_api_route("/", _front_page, include_in_schema=False)
     app.add_middleware(BodyLimit)
     errors.install(app)
-    app.add_exception_handler(events.NothingFurther, events.no_content)
+    app.add_exception_handler(events.StreamExhausted, events.no_content)
     return app
 
 

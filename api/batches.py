@@ -9,7 +9,7 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from api.dependencies import TenantId, Tools, Uses
+from api.dependencies import Dependencies, Deps, TenantId
 from api.errors import documented
 from api.idempotency import Key, respond
 from api.jobs import Cursor, Limit
@@ -18,15 +18,15 @@ from api.schemas.common import Page
 from api.uploads import Upload, received
 from darkroom import batches, fault_points, idempotency
 from darkroom.batches import BatchStatus
-from darkroom.db.connection import retried
+from darkroom.db.connection import retry_on_serialization_failure
 from darkroom.forecast.eta import Eta
 from darkroom.generation.params import Label, WebhookUrl
-from darkroom.idempotency import Answer
+from darkroom.idempotency import StoredResponse
 from darkroom.imports import formats, importer, row_validator
 from darkroom.imports.expansion import Expand
 from darkroom.imports.formats import Format
-from darkroom.imports.importer import Limits, OnError, Tally
-from darkroom.imports.row_validator import Plan
+from darkroom.imports.importer import ImportSummary, Limits, OnError
+from darkroom.imports.row_validator import ImportOptions
 from darkroom.jobs import lifecycle
 from darkroom.status import Priority
 from darkroom.webhooks import endpoints
@@ -119,28 +119,28 @@ _OWN: Final = frozenset(Options.__dataclass_fields__)
     },
 )
 async def create_batch(
-    request: Request, tenant_id: TenantId, use: Uses, options: _Options, key: Key = None
+    request: Request, tenant_id: TenantId, deps: Deps, options: _Options, key: Key = None
 ) -> Response:
     """Queue a file's rows: all of them, or none and a list of what is wrong.
 
     Every other parameter of the query is a default for all rows, by the name of its column.
     """
-    endpoints.vet_own_url(options.webhook_url, use.policy, loc=("query", "webhook_url"))
-    plan = _plan(request, use, options)
-    async with received(request, max_bytes=use.settings.max_csv_bytes) as upload:
+    endpoints.check_own_url(options.webhook_url, deps.policy, loc=("query", "webhook_url"))
+    plan = _plan(request, deps, options)
+    async with received(request, max_bytes=deps.settings.max_upload_bytes) as upload:
         if options.dry_run:
-            return await _alone(use, partial(_dry_run, use, tenant_id, upload, plan))
+            return await _alone(deps, partial(_dry_run, deps, tenant_id, upload, plan))
         asked = b"\0".join((b"batch", upload.digest, upload.kind.encode(), _query(request)))
-        work = partial(_submit, use, tenant_id, upload, plan, options, key, asked)
-        answer = await _alone(use, partial(retried, work))
-    use.bell.ring()
+        work = partial(_submit, deps, tenant_id, upload, plan, options, key, asked)
+        answer = await _alone(deps, partial(retry_on_serialization_failure, work))
+    deps.notifier.notify_workers()
     return respond(answer)
 
 
-def _plan(request: Request, use: Tools, options: Options) -> Plan:
+def _plan(request: Request, deps: Dependencies, options: Options) -> ImportOptions:
     given = [item for item in request.query_params.multi_items() if item[0] not in _OWN]
     defaults = row_validator.read_defaults(given, lists=options.expand is not None)
-    return Plan(use.catalogue, use.policy, defaults, options.expand)
+    return ImportOptions(deps.registry, deps.policy, defaults, options.expand)
 
 
 def _query(request: Request) -> bytes:
@@ -148,38 +148,38 @@ def _query(request: Request) -> bytes:
     return repr(sorted(request.query_params.multi_items())).encode()
 
 
-async def _alone(use: Tools, work: Callable[[], Done]) -> Done:
+async def _alone(deps: Dependencies, work: Callable[[], Done]) -> Done:
     """Few imports at a time: more would only share the processor, and starve all else of it."""
-    return await anyio.to_thread.run_sync(work, limiter=use.importers)
+    return await anyio.to_thread.run_sync(work, limiter=deps.importers)
 
 
-def _limits(use: Tools) -> Limits:
-    return Limits(use.settings.max_csv_rows, use.settings.max_batch_jobs)
+def _limits(deps: Dependencies) -> Limits:
+    return Limits(deps.settings.max_upload_rows, deps.settings.max_batch_jobs)
 
 
-def _dry_run(use: Tools, tenant_id: str, upload: Upload, plan: Plan) -> Response:
+def _dry_run(deps: Dependencies, tenant_id: str, upload: Upload, plan: ImportOptions) -> Response:
     table = formats.read_table(upload.file, upload.kind, lists=plan.expand is not None)
-    tally = importer.check(table, plan, limits=_limits(use))
-    view = DryRunView.of(tally, _eta(use, tenant_id, tally))
+    tally = importer.check(table, plan, limits=_limits(deps))
+    view = DryRunView.of(tally, _eta(deps, tenant_id, tally))
     return Response(view.model_dump_json(), media_type="application/json")
 
 
-def _eta(use: Tools, tenant_id: str, tally: Tally) -> Eta | None:
+def _eta(deps: Dependencies, tenant_id: str, tally: ImportSummary) -> Eta | None:
     """When a file's jobs will have ended, reckoned without them, who are not in the queue yet."""
-    look = use.outlook.now()
+    look = deps.snapshot_cache.now()
     return None if look is None else look.of_more(tenant_id, Priority.BULK, tally.cost)
 
 
 def _submit(
-    use: Tools,
+    deps: Dependencies,
     tenant_id: str,
     upload: Upload,
-    plan: Plan,
+    plan: ImportOptions,
     options: Options,
     key: str | None,
     asked: bytes,
-) -> Answer:
-    with use.sessions.begin() as session:
+) -> StoredResponse:
+    with deps.sessions.begin() as session:
 
         def act() -> str:
             table = formats.read_table(upload.file, upload.kind, lists=plan.expand is not None)
@@ -191,65 +191,65 @@ def _submit(
                 retention_days=options.retention_days,
             )
             tally = importer.load(
-                session, batch, table, plan, on_error=options.on_error, limits=_limits(use)
+                session, batch, table, plan, on_error=options.on_error, limits=_limits(deps)
             )
             [counts] = batches.count(session, [batch])
-            eta = _eta(use, tenant_id, tally)  # a look at a queue with these rows would be a scan
+            eta = _eta(deps, tenant_id, tally)  # a look at a queue with these rows would be a scan
             return BatchView.of(batch, counts, eta).model_dump_json()
 
         answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
-        fault_points.reach("before-submit-commit")
-    fault_points.reach("after-submit-commit")
+        fault_points.fault_point("before-submit-commit")
+    fault_points.fault_point("after-submit-commit")
     return answer
 
 
 @router.get("", responses=documented(HTTPStatus.UNPROCESSABLE_ENTITY))
 def list_batches(
     tenant_id: TenantId,
-    use: Uses,
+    deps: Deps,
     status: BatchStatus | None = None,
     label: Annotated[Label | None, Query()] = None,
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> Page[BatchView]:
     """Newest first."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         found = batches.page(
             session, tenant_id, limit=limit + 1, after=cursor, status=status, label=label
         )
-        views = use.batch_views(session, found[:limit])
+        views = deps.batch_views(session, found[:limit])
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
 
 
 @router.get("/{batch_id}", responses=documented(HTTPStatus.NOT_FOUND))
-def show_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
+def show_batch(batch_id: str, tenant_id: TenantId, deps: Deps) -> BatchView:
     """The batch and its counts now."""
-    with use.sessions.begin() as session:
-        return use.batch_view(session, batches.find(session, tenant_id, batch_id))
+    with deps.sessions.begin() as session:
+        return deps.batch_view(session, batches.find(session, tenant_id, batch_id))
 
 
 @router.post("/{batch_id}/cancel", responses=documented(HTTPStatus.NOT_FOUND))
-def cancel_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
+def cancel_batch(batch_id: str, tenant_id: TenantId, deps: Deps) -> BatchView:
     """Its queued jobs end at once, running ones within about a step; what is drawn stays."""
-    with use.sessions.begin() as session:
-        view = use.batch_view(session, lifecycle.cancel_batch(session, tenant_id, batch_id))
-    use.bell.ring_deliveries()
+    with deps.sessions.begin() as session:
+        view = deps.batch_view(session, lifecycle.cancel_batch(session, tenant_id, batch_id))
+    deps.notifier.notify_webhook_senders()
     return view
 
 
 @router.post("/{batch_id}/pause", responses=documented(HTTPStatus.NOT_FOUND))
-def pause_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
+def pause_batch(batch_id: str, tenant_id: TenantId, deps: Deps) -> BatchView:
     """Its queued jobs wait until it is resumed; running ones are finished."""
-    with use.sessions.begin() as session:
-        return use.batch_view(session, lifecycle.pause_batch(session, tenant_id, batch_id))
+    with deps.sessions.begin() as session:
+        return deps.batch_view(session, lifecycle.pause_batch(session, tenant_id, batch_id))
 
 
 @router.post("/{batch_id}/resume", responses=documented(HTTPStatus.NOT_FOUND))
-def resume_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
+def resume_batch(batch_id: str, tenant_id: TenantId, deps: Deps) -> BatchView:
     """A paused batch goes on, in the places its jobs had."""
-    with use.sessions.begin() as session:
-        view = use.batch_view(session, lifecycle.resume_batch(session, tenant_id, batch_id))
-    use.bell.ring()
+    with deps.sessions.begin() as session:
+        view = deps.batch_view(session, lifecycle.resume_batch(session, tenant_id, batch_id))
+    deps.notifier.notify_workers()
     return view
 
 
@@ -258,9 +258,9 @@ def resume_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
     status_code=HTTPStatus.ACCEPTED,
     responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
 )
-def retry_batch(batch_id: str, tenant_id: TenantId, use: Uses) -> BatchView:
+def retry_batch(batch_id: str, tenant_id: TenantId, deps: Deps) -> BatchView:
     """A new batch of the failed jobs; asked again without new failures, it is the same one."""
-    with use.sessions.begin() as session:
-        view = use.batch_view(session, lifecycle.retry_batch(session, tenant_id, batch_id))
-    use.bell.ring()
+    with deps.sessions.begin() as session:
+        view = deps.batch_view(session, lifecycle.retry_batch(session, tenant_id, batch_id))
+    deps.notifier.notify_workers()
     return view

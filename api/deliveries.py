@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from api.dependencies import TenantId, Uses
+from api.dependencies import Deps, TenantId
 from api.errors import documented
 from api.jobs import Limit
 from api.schemas.common import Moment, Page
@@ -17,8 +17,8 @@ from darkroom.db.webhook_tables import Delivery, DeliveryAttempt
 from darkroom.event_types import EventType
 from darkroom.status import DeliveryStatus
 from darkroom.webhooks import delivery_log
-from darkroom.webhooks.deliveries import Outcome
-from darkroom.webhooks.delivery_log import Which
+from darkroom.webhooks.deliveries import AttemptOutcome
+from darkroom.webhooks.delivery_log import DeliveryFilter
 
 router = APIRouter(prefix="/v1/deliveries", tags=["webhooks"])
 
@@ -28,7 +28,7 @@ DeliveryCursor = Annotated[str | None, Query(pattern=r"^dlv_[0-9a-f]{32}$")]
 class AttemptView(BaseModel):
     """One POST, and in a word how it ended. The answer itself is kept nowhere."""
 
-    outcome: Outcome
+    outcome: AttemptOutcome
     at: datetime = Field(description="To the second.")
 
 
@@ -63,10 +63,10 @@ class DeliveryView(BaseModel):
             batch_id=delivery.batch_id,
             events=len(delivery.event_ids),
             attempts=[
-                AttemptView(outcome=Outcome(each.outcome), at=each.at.replace(microsecond=0))
+                AttemptView(outcome=AttemptOutcome(each.outcome), at=each.at.replace(microsecond=0))
                 for each in attempts
             ],
-            next_attempt_at=delivery.due_at if waiting else None,
+            next_attempt_at=delivery.next_attempt_at if waiting else None,
             created_at=delivery.created_at,
             finished_at=delivery.finished_at,
         )
@@ -81,7 +81,7 @@ class ReplayInput(BaseModel):
     webhook_id: str | None = None
 
 
-class Replayed(BaseModel):
+class ReplayResult(BaseModel):
     """How many will be sent anew."""
 
     object: Literal["replay"] = "replay"
@@ -97,7 +97,7 @@ def show(session: Session, found: Sequence[Delivery]) -> list[DeliveryView]:
 @router.get("", responses=documented(HTTPStatus.UNPROCESSABLE_ENTITY))
 def list_deliveries(
     tenant_id: TenantId,
-    use: Uses,
+    deps: Deps,
     webhook_id: Annotated[str | None, Query(pattern=r"^whk_[0-9a-f]{32}$")] = None,
     job_id: Annotated[str | None, Query(pattern=r"^job_[0-9a-f]{32}$")] = None,
     batch_id: Annotated[str | None, Query(pattern=r"^bat_[0-9a-f]{32}$")] = None,
@@ -106,17 +106,17 @@ def list_deliveries(
     cursor: DeliveryCursor = None,
 ) -> Page[DeliveryView]:
     """All webhooks, those to URLs of single jobs and batches included. Newest first."""
-    which = Which(endpoint_id=webhook_id, job_id=job_id, batch_id=batch_id, status=status)
-    with use.sessions.begin() as session:
+    which = DeliveryFilter(endpoint_id=webhook_id, job_id=job_id, batch_id=batch_id, status=status)
+    with deps.sessions.begin() as session:
         found = delivery_log.page(session, tenant_id, which, limit=limit + 1, after=cursor)
         views = show(session, found[:limit])
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
 
 
 @router.get("/{delivery_id}", responses=documented(HTTPStatus.NOT_FOUND))
-def show_delivery(delivery_id: str, tenant_id: TenantId, use: Uses) -> DeliveryView:
+def show_delivery(delivery_id: str, tenant_id: TenantId, deps: Deps) -> DeliveryView:
     """The delivery and its attempts."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         return show(session, [delivery_log.find(session, tenant_id, delivery_id)])[0]
 
 
@@ -125,11 +125,11 @@ def show_delivery(delivery_id: str, tenant_id: TenantId, use: Uses) -> DeliveryV
     status_code=HTTPStatus.ACCEPTED,
     responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
 )
-def replay_delivery(delivery_id: str, tenant_id: TenantId, use: Uses) -> DeliveryView:
+def replay_delivery(delivery_id: str, tenant_id: TenantId, deps: Deps) -> DeliveryView:
     """Send it anew, whatever became of it, under the same `webhook-id`."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         view = show(session, [delivery_log.replay(session, tenant_id, delivery_id)])[0]
-    use.bell.ring_deliveries()
+    deps.notifier.notify_webhook_senders()
     return view
 
 
@@ -138,11 +138,11 @@ def replay_delivery(delivery_id: str, tenant_id: TenantId, use: Uses) -> Deliver
     status_code=HTTPStatus.ACCEPTED,
     responses=documented(HTTPStatus.UNPROCESSABLE_ENTITY),
 )
-def replay_failed(asked: ReplayInput, tenant_id: TenantId, use: Uses) -> Replayed:
+def replay_failed(asked: ReplayInput, tenant_id: TenantId, deps: Deps) -> ReplayResult:
     """Send anew all that were never accepted since a time, each under its old `webhook-id`."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         count = delivery_log.replay_failed(
             session, tenant_id, since=asked.since, endpoint_id=asked.webhook_id
         )
-    use.bell.ring_deliveries()
-    return Replayed(replayed=count)
+    deps.notifier.notify_webhook_senders()
+    return ReplayResult(replayed=count)

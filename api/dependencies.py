@@ -14,49 +14,49 @@ from fastapi.security import HTTPBearer
 from redis import Redis
 from sqlalchemy.orm import Session
 
-from api.errors import Refused
-from api.key_cache import KeyRing
+from api.errors import ProblemException
+from api.key_cache import ApiKeyCache
 from api.schemas.batches import BatchView
-from api.schemas.jobs import JobView, QueueView
-from api.snapshot_cache import Outlook
-from api.stream_hub import Streams
+from api.schemas.jobs import JobView, QueuePosition
+from api.snapshot_cache import SnapshotCache
+from api.stream_hub import StreamHub
 from darkroom import batches
 from darkroom.accounts.api_keys import Scope
 from darkroom.batches import Counts
 from darkroom.db.connection import Sessions
 from darkroom.db.tables import DEFAULT_TENANT, Batch, Job
 from darkroom.forecast.eta import Eta
-from darkroom.forecast.snapshot import Look
-from darkroom.generation.model_registry import Catalogue
+from darkroom.forecast.snapshot import QueueSnapshot
+from darkroom.generation.model_registry import ModelRegistry
 from darkroom.jobs import progress
-from darkroom.jobs.group_commit import Intake
-from darkroom.queue.notifier import Bell
+from darkroom.jobs.group_commit import GroupCommitter
+from darkroom.queue.notifier import WorkNotifier
 from darkroom.settings import Settings
 from darkroom.status import Status
 from darkroom.storage.images import ImageStore
-from darkroom.webhooks.secret_box import Seal
-from darkroom.webhooks.url_policy import Policy
+from darkroom.webhooks.secret_box import SecretBox
+from darkroom.webhooks.url_policy import UrlPolicy
 
 _LOOPBACK_NAMES: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True)
-class Tools:
+class Dependencies:
     """What the API process holds open."""
 
     settings: Settings
     sessions: Sessions
-    catalogue: Catalogue
+    registry: ModelRegistry
     store: ImageStore
     redis: "Redis"
     board: "Redis"  #: for `darkroom.jobs.progress` alone: it gives up sooner
-    bell: Bell
-    streams: Streams
-    intake: Intake
-    outlook: Outlook
-    keyring: KeyRing
-    policy: Policy  #: of the URLs that webhooks may go to
-    seal: Seal
+    notifier: WorkNotifier
+    streams: StreamHub
+    group_committer: GroupCommitter
+    snapshot_cache: SnapshotCache
+    keyring: ApiKeyCache
+    policy: UrlPolicy  #: of the URLs that webhooks may go to
+    seal: SecretBox
     importers: CapacityLimiter
 
     def job_view(self, job: Job, *, position: int | None = None) -> JobView:
@@ -67,11 +67,11 @@ class Tools:
     def job_views(self, jobs: Sequence[Job], *, position: int | None = None) -> list[JobView]:
         """The jobs as clients see them. Asks Redis, once, if any of them runs."""
         steps = progress.read(self.board, jobs)
-        look = self.outlook.recall()
+        look = self.snapshot_cache.recall()
         return [
             JobView.of(
                 job,
-                queue=QueueView.of(job, look, position),
+                queue=QueuePosition.of(job, look, position),
                 steps=steps.get(job.id),
                 store=self.store,
                 url_ttl_s=self.settings.image_url_ttl_s,
@@ -88,30 +88,32 @@ class Tools:
         """The batches as clients see them, and their counts now."""
         counted = batches.count(session, found)
         unfinished = any(batch.finished_at is None for batch in found)
-        look = self.outlook.now() if unfinished else None
+        look = self.snapshot_cache.now() if unfinished else None
         return [
             BatchView.of(batch, counts, _eta(session, look, batch, counts))
             for batch, counts in zip(found, counted, strict=True)
         ]
 
 
-def _eta(session: Session, look: Look | None, batch: Batch, counts: Counts) -> Eta | None:
+def _eta(session: Session, look: QueueSnapshot | None, batch: Batch, counts: Counts) -> Eta | None:
     if look is None:
         return None
     waiting = bool(counts.by_status.get(Status.QUEUED))
     return look.of_batch(session, batch, waiting=waiting)
 
 
-async def tools(request: Request) -> Tools:  # async: FastAPI would send a plain one to a thread
+async def dependencies(
+    request: Request,
+) -> Dependencies:  # async: FastAPI would send a plain one to a thread
     """The process's tools, put into its state when it started."""
-    held: Tools = request.app.state.tools
+    held: Dependencies = request.app.state.tools
     return held
 
 
-Uses = Annotated[Tools, Depends(tools)]
+Deps = Annotated[Dependencies, Depends(dependencies)]
 
 
-class Admission(HTTPBearer):
+class ApiKeyAuth(HTTPBearer):
     """Whose request this is. Refuses a missing or dead key, and one without the scope.
 
     One dependency, and not a tree of them: FastAPI takes as long to resolve a small tree as the
@@ -130,21 +132,25 @@ class Admission(HTTPBearer):
 
     async def __call__(self, request: Request) -> str:  # type: ignore[override]
         """The tenant's id."""
-        use: Tools = request.app.state.tools
-        if use.settings.auth == "off":
-            _refuse_foreign_host(request)
+        deps: Dependencies = request.app.state.tools
+        if deps.settings.auth == "off":
+            _refuse_untrusted_host(request)
             return DEFAULT_TENANT
         credentials = await super().__call__(request)
         if credentials is None:
-            raise Refused(HTTPStatus.UNAUTHORIZED, "no_key", "send Authorization: Bearer dk_…")
+            raise ProblemException(
+                HTTPStatus.UNAUTHORIZED, "missing_api_key", "send Authorization: Bearer dk_…"
+            )
         secret = credentials.credentials
-        key = use.keyring.recall(secret) or await run_in_threadpool(use.keyring.find, secret)
+        key = deps.keyring.recall(secret) or await run_in_threadpool(deps.keyring.find, secret)
         if key is None:
             detail = "the key is unknown, expired or revoked"
-            raise Refused(HTTPStatus.UNAUTHORIZED, "bad_key", detail)
+            raise ProblemException(HTTPStatus.UNAUTHORIZED, "invalid_api_key", detail)
         scope = self._to_read if request.method in {"GET", "HEAD"} else self._scope
         if not {scope, Scope.ADMIN} & set(key.scopes):
-            raise Refused(HTTPStatus.FORBIDDEN, "missing_scope", f"the key lacks the scope {scope}")
+            raise ProblemException(
+                HTTPStatus.FORBIDDEN, "missing_scope", f"the key lacks the scope {scope}"
+            )
         request.state.key_id = key.id
         return key.tenant_id
 
@@ -155,11 +161,11 @@ def key_id(request: Request) -> str | None:
     return held
 
 
-def _refuse_foreign_host(request: Request) -> None:
+def _refuse_untrusted_host(request: Request) -> None:
     """Without keys, a web page must not reach us by having its own name point at this machine."""
     if not _is_local(request.headers.get("host", "")):
         detail = "without keys (DARKROOM_AUTH=off) only requests to localhost are answered"
-        raise Refused(HTTPStatus.FORBIDDEN, "foreign_host", detail)
+        raise ProblemException(HTTPStatus.FORBIDDEN, "untrusted_host", detail)
 
 
 @lru_cache(maxsize=64)
@@ -170,8 +176,8 @@ def _is_local(host: str) -> bool:
         return False
 
 
-TenantId = Annotated[str, Security(Admission(Scope.SUBMIT, to_read=Scope.READ))]
+TenantId = Annotated[str, Security(ApiKeyAuth(Scope.SUBMIT, to_read=Scope.READ))]
 #: as TenantId, for what a key that may only read must not see
-OwnerId = Annotated[str, Security(Admission(Scope.SUBMIT))]
+OwnerId = Annotated[str, Security(ApiKeyAuth(Scope.SUBMIT))]
 #: as TenantId, for what concerns the whole installation
-AdminId = Annotated[str, Security(Admission(Scope.ADMIN))]
+AdminId = Annotated[str, Security(ApiKeyAuth(Scope.ADMIN))]

@@ -23,14 +23,14 @@ from darkroom.errors import (
     ImageNotReady,
     InputProblem,
     InvalidInput,
-    NotEnded,
+    JobNotFinished,
     NotFound,
     NothingToRetry,
     Overloaded,
     StorageUnavailable,
 )
 from darkroom.generation.validation import input_problems, problems_of
-from darkroom.idempotency import KeyReused
+from darkroom.idempotency import IdempotencyKeyReused
 from darkroom.imports.formats import UnsupportedFile
 from darkroom.webhooks.endpoints import EndpointDisabled, TooManyEndpoints
 
@@ -58,20 +58,20 @@ class Problem(BaseModel):
 
 _CODES: Final[dict[type[DarkroomError], tuple[HTTPStatus, str]]] = {
     NotFound: (HTTPStatus.NOT_FOUND, "not_found"),
-    NotEnded: (HTTPStatus.CONFLICT, "not_ended"),
+    JobNotFinished: (HTTPStatus.CONFLICT, "job_not_finished"),
     NothingToRetry: (HTTPStatus.CONFLICT, "nothing_to_retry"),
     ImageNotReady: (HTTPStatus.CONFLICT, "image_not_ready"),
     Overloaded: (HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"),
     Draining: (HTTPStatus.SERVICE_UNAVAILABLE, "draining"),
     StorageUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "storage_unavailable"),
-    KeyReused: (HTTPStatus.CONFLICT, "idempotency_key_reused"),
+    IdempotencyKeyReused: (HTTPStatus.CONFLICT, "idempotency_key_reused"),
     TooManyEndpoints: (HTTPStatus.CONFLICT, "too_many_webhooks"),
     EndpointDisabled: (HTTPStatus.CONFLICT, "webhook_disabled"),
     UnsupportedFile: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
 }
 
 
-class Refused(Exception):
+class ProblemException(Exception):
     """A request that HTTP itself turns down: wrong type, too large, no key."""
 
     def __init__(self, status: HTTPStatus, code: str, detail: str) -> None:
@@ -119,7 +119,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(Deleted, _deleted)
     app.add_exception_handler(DarkroomError, _known)
-    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(ProblemException, _refused)
     app.add_exception_handler(DBAPIError, _database)
     app.add_exception_handler(PoolTimeout, _no_database)
     app.add_exception_handler(HTTPException, _router)
@@ -167,7 +167,7 @@ async def _known(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _refused(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refused)
+    assert isinstance(error, ProblemException)
     challenge = {"WWW-Authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else {}
     return problem(error.status, error.code, error.detail, headers=challenge)
 
@@ -193,7 +193,9 @@ async def _router(_: Request, error: Exception) -> JSONResponse:
 
 async def _gone(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ClientDisconnect)
-    return problem(HTTPStatus.BAD_REQUEST, "client_gone", "the request did not come to its end")
+    return problem(
+        HTTPStatus.BAD_REQUEST, "client_disconnected", "the request did not come to its end"
+    )
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:

@@ -12,19 +12,19 @@ from pydantic import BaseModel
 from redis import Redis
 from sqlalchemy.orm import Session
 
-from api.dependencies import TenantId, Uses, key_id
+from api.dependencies import Deps, TenantId, key_id
 from api.errors import documented
 from api.schemas.batches import BatchUrls, BatchView, CountsView
 from api.schemas.common import Moment
-from api.schemas.jobs import ErrorView, JobUrls, JobView, Progress
-from api.stream_hub import Gauge, Reading, Streams
+from api.schemas.jobs import ErrorView, JobUrls, JobView, StepProgress
+from api.stream_hub import LiveUpdate, LiveValue, StreamHub
 from darkroom import batches
 from darkroom.accounts import api_keys
 from darkroom.batches import BatchStatus
-from darkroom.db.connection import Sessions, freeze
+from darkroom.db.connection import Sessions, use_repeatable_read
 from darkroom.event_types import EventType
 from darkroom.events import feed
-from darkroom.events.feed import Happening, Place, Subject
+from darkroom.events.feed import EventCursor, EventScope, FeedEvent
 from darkroom.jobs import progress, queries
 from darkroom.status import Status
 
@@ -35,7 +35,7 @@ _COUNTS_EVERY_S: Final = 1.0  # a large batch takes some 20 ms to count
 router = APIRouter(tags=["events"])
 
 
-class JobHappened(BaseModel):
+class JobEventData(BaseModel):
     """The job an event is about; `status` and `error` as they were from then on."""
 
     id: str
@@ -48,7 +48,7 @@ class JobHappened(BaseModel):
     urls: JobUrls
 
 
-class BatchHappened(BaseModel):
+class BatchEventData(BaseModel):
     """The batch an event is about; `status` as it was from then on."""
 
     id: str
@@ -64,10 +64,10 @@ class EventView(BaseModel):
     object: Literal["event"] = "event"
     type: EventType
     timestamp: Moment
-    data: JobHappened | BatchHappened
+    data: JobEventData | BatchEventData
 
     @classmethod
-    def of(cls, happening: Happening) -> "EventView":
+    def of(cls, happening: FeedEvent) -> "EventView":
         """The event as clients see it."""
         return cls(
             id=happening.id,
@@ -77,10 +77,10 @@ class EventView(BaseModel):
         )
 
 
-def _job(happening: Happening) -> JobHappened:
+def _job(happening: FeedEvent) -> JobEventData:
     assert happening.job_id is not None
     assert happening.status is not None  # both because it is a job's event
-    return JobHappened(
+    return JobEventData(
         id=happening.job_id,
         status=happening.status,
         batch_id=happening.batch_id,
@@ -91,7 +91,7 @@ def _job(happening: Happening) -> JobHappened:
     )
 
 
-def _error(happening: Happening) -> ErrorView:
+def _error(happening: FeedEvent) -> ErrorView:
     return ErrorView(
         code=happening.error_code or "",
         message=happening.error_message or "",
@@ -99,17 +99,17 @@ def _error(happening: Happening) -> ErrorView:
     )
 
 
-def _batch(happening: Happening) -> BatchHappened:
+def _batch(happening: FeedEvent) -> BatchEventData:
     assert happening.batch_id is not None  # because it is a batch's event
     canceled = happening.type is EventType.BATCH_CANCELED
-    return BatchHappened(
+    return BatchEventData(
         id=happening.batch_id,
         status=BatchStatus.CANCELED if canceled else BatchStatus.COMPLETED,
         urls=BatchUrls.of(happening.batch_id),
     )
 
 
-class NothingFurther(Exception):
+class StreamExhausted(Exception):
     """The client has seen the subject's last event. 204 tells an EventSource to come no more."""
 
 
@@ -119,11 +119,11 @@ async def no_content(_: Request, __: Exception) -> Response:
 
 
 @dataclass(frozen=True)
-class Opening:
+class StreamRequest:
     """Where a stream begins, and who opens it."""
 
-    streams: Streams
-    place: Place
+    streams: StreamHub
+    place: EventCursor
     key_id: str | None
     snapshot: JobView | BatchView
     #: the last event that is in the snapshot; None when the client needs no snapshot
@@ -141,39 +141,39 @@ LastEventId = Annotated[
 
 
 def _open_job(
-    request: Request, job_id: str, tenant_id: TenantId, use: Uses, seen: LastEventId = None
-) -> Opening:
-    with use.sessions.begin() as session:
-        freeze(session)
-        view = use.job_view(queries.find(session, tenant_id, job_id))
-        place, snapshot_id = _begin(session, Subject(tenant_id, job_id), view, seen)
-    return Opening(use.streams, place, key_id(request), view, snapshot_id)
+    request: Request, job_id: str, tenant_id: TenantId, deps: Deps, seen: LastEventId = None
+) -> StreamRequest:
+    with deps.sessions.begin() as session:
+        use_repeatable_read(session)
+        view = deps.job_view(queries.find(session, tenant_id, job_id))
+        place, snapshot_id = _begin(session, EventScope(tenant_id, job_id), view, seen)
+    return StreamRequest(deps.streams, place, key_id(request), view, snapshot_id)
 
 
 def _open_batch(
-    request: Request, batch_id: str, tenant_id: TenantId, use: Uses, seen: LastEventId = None
-) -> Opening:
-    with use.sessions.begin() as session:
-        freeze(session)
+    request: Request, batch_id: str, tenant_id: TenantId, deps: Deps, seen: LastEventId = None
+) -> StreamRequest:
+    with deps.sessions.begin() as session:
+        use_repeatable_read(session)
         batch = batches.find(session, tenant_id, batch_id)
-        view = use.batch_view(session, batch)
-        place, snapshot_id = _begin(session, Subject(tenant_id, batch_id), view, seen)
-    return Opening(use.streams, place, key_id(request), view, snapshot_id)
+        view = deps.batch_view(session, batch)
+        place, snapshot_id = _begin(session, EventScope(tenant_id, batch_id), view, seen)
+    return StreamRequest(deps.streams, place, key_id(request), view, snapshot_id)
 
 
 def _begin(
-    session: Session, subject: Subject, view: JobView | BatchView, seen: str | None
-) -> tuple[Place, str | None]:
+    session: Session, subject: EventScope, view: JobView | BatchView, seen: str | None
+) -> tuple[EventCursor, str | None]:
     """The place to go on from, and a snapshot's id where there has to be one.
 
     An event that the subject does not have, of a database that was set back since, is as none.
     """
-    newest, newest_id = feed.newest(session, subject)
-    known = None if seen is None else feed.place_of(session, subject, seen)
+    newest, newest_id = feed.latest(session, subject)
+    known = None if seen is None else feed.cursor_for(session, subject, seen)
     if known is None:
         return newest, newest_id
     if known == newest and view.finished_at is not None:
-        raise NothingFurther
+        raise StreamExhausted
     return known, None
 
 
@@ -188,7 +188,7 @@ _RESPONSES: Final = documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_EN
     responses=_RESPONSES | documented(HTTPStatus.GONE),
 )
 async def follow_job(
-    opening: Annotated[Opening, Depends(_open_job)],
+    opening: Annotated[StreamRequest, Depends(_open_job)],
 ) -> AsyncIterator[ServerSentEvent]:
     """First `snapshot`, the job as it is; then its events as they happen, until it has ended.
 
@@ -204,7 +204,7 @@ async def follow_job(
     "/v1/batches/{batch_id}/events", response_class=EventSourceResponse, responses=_RESPONSES
 )
 async def follow_batch(
-    opening: Annotated[Opening, Depends(_open_batch)],
+    opening: Annotated[StreamRequest, Depends(_open_batch)],
 ) -> AsyncIterator[ServerSentEvent]:
     """First `snapshot`, the batch as it is; then its events and its jobs', until it has ended.
 
@@ -216,7 +216,7 @@ async def follow_batch(
         yield event
 
 
-async def _follow(opening: Opening) -> AsyncIterator[ServerSentEvent]:
+async def _follow(opening: StreamRequest) -> AsyncIterator[ServerSentEvent]:
     snapshot = opening.snapshot
     if opening.snapshot_id is not None:
         yield ServerSentEvent(
@@ -233,49 +233,51 @@ async def _follow(opening: Opening) -> AsyncIterator[ServerSentEvent]:
             yield _sent(item)
 
 
-def _sent(item: Happening | Reading) -> ServerSentEvent:
-    if isinstance(item, Reading):
+def _sent(item: FeedEvent | LiveUpdate) -> ServerSentEvent:
+    if isinstance(item, LiveUpdate):
         return ServerSentEvent(event=item.gauge, data=item.value)
     return ServerSentEvent(event=item.type, id=item.id, data=EventView.of(item))
 
 
-def event_streams(sessions: Sessions, board: Redis) -> Streams:
+def event_streams(sessions: Sessions, board: Redis) -> StreamHub:
     """The streams of a process, and what they are fed from."""
 
     def stirred(after: int) -> tuple[int, Collection[str] | None]:
         with sessions.begin() as session:
-            return feed.stirred(session, after)
+            return feed.changed_scopes(session, after)
 
-    def since(places: Collection[Place]) -> Mapping[Place, list[Happening]]:
+    def since(places: Collection[EventCursor]) -> Mapping[EventCursor, list[FeedEvent]]:
         with sessions.begin() as session:
-            return feed.since(session, places)
+            return feed.events_after(session, places)
 
     def dead(key_ids: Collection[str]) -> Collection[str]:
         with sessions.begin() as session:
-            return api_keys.dead(session, key_ids)
+            return api_keys.dead_keys(session, key_ids)
 
-    def steps(subjects: Collection[Subject]) -> Mapping[Subject, Progress]:
+    def steps(subjects: Collection[EventScope]) -> Mapping[EventScope, StepProgress]:
         with sessions.begin() as session:
             running = queries.running(session, subjects)
         known = progress.read(board, running)
         return {
-            Subject(job.tenant_id, job.id): Progress(step=known[job.id][0], steps=known[job.id][1])
+            EventScope(job.tenant_id, job.id): StepProgress(
+                step=known[job.id][0], steps=known[job.id][1]
+            )
             for job in running
             if job.id in known
         }
 
-    def counts(subjects: Collection[Subject]) -> Mapping[Subject, CountsView]:
+    def counts(subjects: Collection[EventScope]) -> Mapping[EventScope, CountsView]:
         with sessions.begin() as session:
             found = batches.find_all(session, subjects)
             counted = zip(found, batches.count(session, found), strict=True)
-        return {Subject(batch.tenant_id, batch.id): CountsView.of(now) for batch, now in counted}
+        return {EventScope(batch.tenant_id, batch.id): CountsView.of(now) for batch, now in counted}
 
-    return Streams(
+    return StreamHub(
         stirred=stirred,
         since=since,
         dead=dead,
         gauges=(
-            Gauge("progress", of_jobs=True, every_s=_PROGRESS_EVERY_S, read=steps, rests=False),
-            Gauge("counts", of_jobs=False, every_s=_COUNTS_EVERY_S, read=counts, rests=True),
+            LiveValue("progress", of_jobs=True, every_s=_PROGRESS_EVERY_S, read=steps, rests=False),
+            LiveValue("counts", of_jobs=False, every_s=_COUNTS_EVERY_S, read=counts, rests=True),
         ),
     )

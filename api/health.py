@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from api.dependencies import Uses
+from api.dependencies import Deps
 from api.errors import problem
 from darkroom.errors import InputProblem
 from darkroom.health import OK, run_checks, server_checks
@@ -28,9 +28,9 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", response_model=Health)
-def readyz(use: Uses) -> Health | JSONResponse:
+def readyz(deps: Deps) -> Health | JSONResponse:
     """Whether database, Redis and storage can be reached. Without Redis, jobs are still taken."""
-    results = run_checks(server_checks(use.sessions, use.redis, use.store))
+    results = run_checks(server_checks(deps.sessions, deps.redis, deps.store))
     failing = [
         InputProblem((name,), "unavailable", result)
         for name, result in results.items()

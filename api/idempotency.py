@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import Header, Response
 
-from darkroom.idempotency import Answer
+from darkroom.idempotency import StoredResponse
 
 Key = Annotated[
     str | None,
@@ -20,7 +20,7 @@ Key = Annotated[
 ]
 
 
-def respond(answer: Answer) -> Response:
+def respond(answer: StoredResponse) -> Response:
     """202 for the first time, 200 for every other; the same body."""
     return Response(
         answer.body,

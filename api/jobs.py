@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse
 
-from api.dependencies import TenantId, Tools, Uses
+from api.dependencies import Dependencies, Deps, TenantId
 from api.errors import documented
 from api.idempotency import Key, respond
 from api.schemas.common import Page
@@ -21,7 +21,7 @@ from darkroom import fault_points, idempotency
 from darkroom.errors import ImageNotReady, StorageUnavailable
 from darkroom.forecast import queue_position
 from darkroom.generation.params import JobInput, Label
-from darkroom.idempotency import Answer
+from darkroom.idempotency import StoredResponse
 from darkroom.jobs import deletion, lifecycle, queries
 from darkroom.jobs.lifecycle import Submission
 from darkroom.status import FINISHED, Status
@@ -47,44 +47,46 @@ Cursor = Annotated[str | None, Query(pattern=r"^(job|bat)_[0-9a-f]{32}$")]
     responses=documented(HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY),
 )
 async def create_job(
-    job: JobInput, tenant_id: TenantId, use: Uses, prefer: Prefer = None, key: Key = None
+    job: JobInput, tenant_id: TenantId, deps: Deps, prefer: Prefer = None, key: Key = None
 ) -> Response:
     """Queue one picture. The 202 means it is committed: it will be drawn, whatever dies."""
-    submission = _submission(use, job)
+    submission = _submission(deps, job)
     if key is None:
-        accepted = await use.intake.submit(tenant_id, submission)
-        if use.outlook.recall() is None:
-            await run_in_threadpool(use.outlook.now)
-        answer = Answer(use.job_view(accepted).model_dump_json(), replayed=False)
+        accepted = await deps.group_committer.submit(tenant_id, submission)
+        if deps.snapshot_cache.recall() is None:
+            await run_in_threadpool(deps.snapshot_cache.now)
+        answer = StoredResponse(deps.job_view(accepted).model_dump_json(), replayed=False)
     else:
-        answer = await run_in_threadpool(_submit_once, use, tenant_id, submission, key)
-    use.bell.ring()  # after the commit, so that the worker it wakes can see the row
+        answer = await run_in_threadpool(_submit_once, deps, tenant_id, submission, key)
+    deps.notifier.notify_workers()  # after the commit, so that the worker it wakes can see the row
     seconds = _seconds(prefer)
     if not seconds:
         return respond(answer)
     submitted = JobView.model_validate_json(answer.body)
-    ended = await _wait(use, tenant_id, submitted.id, seconds)
+    ended = await _wait(deps, tenant_id, submitted.id, seconds)
     return respond(replace(answer, body=ended.model_dump_json()))
 
 
-def _submission(use: Tools, job: JobInput) -> Submission:
-    params = use.catalogue.resolve(job)
-    endpoints.vet_own_url(job.webhook_url, use.policy)
-    return Submission(job, params, use.catalogue.models[params.model].microbatch_key(params))
+def _submission(deps: Dependencies, job: JobInput) -> Submission:
+    params = deps.registry.resolve(job)
+    endpoints.check_own_url(job.webhook_url, deps.policy)
+    return Submission(job, params, deps.registry.models[params.model].microbatch_key(params))
 
 
-def _submit_once(use: Tools, tenant_id: str, submission: Submission, key: str) -> Answer:
+def _submit_once(
+    deps: Dependencies, tenant_id: str, submission: Submission, key: str
+) -> StoredResponse:
     """With an Idempotency-Key, whose answer is committed together with the job."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
 
         def act() -> str:
             [job] = lifecycle.accept(session, tenant_id, [submission])
-            return use.job_view(job).model_dump_json()
+            return deps.job_view(job).model_dump_json()
 
         asked = b"job " + submission.input.model_dump_json().encode()
         answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
-        fault_points.reach("before-submit-commit")
-    fault_points.reach("after-submit-commit")
+        fault_points.fault_point("before-submit-commit")
+    fault_points.fault_point("after-submit-commit")
     return answer
 
 
@@ -92,13 +94,13 @@ def _submit_once(use: Tools, tenant_id: str, submission: Submission, key: str) -
 async def show_job(
     job_id: str,
     tenant_id: TenantId,
-    use: Uses,
+    deps: Deps,
     response: Response,
     prefer: Prefer = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> JobView:
     """The job now, or with `Prefer: wait` once it has ended."""
-    view = await _wait(use, tenant_id, job_id, _seconds(prefer))
+    view = await _wait(deps, tenant_id, job_id, _seconds(prefer))
     step = view.progress.step if view.progress else None
     place = view.queue and (view.queue.position, view.queue.eta_s_p50)
     etag = f'W/"{view.status}-{view.attempt}-{step}-{place}"'
@@ -115,31 +117,31 @@ def _seconds(prefer: str | None) -> float:
     return min(float(wanted[1]), MAX_WAIT_S) if wanted else 0
 
 
-async def _wait(use: Tools, tenant_id: str, job_id: str, seconds: float) -> JobView:
+async def _wait(deps: Dependencies, tenant_id: str, job_id: str, seconds: float) -> JobView:
     deadline = time.monotonic() + seconds
     pauses = iter(_POLL_S)
     while True:
-        view = await run_in_threadpool(_show, use, tenant_id, job_id)
+        view = await run_in_threadpool(_show, deps, tenant_id, job_id)
         left = deadline - time.monotonic()
         if view.status in FINISHED or left <= 0:
             return view
         await asyncio.sleep(min(left, next(pauses, _POLL_S[-1])))
 
 
-def _show(use: Tools, tenant_id: str, job_id: str) -> JobView:
-    with use.sessions.begin() as session:
+def _show(deps: Dependencies, tenant_id: str, job_id: str) -> JobView:
+    with deps.sessions.begin() as session:
         job = queries.find(session, tenant_id, job_id)
-        waits = job.status == Status.QUEUED and not job.held
+        waits = job.status == Status.QUEUED and not job.paused
         position = queue_position.position(session, job) if waits else None
     if waits:
-        use.outlook.now()
-    return use.job_view(job, position=position)
+        deps.snapshot_cache.now()
+    return deps.job_view(job, position=position)
 
 
 @router.get("", responses=documented(HTTPStatus.UNPROCESSABLE_ENTITY))
 def list_jobs(
     tenant_id: TenantId,
-    use: Uses,
+    deps: Deps,
     status: Status | None = None,
     batch_id: Annotated[str | None, Query(pattern=r"^bat_[0-9a-f]{32}$")] = None,
     label: Annotated[Label | None, Query()] = None,
@@ -147,7 +149,7 @@ def list_jobs(
     cursor: Cursor = None,
 ) -> Page[JobView]:
     """Newest first; the jobs of a batch in the order of its rows."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         found = queries.page(
             session,
             tenant_id,
@@ -157,7 +159,7 @@ def list_jobs(
             batch_id=batch_id,
             label=label,
         )
-    views = use.job_views(found[:limit])
+    views = deps.job_views(found[:limit])
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
 
 
@@ -167,22 +169,22 @@ def list_jobs(
     response_class=RedirectResponse,
     responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.CONFLICT),
 )
-def show_image(job_id: str, tenant_id: TenantId, use: Uses) -> RedirectResponse:
+def show_image(job_id: str, tenant_id: TenantId, deps: Deps) -> RedirectResponse:
     """Redirects to a fresh URL of the image, which needs no key."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         job = queries.find(session, tenant_id, job_id)
     if job.image_key is None:
         raise ImageNotReady(f"job {job_id} is {job.status}; it has no image")
-    url = use.store.presign(job.image_key, ttl_s=use.settings.image_url_ttl_s)
+    url = deps.store.presign(job.image_key, ttl_s=deps.settings.image_url_ttl_s)
     return RedirectResponse(url, HTTPStatus.FOUND, headers={"Cache-Control": "no-store"})
 
 
 @router.post("/{job_id}/cancel", responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.GONE))
-def cancel_job(job_id: str, tenant_id: TenantId, use: Uses) -> JobView:
+def cancel_job(job_id: str, tenant_id: TenantId, deps: Deps) -> JobView:
     """A queued job ends at once, a running one within about a step; one that has ended stays."""
-    with use.sessions.begin() as session:
-        view = use.job_view(lifecycle.cancel(session, tenant_id, job_id))
-    use.bell.ring_deliveries()
+    with deps.sessions.begin() as session:
+        view = deps.job_view(lifecycle.cancel(session, tenant_id, job_id))
+    deps.notifier.notify_webhook_senders()
     return view
 
 
@@ -191,11 +193,11 @@ def cancel_job(job_id: str, tenant_id: TenantId, use: Uses) -> JobView:
     status_code=HTTPStatus.ACCEPTED,
     responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.CONFLICT),
 )
-def retry_job(job_id: str, tenant_id: TenantId, use: Uses) -> JobView:
+def retry_job(job_id: str, tenant_id: TenantId, deps: Deps) -> JobView:
     """A new job that asks for the same; asked again, it is the same new job."""
-    with use.sessions.begin() as session:
-        view = use.job_view(lifecycle.retry(session, tenant_id, job_id))
-    use.bell.ring()
+    with deps.sessions.begin() as session:
+        view = deps.job_view(lifecycle.retry(session, tenant_id, job_id))
+    deps.notifier.notify_workers()
     return view
 
 
@@ -204,19 +206,19 @@ def retry_job(job_id: str, tenant_id: TenantId, use: Uses) -> JobView:
     status_code=HTTPStatus.NO_CONTENT,
     responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.GONE, HTTPStatus.CONFLICT),
 )
-def delete_job(job_id: str, tenant_id: TenantId, use: Uses) -> None:
+def delete_job(job_id: str, tenant_id: TenantId, deps: Deps) -> None:
     """Removes the image and all that was written about it; from then on the job answers 410."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         image_key = deletion.delete(session, tenant_id, job_id)
     if image_key is not None:
-        _remove_image(use, job_id, image_key)
+        _remove_image(deps, job_id, image_key)
 
 
-def _remove_image(use: Tools, job_id: str, image_key: str) -> None:
+def _remove_image(deps: Dependencies, job_id: str, image_key: str) -> None:
     try:
-        use.store.delete(image_key)
+        deps.store.delete(image_key)
     except StorageUnavailable as error:
         logger.warning("the image of deleted job %s is left to the sweeper: %s", job_id, error)
         return
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         deletion.forget_image(session, [job_id])

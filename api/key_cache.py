@@ -12,7 +12,7 @@ TRUSTED_S: Final = 0.5  #: a revoked key is refused within a second, by every AP
 _MOST: Final = 10_000
 
 
-class KeyRing:
+class ApiKeyCache:
     """The keys seen lately, by the hash of their secret."""
 
     def __init__(self, sessions: Sessions) -> None:

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from api.dependencies import TenantId, Uses
+from api.dependencies import Deps, TenantId
 from api.schemas.common import Page
 from api.schemas.models import ModelView
 
@@ -10,11 +10,11 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("")
-def list_models(_: TenantId, use: Uses) -> Page[ModelView]:
+def list_models(_: TenantId, deps: Deps) -> Page[ModelView]:
     """Each model's parameters, defaults and limits."""
-    catalogue = use.catalogue
+    registry = deps.registry
     views = [
-        ModelView.of(model, is_default=model.name == catalogue.default)
-        for model in catalogue.models.values()
+        ModelView.of(model, is_default=model.name == registry.default)
+        for model in registry.models.values()
     ]
     return Page(data=views, next_cursor=None)

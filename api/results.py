@@ -8,7 +8,7 @@ from typing import Any, Final
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import TenantId, Tools, Uses
+from api.dependencies import Dependencies, Deps, TenantId
 from api.errors import documented
 from darkroom import batches
 from darkroom.db.tables import Batch
@@ -29,8 +29,8 @@ def _answers(media_type: str) -> dict[int | str, dict[str, Any]]:
     return ok | documented(HTTPStatus.NOT_FOUND)
 
 
-def _batch(use: Tools, tenant_id: str, batch_id: str) -> Batch:
-    with use.sessions.begin() as session:
+def _batch(deps: Dependencies, tenant_id: str, batch_id: str) -> Batch:
+    with deps.sessions.begin() as session:
         return batches.find(session, tenant_id, batch_id)
 
 
@@ -57,35 +57,35 @@ def _blocks(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 @router.get("/errors.csv", response_class=StreamingResponse, responses=_answers(_CSV))
-def show_errors(batch_id: str, tenant_id: TenantId, use: Uses) -> StreamingResponse:
+def show_errors(batch_id: str, tenant_id: TenantId, deps: Deps) -> StreamingResponse:
     """The rows that were rejected as they came, and why; mended, it can be sent as it is."""
-    batch = _batch(use, tenant_id, batch_id)
-    return _file(rejected_rows.read(use.sessions, batch.id), f"{batch.id}-errors.csv", _CSV)
+    batch = _batch(deps, tenant_id, batch_id)
+    return _file(rejected_rows.read(deps.sessions, batch.id), f"{batch.id}-errors.csv", _CSV)
 
 
-def _lines(use: Tools, batch: Batch) -> Iterator[Line]:
-    return manifest.lines(use.sessions, batch, use.store, url_ttl_s=use.settings.image_url_ttl_s)
+def _lines(deps: Dependencies, batch: Batch) -> Iterator[Line]:
+    return manifest.lines(deps.sessions, batch, deps.store, url_ttl_s=deps.settings.image_url_ttl_s)
 
 
 @router.get("/manifest.jsonl", response_class=StreamingResponse, responses=_answers(_JSON_LINES))
-def show_manifest_lines(batch_id: str, tenant_id: TenantId, use: Uses) -> StreamingResponse:
+def show_manifest_lines(batch_id: str, tenant_id: TenantId, deps: Deps) -> StreamingResponse:
     """A line for each job as it is now, in the order of the rows; image URLs are fresh."""
-    batch = _batch(use, tenant_id, batch_id)
-    pieces = manifest.as_json_lines(_lines(use, batch))
+    batch = _batch(deps, tenant_id, batch_id)
+    pieces = manifest.as_json_lines(_lines(deps, batch))
     return _file(pieces, f"{batch.id}-manifest.jsonl", _JSON_LINES)
 
 
 @router.get("/manifest.csv", response_class=StreamingResponse, responses=_answers(_CSV))
-def show_manifest_table(batch_id: str, tenant_id: TenantId, use: Uses) -> StreamingResponse:
+def show_manifest_table(batch_id: str, tenant_id: TenantId, deps: Deps) -> StreamingResponse:
     """The same as a table; cells that a spreadsheet would run as formulas are escaped."""
-    batch = _batch(use, tenant_id, batch_id)
-    pieces = manifest.as_csv(_lines(use, batch))
+    batch = _batch(deps, tenant_id, batch_id)
+    pieces = manifest.as_csv(_lines(deps, batch))
     return _file(pieces, f"{batch.id}-manifest.csv", _CSV)
 
 
 @router.get("/images.zip", response_class=StreamingResponse, responses=_answers(_ZIP))
-def show_images(batch_id: str, tenant_id: TenantId, use: Uses) -> StreamingResponse:
+def show_images(batch_id: str, tenant_id: TenantId, deps: Deps) -> StreamingResponse:
     """The pictures drawn so far, named as in the manifest."""
-    batch = _batch(use, tenant_id, batch_id)
-    pieces = zip_stream.as_zip(use.sessions, batch, use.store)
+    batch = _batch(deps, tenant_id, batch_id)
+    pieces = zip_stream.as_zip(deps.sessions, batch, deps.store)
     return _file(pieces, f"{batch.id}-images.zip", _ZIP)

@@ -10,8 +10,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from darkroom.db.connection import Sessions
 from darkroom.forecast import snapshot
-from darkroom.forecast.snapshot import Look
-from darkroom.generation.model_registry import Catalogue
+from darkroom.forecast.snapshot import QueueSnapshot
+from darkroom.generation.model_registry import ModelRegistry
 
 FRESH_S: Final = 1.0  #: a look this old is looked up anew, and used meanwhile
 USABLE_S: Final = 5.0  #: one older than this is not used
@@ -20,20 +20,20 @@ _PATIENCE_S: Final = 1.0  #: how long a request waits for the first look; it can
 logger = logging.getLogger(__name__)
 
 
-class Outlook:
+class SnapshotCache:
     """A thread that looks at the queue whenever somebody has asked and the last look is old."""
 
-    def __init__(self, sessions: Sessions, catalogue: Catalogue) -> None:
+    def __init__(self, sessions: Sessions, registry: ModelRegistry) -> None:
         self._sessions = sessions
-        self._catalogue = catalogue
-        self._latest: Look | None = None
+        self._registry = registry
+        self._latest: QueueSnapshot | None = None
         self._wanted = threading.Event()
         self._looked = threading.Condition()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outlook", daemon=True)
         self._thread.start()
 
-    def recall(self) -> Look | None:
+    def recall(self) -> QueueSnapshot | None:
         """The last look, unless it is too old to be used. Does not block."""
         latest = self._latest
         age_s = float("inf") if latest is None else time.monotonic() - latest.taken
@@ -41,13 +41,13 @@ class Outlook:
             self._wanted.set()
         return latest if age_s <= USABLE_S else None
 
-    def now(self) -> Look | None:
+    def now(self) -> QueueSnapshot | None:
         """The same, but waits a moment for a look where there is none; None if none comes."""
         with self._looked:
             self._looked.wait_for(lambda: self.recall() is not None, _PATIENCE_S)
         return self.recall()
 
-    def age_s(self, look: Look) -> float:
+    def age_s(self, look: QueueSnapshot) -> float:
         """How long ago it was."""
         return round(time.monotonic() - look.taken, 3)
 
@@ -75,7 +75,7 @@ class Outlook:
     def _look(self) -> None:
         before = None if self._latest is None else self._latest.scan
         with self._sessions.begin() as session:
-            latest = snapshot.look(session, self._catalogue, before)
+            latest = snapshot.take_snapshot(session, self._registry, before)
         with self._looked:
             self._latest = latest
             self._looked.notify_all()

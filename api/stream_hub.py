@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from darkroom.events.feed import PAGE, Happening, Place, Subject
+from darkroom.events.feed import PAGE, EventCursor, EventScope, FeedEvent
 
 _READ_S: Final = 0.2
 _READ_ALL_S: Final = 5.0
@@ -30,11 +30,13 @@ _PATIENCE_S: Final = 1.0  #: between two tries of a database that does not answe
 logger = logging.getLogger(__name__)
 
 #: what `darkroom.events.feed` says in a transaction of its own
-Stirred: TypeAlias = Callable[[int], tuple[int, Collection[str] | None]]
-Since: TypeAlias = Callable[[Collection[Place]], Mapping[Place, Sequence[Happening]]]
+ChangedScopes: TypeAlias = Callable[[int], tuple[int, Collection[str] | None]]
+EventsAfter: TypeAlias = Callable[
+    [Collection[EventCursor]], Mapping[EventCursor, Sequence[FeedEvent]]
+]
 
 
-class Reading(NamedTuple):
+class LiveUpdate(NamedTuple):
     """What a gauge says; only the newest counts."""
 
     gauge: str
@@ -42,29 +44,29 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Gauge:
+class LiveValue:
     """Something to tell of subjects that move, and no event."""
 
     name: str
     of_jobs: bool  #: or of batches
     every_s: float
     #: reads of these subjects; those of which nothing is known are left out
-    read: Callable[[Collection[Subject]], Mapping[Subject, BaseModel]]
+    read: Callable[[Collection[EventScope]], Mapping[EventScope, BaseModel]]
     #: whether a subject that was read has come to rest until its next event
     rests: bool
 
 
 @dataclass(eq=False)
-class Stream:
+class EventStream:
     """One client that follows one subject."""
 
-    place: Place  #: it has been given what happened up to here
+    place: EventCursor  #: it has been given what happened up to here
     moving: bool  #: whether gauges are to be read of its subject
     key_id: str | None = None  #: the key it was opened with
     behind: bool = True  #: whether there may be more, though nothing new was seen to happen
-    _told: Reading | None = None  #: what its gauge said last
-    _page: Sequence[Happening] = ()
-    _news: Reading | None = None
+    _told: LiveUpdate | None = None  #: what its gauge said last
+    _page: Sequence[FeedEvent] = ()
+    _news: LiveUpdate | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _over: bool = False
 
@@ -73,17 +75,17 @@ class Stream:
         """Whether it has passed on all that it was given."""
         return not self._page
 
-    def give(self, page: Sequence[Happening]) -> None:
+    def give(self, page: Sequence[FeedEvent]) -> None:
         """What happened next; nothing, when it has caught up."""
         self.behind = len(page) == PAGE
         if not page:
             return
-        self.place = Place(self.place.subject, page[-1].sequence)
+        self.place = EventCursor(self.place.subject, page[-1].sequence)
         self.moving = True
         self._page = page
         self._wake.set()
 
-    def tell(self, reading: Reading) -> None:
+    def tell(self, reading: LiveUpdate) -> None:
         """What a gauge says now; replaces what has not been passed on."""
         if reading != self._told:
             self._told = self._news = reading
@@ -94,7 +96,7 @@ class Stream:
         self._over = True
         self._wake.set()
 
-    async def __aiter__(self) -> AsyncIterator[Happening | Reading]:
+    async def __aiter__(self) -> AsyncIterator[FeedEvent | LiveUpdate]:
         """Events in order, and between them what gauges say, until the subject's last event."""
         while True:
             await self._wake.wait()
@@ -111,15 +113,15 @@ class Stream:
                 return
 
 
-class Streams:
+class StreamHub:
     """`with streams.open(place) as stream:`; `run` feeds those that are open."""
 
     def __init__(
         self,
         *,
-        stirred: Stirred,
-        since: Since,
-        gauges: Sequence[Gauge] = (),
+        stirred: ChangedScopes,
+        since: EventsAfter,
+        gauges: Sequence[LiveValue] = (),
         dead: Callable[[Collection[str]], Collection[str]] = lambda _: (),
     ) -> None:
         """`dead`: which of these keys open nothing any more."""
@@ -129,16 +131,16 @@ class Streams:
         self._dead = dead
         self._gauges = gauges
         self._due: dict[str, float] = {}
-        self._open: set[Stream] = set()
+        self._open: set[EventStream] = set()
         self._any = asyncio.Event()
         self._over = False
 
     @contextmanager
     def open(
-        self, place: Place, *, moving: bool = True, key_id: str | None = None
-    ) -> Iterator[Stream]:
+        self, place: EventCursor, *, moving: bool = True, key_id: str | None = None
+    ) -> Iterator[EventStream]:
         """A stream of what happens after this place; it ends when the key is revoked."""
-        stream = Stream(place, moving, key_id)
+        stream = EventStream(place, moving, key_id)
         self._open.add(stream)
         self._any.set()
         if self._over:
@@ -183,11 +185,11 @@ class Streams:
             for stream in streams:
                 stream.give(found.get(place, ()))
 
-    async def _stirred_places(self, now: float) -> Mapping[Place, Sequence[Stream]]:
+    async def _stirred_places(self, now: float) -> Mapping[EventCursor, Sequence[EventStream]]:
         """Places that streams wait at and that may have been passed, with the streams."""
         self._newest, subjects = await asyncio.to_thread(self._stirred, self._newest)
         everywhere = self._is_due("all", now, every_s=_READ_ALL_S) or subjects is None
-        waiting: dict[Place, list[Stream]] = defaultdict(list)
+        waiting: dict[EventCursor, list[EventStream]] = defaultdict(list)
         for stream in self._open:
             seen = everywhere or stream.behind or stream.place.subject.id in (subjects or ())
             if seen and stream.hungry:
@@ -216,8 +218,8 @@ class Streams:
                 if stream.key_id in dead:
                     stream.end()
 
-    async def _look_at(self, gauge: Gauge) -> None:
-        moving: dict[Subject, list[Stream]] = defaultdict(list)
+    async def _look_at(self, gauge: LiveValue) -> None:
+        moving: dict[EventScope, list[EventStream]] = defaultdict(list)
         for stream in self._open:
             if stream.moving and stream.place.subject.is_job == gauge.of_jobs:
                 moving[stream.place.subject].append(stream)
@@ -226,4 +228,4 @@ class Streams:
             return
         for subject, value in (await asyncio.to_thread(gauge.read, moving.keys())).items():
             for stream in moving[subject]:
-                stream.tell(Reading(gauge.name, value))
+                stream.tell(LiveUpdate(gauge.name, value))

@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from api.errors import Refused
+from api.errors import ProblemException
 from darkroom.imports.formats import MEDIA_TYPES, Format, format_of_body, format_of_file
 
 _IN_MEMORY_BYTES: Final = 2**20  # larger files go to disk while they come in
@@ -37,7 +37,7 @@ async def received(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         detail = f"send the file as it is, not in Content-Encoding: {encoding[:32]}"
-        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+        raise ProblemException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     if content_type.partition(";")[0].strip().lower() == _FORM:
         async with _from_form(request, max_bytes) as upload:
             yield upload
@@ -47,7 +47,7 @@ async def received(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]
         detail = (
             f"send the file as the body, with Content-Type {', '.join(MEDIA_TYPES)}; or {_FORM}"
         )
-        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+        raise ProblemException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
         digest = hashlib.sha256()
         async for chunk in _counted(request, max_bytes):
@@ -70,7 +70,7 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
             yield chunk
     if seen > max_bytes:
         detail = f"the file is larger than {max_bytes:,} bytes; send it in parts"
-        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)
+        raise ProblemException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)
 
 
 @asynccontextmanager
@@ -86,12 +86,12 @@ async def _from_form(request: Request, max_bytes: int) -> AsyncIterator[Upload]:
         form = await parser.parse()
     except MultiPartException as error:
         detail = f"the form cannot be read: {error.message[:200]}"
-        raise Refused(HTTPStatus.BAD_REQUEST, "malformed_form", detail) from error
+        raise ProblemException(HTTPStatus.BAD_REQUEST, "malformed_form", detail) from error
     try:
         file = form.get("file")
         if list(form.keys()) != ["file"] or not isinstance(file, UploadFile):
             detail = "the form must hold one part, file=…; all else goes into the query"
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "malformed_form", detail)
+            raise ProblemException(HTTPStatus.UNPROCESSABLE_ENTITY, "malformed_form", detail)
         kind = format_of_file(file.filename or "", file.content_type or "")
         digest = await run_in_threadpool(hashlib.file_digest, file.file, "sha256")  # type: ignore[arg-type]
         await file.seek(0)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 from fastapi import APIRouter, Query, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from api.deliveries import DeliveryCursor, DeliveryView, Replayed, show
-from api.dependencies import OwnerId, TenantId, Uses
+from api.deliveries import DeliveryCursor, DeliveryView, ReplayResult, show
+from api.dependencies import Deps, OwnerId, TenantId
 from api.errors import documented
 from api.jobs import Limit
 from api.schemas.common import Moment, Page
@@ -16,7 +16,7 @@ from darkroom.event_types import SUBSCRIBABLE, EventType
 from darkroom.generation.params import WebhookUrl
 from darkroom.status import DeliveryStatus
 from darkroom.webhooks import deliveries, delivery_log, endpoints, signatures
-from darkroom.webhooks.delivery_log import Which
+from darkroom.webhooks.delivery_log import DeliveryFilter
 
 router = APIRouter(tags=["webhooks"])
 
@@ -89,36 +89,36 @@ class SecretView(BaseModel):
     status_code=HTTPStatus.CREATED,
     responses=documented(HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY),
 )
-def create_webhook(asked: WebhookInput, tenant_id: TenantId, use: Uses) -> WebhookWithSecret:
+def create_webhook(asked: WebhookInput, tenant_id: TenantId, deps: Deps) -> WebhookWithSecret:
     """Have events POSTed to a URL, signed as Standard Webhooks says. Keep the secret."""
-    endpoints.vet_own_url(asked.url, use.policy, loc=("body", "url"))
-    with use.sessions.begin() as session:
+    endpoints.check_own_url(asked.url, deps.policy, loc=("body", "url"))
+    with deps.sessions.begin() as session:
         made = endpoints.create(
             session,
             tenant_id,
             url=asked.url,
             kinds=set(asked.events or SUBSCRIBABLE),
-            seal=use.seal,
-            most=use.settings.webhook_max_endpoints,
+            seal=deps.seal,
+            most=deps.settings.webhook_max_endpoints,
         )
     return WebhookWithSecret(**WebhookView.of(made.endpoint).model_dump(), secret=made.secret)
 
 
 @router.get("/v1/webhooks")
 def list_webhooks(
-    tenant_id: TenantId, use: Uses, limit: Limit = 20, cursor: Cursor = None
+    tenant_id: TenantId, deps: Deps, limit: Limit = 20, cursor: Cursor = None
 ) -> Page[WebhookView]:
     """Newest first."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         found = endpoints.page(session, tenant_id, limit=limit + 1, after=cursor)
     views = [WebhookView.of(endpoint) for endpoint in found[:limit]]
     return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
 
 
 @router.get("/v1/webhooks/{webhook_id}", responses=documented(HTTPStatus.NOT_FOUND))
-def show_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> WebhookView:
+def show_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps) -> WebhookView:
     """The endpoint now."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         return WebhookView.of(endpoints.find(session, tenant_id, webhook_id))
 
 
@@ -128,11 +128,11 @@ def show_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> WebhookView
     response_class=Response,
     responses=documented(HTTPStatus.NOT_FOUND),
 )
-def delete_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> Response:
+def delete_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps) -> Response:
     """Tell it nothing any more. What waits for it ends."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         endpoints.remove(session, tenant_id, webhook_id)
-        deliveries.drop_waiting(session, webhook_id)
+        deliveries.drop_pending(session, webhook_id)
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
@@ -141,27 +141,27 @@ def delete_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> Response:
     status_code=HTTPStatus.ACCEPTED,
     responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
 )
-def test_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> DeliveryView:
+def test_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps) -> DeliveryView:
     """Send it a `webhook.test`; look at the delivery to see how it went."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         delivery_id = endpoints.send_test(session, tenant_id, webhook_id)
         view = show(session, [delivery_log.find(session, tenant_id, delivery_id)])[0]
-    use.bell.ring_deliveries()
+    deps.notifier.notify_webhook_senders()
     return view
 
 
 @router.post("/v1/webhooks/{webhook_id}/rotate-secret", responses=documented(HTTPStatus.NOT_FOUND))
-def rotate_secret(webhook_id: str, tenant_id: TenantId, use: Uses) -> WebhookWithSecret:
+def rotate_secret(webhook_id: str, tenant_id: TenantId, deps: Deps) -> WebhookWithSecret:
     """A new secret, shown this once. For 24 hours webhooks carry signatures of both."""
-    with use.sessions.begin() as session:
-        made = endpoints.rotate(session, tenant_id, webhook_id, seal=use.seal)
+    with deps.sessions.begin() as session:
+        made = endpoints.rotate(session, tenant_id, webhook_id, seal=deps.seal)
     return WebhookWithSecret(**WebhookView.of(made.endpoint).model_dump(), secret=made.secret)
 
 
 @router.post("/v1/webhooks/{webhook_id}/enable", responses=documented(HTTPStatus.NOT_FOUND))
-def enable_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> WebhookView:
+def enable_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps) -> WebhookView:
     """Tell it again what happens from now on; replay what it missed."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         return WebhookView.of(endpoints.enable(session, tenant_id, webhook_id))
 
 
@@ -169,14 +169,14 @@ def enable_webhook(webhook_id: str, tenant_id: TenantId, use: Uses) -> WebhookVi
 def list_webhook_deliveries(
     webhook_id: str,
     tenant_id: TenantId,
-    use: Uses,
+    deps: Deps,
     status: DeliveryStatus | None = None,
     limit: Limit = 20,
     cursor: DeliveryCursor = None,
 ) -> Page[DeliveryView]:
     """What was sent to it and how each attempt ended, newest first."""
-    which = Which(endpoint_id=webhook_id, status=status)
-    with use.sessions.begin() as session:
+    which = DeliveryFilter(endpoint_id=webhook_id, status=status)
+    with deps.sessions.begin() as session:
         endpoints.find(session, tenant_id, webhook_id)
         found = delivery_log.page(session, tenant_id, which, limit=limit + 1, after=cursor)
         views = show(session, found[:limit])
@@ -188,32 +188,32 @@ def list_webhook_deliveries(
     status_code=HTTPStatus.ACCEPTED,
     responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
 )
-def replay_webhook(webhook_id: str, tenant_id: TenantId, use: Uses, since: Since) -> Replayed:
+def replay_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps, since: Since) -> ReplayResult:
     """Send anew all that it has missed for good since a time, each under its old `webhook-id`."""
-    with use.sessions.begin() as session:
+    with deps.sessions.begin() as session:
         endpoints.find(session, tenant_id, webhook_id)
         count = delivery_log.replay_failed(session, tenant_id, since=since, endpoint_id=webhook_id)
-    use.bell.ring_deliveries()
-    return Replayed(replayed=count)
+    deps.notifier.notify_webhook_senders()
+    return ReplayResult(replayed=count)
 
 
 @router.get("/v1/webhook-secret")
-def show_tenant_secret(tenant_id: OwnerId, use: Uses) -> SecretView:
+def show_tenant_secret(tenant_id: OwnerId, deps: Deps) -> SecretView:
     """What signs webhooks to the `webhook_url` of a job or a batch."""
-    with use.sessions.begin() as session:
-        secret = endpoints.tenant_secret(session, tenant_id, seal=use.seal)
-    return _secret_view(use, secret)
+    with deps.sessions.begin() as session:
+        secret = endpoints.tenant_secret(session, tenant_id, seal=deps.seal)
+    return _secret_view(deps, secret)
 
 
 @router.post("/v1/webhook-secret/rotate")
-def rotate_tenant_secret(tenant_id: OwnerId, use: Uses) -> SecretView:
+def rotate_tenant_secret(tenant_id: OwnerId, deps: Deps) -> SecretView:
     """A new one. For 24 hours webhooks carry signatures of both."""
-    with use.sessions.begin() as session:
-        secret = endpoints.rotate_tenant_secret(session, tenant_id, seal=use.seal)
-    return _secret_view(use, secret)
+    with deps.sessions.begin() as session:
+        secret = endpoints.rotate_tenant_secret(session, tenant_id, seal=deps.seal)
+    return _secret_view(deps, secret)
 
 
-def _secret_view(use: Uses, secret: str) -> SecretView:
-    private = signatures.private_keys(use.settings.webhook_signing_key.get_secret_value())
+def _secret_view(deps: Deps, secret: str) -> SecretView:
+    private = signatures.private_keys(deps.settings.webhook_signing_key.get_secret_value())
     public = [signatures.public_key(key) for key in private]
     return SecretView(secret=secret, public_key=next(iter(public), None), public_keys=public)

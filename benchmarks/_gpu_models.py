@@ -27,7 +27,7 @@ _TOKENIZER: Final = Path(__file__).parents[1] / "models/darkroom-demo/tokenizer"
 _CARD: Final = """name = "{name}"
 revision = "{revision}"
 description = "Random weights, to measure with."
-licence = "none"
+license = "none"
 scheduler = "ddim"
 precision = "float16"
 max_microbatch = {together}
@@ -132,7 +132,7 @@ def _ready(parts: Parts) -> Parts:
 
 
 def save(parts: Parts, folder: Path, *, together: int) -> None:
-    """A model that the catalogue can read, of so many jobs a microbatch, all of them guided."""
+    """A model that the registry can read, of so many jobs a microbatch, all of them guided."""
     parts.unet.save_pretrained(folder / "unet")
     parts.vae.save_pretrained(folder / "vae")
     [tokenizer], [text_encoder] = parts.tokenizers, parts.text_encoders

@@ -30,7 +30,7 @@ from benchmarks._support import database_server, new_database
 from darkroom.db.connection import Sessions, open_sessions
 from darkroom.db.tables import DEFAULT_TENANT, Job
 from darkroom.forecast import queue_position, snapshot
-from darkroom.generation.model_registry import Catalogue, load_catalogue
+from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
 from darkroom.queue import claims, dispatches
@@ -56,11 +56,11 @@ class Queue:
     scan_s: float = 0.0
 
 
-def submit_one(sessions: Sessions, catalogue: Catalogue) -> str:
+def submit_one(sessions: Sessions, registry: ModelRegistry) -> str:
     """A small bulk job."""
     job = JobInput(prompt="a red apple", width=64, height=64, priority="bulk")  # type: ignore[arg-type]
-    params = catalogue.resolve(job)
-    key = catalogue.models[params.model].microbatch_key(params)
+    params = registry.resolve(job)
+    key = registry.models[params.model].microbatch_key(params)
     with sessions.begin() as session:
         [job_id] = lifecycle.submit(
             session, DEFAULT_TENANT, [lifecycle.Submission(job, params, key)]
@@ -68,16 +68,16 @@ def submit_one(sessions: Sessions, catalogue: Catalogue) -> str:
     return job_id
 
 
-def fill(queue: Queue, catalogue: Catalogue) -> None:
+def fill(queue: Queue, registry: ModelRegistry) -> None:
     """Copy one job, on the server, as often as asked."""
-    first = submit_one(queue.sessions, catalogue)
-    own = {"id", "fair_tag", "microbatch_key"}
+    first = submit_one(queue.sessions, registry)
+    own = {"id", "start_tag", "microbatch_key"}
     columns = ", ".join(column.name for column in Job.__table__.columns if column.name not in own)
     with queue.sessions.begin() as session:
         session.execute(text("SET LOCAL statement_timeout = 0"))
         session.execute(
             text(
-                f"INSERT INTO job (id, fair_tag, microbatch_key, {columns}) "  # noqa: S608  # our names
+                f"INSERT INTO job (id, start_tag, microbatch_key, {columns}) "  # noqa: S608  # our names
                 f"SELECT 'job_' || md5(n::text), n, 'key ' || n % :keys, {columns} "
                 "FROM job, generate_series(1, :queued - 1) n WHERE id = :first"
             ),
@@ -98,17 +98,17 @@ def claim_once(queue: Queue, limits: dict[str, int]) -> None:
         dispatches.settle(session, taken[0].dispatch_id or 0, ends)
 
 
-def ask_about(queue: Queue, catalogue: Catalogue, polls: int) -> None:
+def ask_about(queue: Queue, registry: ModelRegistry, polls: int) -> None:
     """What a poll of any waiting job costs; and the look behind it, with and without its scan."""
     chance = random.Random(1)  # the same jobs each time
     began = time.perf_counter()
     with queue.sessions.begin() as session:
-        look = snapshot.look(session, catalogue)
+        look = snapshot.take_snapshot(session, registry)
     queue.scan_s = time.perf_counter() - began
     for _ in range(polls):
         began = time.perf_counter()
         with queue.sessions.begin() as session:
-            look = snapshot.look(session, catalogue, replace(look.scan, due=math.inf))
+            look = snapshot.take_snapshot(session, registry, replace(look.scan, due=math.inf))
         queue.looks_s.append(time.perf_counter() - began)
         number = chance.randrange(max(1, queue.queued - 1)) + 1
         job_id = f"job_{hashlib.md5(str(number).encode()).hexdigest()}"  # noqa: S324  # as in `fill`
@@ -127,8 +127,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200, help="claims of each (default 200)")
     rounds = parser.parse_args().rounds
     settings = Settings()
-    catalogue = load_catalogue(settings.models_dir, settings.default_model)
-    limits = {model.name: model.max_microbatch for model in catalogue.models.values()}
+    registry = load_registry(settings.models_dir, settings.default_model)
+    limits = {model.name: model.max_microbatch for model in registry.models.values()}
     with tempfile.TemporaryDirectory() as folder, database_server(Path(folder)) as admin_url:
         queues = [
             Queue(open_sessions(new_database(admin_url), pool_size=1), queued, keys)
@@ -136,14 +136,14 @@ def main() -> None:
             for queued in QUEUED
         ]
         for queue in track(queues, "filling", console=Console(stderr=True)):
-            fill(queue, catalogue)
+            fill(queue, registry)
         for _ in track(range(rounds + WARM_UP), "claiming", console=Console(stderr=True)):
             for queue in queues:
                 if queue.queued == 1:
-                    submit_one(queue.sessions, catalogue)
+                    submit_one(queue.sessions, registry)
                 claim_once(queue, limits)
         for queue in queues:
-            ask_about(queue, catalogue, polls=rounds)
+            ask_about(queue, registry, polls=rounds)
             queue.sessions.kw["bind"].dispose()
     print_table(queues)
     print_polls(queues)

@@ -22,16 +22,16 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from darkroom.generation.model_registry import load_catalogue
+from darkroom.generation.model_registry import load_registry
 from darkroom.generation.params import GenerationParams
 from darkroom.settings import Settings
-from workers.deploy.serve_config import painter_options
-from workers.generation.generator import Finished, Picture, Progress
-from workers.replica.triton_worker import Painter
+from workers.deploy.serve_config import worker_options
+from workers.generation.generator import Finished, Image, Progress
+from workers.replica.triton_worker import TritonWorker
 
 _STEPS = 12
 _COMES_AFTER = 3  #: steps of the microbatch that is drawn
-_HANDED_OVER = 2  #: microbatches at a time, as DARKROOM_DISPATCHES_IN_FLIGHT says
+_HANDED_OVER = 2  #: microbatches at a time, as DARKROOM_WORKER_CONCURRENCY says
 
 
 @dataclass
@@ -45,7 +45,9 @@ class Course:
 class Drawing:
     """A microbatch that is handed over, and its course so far."""
 
-    def __init__(self, painter: Painter, jobs: Sequence[GenerationParams], *, waits: bool) -> None:
+    def __init__(
+        self, painter: TritonWorker, jobs: Sequence[GenerationParams], *, waits: bool
+    ) -> None:
         self.course = Course()
         self.steps = 0
         self._begun = time.monotonic()
@@ -61,7 +63,7 @@ class Drawing:
                     self.course.first_step = self.course.first_step or since
                     self.steps = max(step for step, _ in happening.steps.values())
                 elif isinstance(happening, Finished):
-                    assert isinstance(happening.drawing, Picture), happening
+                    assert isinstance(happening.drawing, Image), happening
                     self.course.pictures.append(since)
         assert len(self.course.pictures) == self._count
         return self.course
@@ -82,7 +84,7 @@ def job(seed: int, size: int, steps: int = _STEPS, guidance: float = 4.0) -> Gen
     )
 
 
-async def late_job(painter: Painter, size: int, *, waits: bool) -> dict[str, float]:
+async def late_job(painter: TritonWorker, size: int, *, waits: bool) -> dict[str, float]:
     """Seconds of one that comes while eight are drawn."""
     company = Drawing(painter, [job(seed, size) for seed in range(8)], waits=waits)
     drawing = asyncio.create_task(company.ended())
@@ -97,7 +99,7 @@ async def late_job(painter: Painter, size: int, *, waits: bool) -> dict[str, flo
     }
 
 
-async def queue(painter: Painter, size: int, seed: int, *, waits: bool) -> dict[str, float]:
+async def queue(painter: TritonWorker, size: int, seed: int, *, waits: bool) -> dict[str, float]:
     """Of four microbatches of mixed rows."""
     dice = random.Random(seed)
     waiting = [
@@ -134,8 +136,8 @@ def cpu_seconds() -> float:
 async def measure(rounds: int, size: int) -> dict[bool, list[dict[str, float]]]:
     """All figures of each round, by whether microbatches wait for each other."""
     settings = Settings()
-    model = load_catalogue(settings.models_dir, settings.default_model).models["darkroom-demo"]
-    painter = Painter(painter_options(settings, model))
+    model = load_registry(settings.models_dir, settings.default_model).models["darkroom-demo"]
+    painter = TritonWorker(worker_options(settings, model))
     await painter.start()
     try:
         await Drawing(painter, [job(seed, size, steps=1) for seed in range(8)], waits=True).ended()

@@ -1,4 +1,4 @@
-"""Seconds a picture takes on two CPU threads, for models of the catalogue, at their defaults.
+"""Seconds a picture takes on two CPU threads, for models of the registry, at their defaults.
 
 `python -m benchmarks.demo_model_speed darkroom-demo-v1 darkroom-demo`: rounds alternate between the
 models, so that what else the machine does meets all of them; the medians are printed. Seconds of
@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from darkroom.generation.model_registry import Model, load_catalogue
+from darkroom.generation.model_registry import Model, load_registry
 from darkroom.settings import Settings
-from engine.generate import draw
-from engine.requests import Picture, Row
+from engine.generate import generate
+from engine.requests import Image, Row
 from engine.torch_runner import TorchRunner
 
 _PROMPTS = (
@@ -46,8 +46,8 @@ def seconds_a_picture(runner: TorchRunner, model: Model, company: int) -> Second
     begun = time.perf_counter(), time.process_time()
     drawn = [
         event
-        for event in draw(runner, rows, max_unet_rows=2 * company)
-        if isinstance(event, Picture)
+        for event in generate(runner, rows, max_unet_rows=2 * company)
+        if isinstance(event, Image)
     ]
     assert len(drawn) == company
     clock, cpu = time.perf_counter() - begun[0], time.process_time() - begun[1]
@@ -57,13 +57,13 @@ def seconds_a_picture(runner: TorchRunner, model: Model, company: int) -> Second
 def main() -> None:
     """Draw, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+", help="names in the catalogue")
+    parser.add_argument("models", nargs="+", help="names in the registry")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     settings = Settings()
-    catalogue = load_catalogue(settings.models_dir, settings.default_model)
-    models = [catalogue.models[name] for name in asked.models]
+    registry = load_registry(settings.models_dir, settings.default_model)
+    models = [registry.models[name] for name in asked.models]
     runners = [TorchRunner.load(m.folder, dtype=m.precision, threads=asked.threads) for m in models]
     table = Table("model", "company", "s a picture (median)", "CPU s (median)", "all rounds")
     for company in (1, len(_PROMPTS)):

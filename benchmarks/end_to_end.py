@@ -28,10 +28,10 @@ from darkroom.batches import BatchStatus
 from darkroom.client.http import Client
 from darkroom.db.connection import open_sessions
 from darkroom.db.tables import Dispatch, Job
-from darkroom.generation.model_registry import load_catalogue
+from darkroom.generation.model_registry import load_registry
 from darkroom.settings import Settings
-from engine.generate import draw
-from engine.requests import Picture, Row
+from engine.generate import generate
+from engine.requests import Image, Row
 from engine.torch_runner import TorchRunner
 
 SIZES = ((256, 256), (192, 256), (128, 128))
@@ -86,8 +86,8 @@ def engine_rate(runner: TorchRunner, rows: Sequence[Row], size: int, tick: Progr
     task = tick.add_task("engine alone", total=len(rows))
     began = time.monotonic()
     for group in microbatches(rows, size):
-        events = draw(runner, group, max_unet_rows=MAX_UNET_ROWS)
-        assert sum(isinstance(event, Picture) for event in events) == len(group)
+        events = generate(runner, group, max_unet_rows=MAX_UNET_ROWS)
+        assert sum(isinstance(event, Image) for event in events) == len(group)
         tick.advance(task, len(group))
     return len(rows) / (time.monotonic() - began)
 
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="alternating rounds (default 3)")
     arguments = parser.parse_args()
     settings = Settings()
-    model = load_catalogue(settings.models_dir, settings.default_model).models[
+    model = load_registry(settings.models_dir, settings.default_model).models[
         settings.default_model
     ]
     size = model.max_microbatch

@@ -44,11 +44,11 @@ from darkroom import batches
 from darkroom.db.connection import Sessions, migrate, open_sessions
 from darkroom.db.tables import Job, Tenant
 from darkroom.forecast import queue_position, snapshot
-from darkroom.generation.model_registry import Catalogue, load_catalogue
+from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
 from darkroom.queue import claims, dispatches
-from darkroom.queue.outcomes import Drawn
+from darkroom.queue.outcomes import Succeeded
 from darkroom.settings import Settings
 from darkroom.status import Priority
 
@@ -114,7 +114,7 @@ class Simulation:
     """An installation in made time. `events`: what happens next, and when."""
 
     sessions: Sessions
-    catalogue: Catalogue
+    registry: ModelRegistry
     chance: random.Random
     replicas: list[Replica]
     sources: tuple[Source, ...] = SOURCES
@@ -174,8 +174,8 @@ class Simulation:
             height=source.size,
             num_inference_steps=self.chance.randint(*source.steps),
         )
-        params = self.catalogue.resolve(asked)
-        key = self.catalogue.models[params.model].microbatch_key(params)
+        params = self.registry.resolve(asked)
+        key = self.registry.models[params.model].microbatch_key(params)
         return lifecycle.Submission(asked, params, key)
 
     def claim_all(self) -> None:
@@ -194,7 +194,7 @@ class Simulation:
 
     def claim(self, replica: Replica, *, patient: bool) -> bool:
         """Whether it got anything."""
-        limits = {model.name: model.max_microbatch for model in self.catalogue.models.values()}
+        limits = {model.name: model.max_microbatch for model in self.registry.models.values()}
         idle = not (patient and replica.in_flight)
         with self.transaction() as session:
             taken = claims.claim(session, "worker", max_microbatch=limits, lease=LEASE, idle=idle)
@@ -218,7 +218,7 @@ class Simulation:
         """It is drawn."""
         replica.in_flight -= 1
         drawn = [
-            Drawn(
+            Succeeded(
                 job.id,
                 image_key="k",
                 image_sha256="0" * 64,
@@ -237,7 +237,7 @@ class Simulation:
     def ask(self) -> None:
         """Of each class a waiting job, and of the batches that wait one's last job."""
         with self.transaction() as session:
-            look = snapshot.look(session, self.catalogue)
+            look = snapshot.take_snapshot(session, self.registry)
             for job, what in self._some(session):
                 forecast = look.ask(job)
                 if forecast.eta is not None:
@@ -283,7 +283,7 @@ def prepare(url: str) -> Sessions:
 
 def simulate(
     url: str,
-    catalogue: Catalogue,
+    registry: ModelRegistry,
     *,
     seed: int,
     replicas: int,
@@ -292,7 +292,7 @@ def simulate(
 ) -> Simulation:
     """The hour."""
     simulation = Simulation(
-        prepare(url), catalogue, random.Random(seed), [Replica() for _ in range(replicas)]
+        prepare(url), registry, random.Random(seed), [Replica() for _ in range(replicas)]
     )
     for source in simulation.sources:
         first_s = simulation.chance.expovariate(1 / source.every_s)
@@ -345,7 +345,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=2, help="(default 2)")
     arguments = parser.parse_args()
     settings = Settings()
-    catalogue = load_catalogue(settings.models_dir, settings.default_model)
+    registry = load_registry(settings.models_dir, settings.default_model)
     with tempfile.TemporaryDirectory() as folder, database_server(Path(folder)) as admin_url:
         for seed in track(
             range(1, arguments.seeds + 1), "simulating", console=Console(stderr=True)
@@ -356,7 +356,7 @@ def main() -> None:
             url = f"{admin_url.rpartition('/')[0]}/{name}"
             done = simulate(
                 url,
-                catalogue,
+                registry,
                 seed=seed,
                 replicas=arguments.replicas,
                 minutes=arguments.minutes,

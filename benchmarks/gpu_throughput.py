@@ -43,10 +43,10 @@ from benchmarks._gpu_models import (
 from benchmarks._support import stack
 from benchmarks.end_to_end import system_rate
 from darkroom.client.http import Client
-from engine.generate import draw
-from engine.requests import Picture, Row
+from engine.generate import generate
+from engine.requests import Image, Row
 from engine.schedulers import read_noise_schedule
-from engine.text_encoding import Texts, clip_encoders
+from engine.text_encoding import TextEncoder, clip_encoders
 from engine.torch_runner import TorchRunner
 
 MAX_UNET_ROWS = 64
@@ -97,8 +97,8 @@ def by_engine(runner: Any, parts: Parts) -> Draw:
     """This engine with one of its runners."""
 
     def paint(count: int) -> None:
-        events = draw(runner, rows(parts, count), max_unet_rows=MAX_UNET_ROWS)
-        assert sum(isinstance(event, Picture) for event in events) == count
+        events = generate(runner, rows(parts, count), max_unet_rows=MAX_UNET_ROWS)
+        assert sum(isinstance(event, Image) for event in events) == count
 
     return paint
 
@@ -111,7 +111,7 @@ def torch_runner(parts: Parts) -> TorchRunner:
         file.flush()
         schedule = read_noise_schedule(Path(file.name))
     return TorchRunner(
-        texts=Texts(parts.tokenizers, clip_encoders(parts.text_encoders), device),
+        texts=TextEncoder(parts.tokenizers, clip_encoders(parts.text_encoders), device),
         unet=parts.unet,
         vae=parts.vae,
         noise_schedule=schedule,

@@ -43,14 +43,14 @@ from darkroom.db.connection import Sessions, open_sessions
 from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.db.webhook_tables import WebhookEndpoint
 from darkroom.event_types import EventType
-from darkroom.generation.model_registry import Catalogue, load_catalogue
+from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
 from darkroom.jobs.lifecycle import Submission
-from darkroom.queue.notifier import Bell
+from darkroom.queue.notifier import WorkNotifier
 from darkroom.settings import Settings
 from darkroom.webhooks import endpoints as webhook_endpoints
-from darkroom.webhooks.secret_box import Seal
+from darkroom.webhooks.secret_box import SecretBox
 
 _GIVE_UP_S: Final = 120.0
 _SHAPES: Final = (("http", 1), ("http", 20), ("https", 1), ("https", 20))
@@ -135,8 +135,8 @@ class Lab:
     """A database, a receiver and a sender."""
 
     sessions: Sessions
-    bell: Bell
-    catalogue: Catalogue
+    notifier: WorkNotifier
+    registry: ModelRegistry
     receiver: Connection
     ports: Mapping[str, int]
     sender: int  #: its process
@@ -156,13 +156,13 @@ class Lab:
                     DEFAULT_TENANT,
                     url=f"{scheme}://127.0.0.1:{self.ports[scheme]}/{number}",
                     kinds={EventType.JOB_CANCELED},
-                    seal=Seal(""),
+                    seal=SecretBox(""),
                     most=10_000,
                 )
 
     def queue_batch(self, count: int) -> str:
         """A batch of so many queued jobs; its id."""
-        made = [_submission(self.catalogue, number) for number in range(1, count + 1)]
+        made = [_submission(self.registry, number) for number in range(1, count + 1)]
         with self.sessions.begin() as session:
             batch = batches.create(
                 session, DEFAULT_TENANT, total=count, label="b", webhook_url=None
@@ -188,10 +188,10 @@ class Lab:
         return came
 
 
-def _submission(catalogue: Catalogue, row_number: int | None = None) -> Submission:
+def _submission(registry: ModelRegistry, row_number: int | None = None) -> Submission:
     job = JobInput(prompt="a red apple")
-    params = catalogue.resolve(job)
-    key = catalogue.models[params.model].microbatch_key(params)
+    params = registry.resolve(job)
+    key = registry.models[params.model].microbatch_key(params)
     return Submission(job, params, key, row_number=row_number)
 
 
@@ -210,7 +210,7 @@ def flood(lab: Lab, scheme: str, endpoints: int, deliveries: int) -> Flood:
     with lab.sessions.begin() as session:
         lifecycle.cancel_batch(session, DEFAULT_TENANT, batch_id)
     committed, cpu_s = time.time(), lab.sender_cpu_s()
-    lab.bell.ring_deliveries()
+    lab.notifier.notify_webhook_senders()
     came = lab.wait_for(deliveries // endpoints * endpoints)
     used_s = lab.sender_cpu_s() - cpu_s
     rate = len(came) / (max(at for at, _ in came) - committed)
@@ -220,7 +220,7 @@ def flood(lab: Lab, scheme: str, endpoints: int, deliveries: int) -> Flood:
 def trickle(lab: Lab, scheme: str, events: int, rate: float) -> Sequence[float]:
     """Milliseconds from the commit of a job's end to its receipt, one job after the other."""
     lab.listen(scheme, 1)
-    made = [_submission(lab.catalogue) for _ in range(events)]
+    made = [_submission(lab.registry) for _ in range(events)]
     with lab.sessions.begin() as session:
         ids = lifecycle.submit(session, DEFAULT_TENANT, made)
     committed: dict[str, float] = {}
@@ -230,7 +230,7 @@ def trickle(lab: Lab, scheme: str, events: int, rate: float) -> Sequence[float]:
         with lab.sessions.begin() as session:
             lifecycle.cancel(session, DEFAULT_TENANT, job_id)
         committed[job_id] = time.time()
-        lab.bell.ring_deliveries()
+        lab.notifier.notify_webhook_senders()
     came = lab.wait_for(events)
     return sorted(1000 * (at - committed[_job_of(post)]) for at, post in came)
 
@@ -254,10 +254,10 @@ def lab(folder: Path) -> Iterator[Lab]:
         }
         with receiver(certificate) as (control, ports), sender(folder, environment) as process:
             settings = Settings(database_url=database_url, redis_url=redis_url)
-            bell = Bell(settings)
-            catalogue = load_catalogue(settings.models_dir, settings.default_model)
-            yield Lab(open_sessions(database_url), bell, catalogue, control, ports, process)
-            bell.close()
+            notifier = WorkNotifier(settings)
+            registry = load_registry(settings.models_dir, settings.default_model)
+            yield Lab(open_sessions(database_url), notifier, registry, control, ports, process)
+            notifier.close()
 
 
 @contextmanager

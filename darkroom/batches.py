@@ -11,7 +11,7 @@ from darkroom.db.tables import Batch, Job
 from darkroom.errors import NotFound
 from darkroom.event_types import EventType
 from darkroom.events import log as event_log
-from darkroom.events.feed import Subject
+from darkroom.events.feed import EventScope
 from darkroom.ids import is_id, new_id
 from darkroom.status import FINISHED, Status
 
@@ -115,7 +115,7 @@ def find(session: Session, tenant_id: str, batch_id: str, *, lock: bool = False)
     return batch
 
 
-def find_all(session: Session, wanted: Collection[Subject]) -> Sequence[Batch]:
+def find_all(session: Session, wanted: Collection[EventScope]) -> Sequence[Batch]:
     """Those of the tenants' batches that exist."""
     return session.scalars(select(Batch).where(tuple_(Batch.tenant_id, Batch.id).in_(wanted))).all()
 
@@ -201,7 +201,7 @@ def close_finished(session: Session, batch_ids: Collection[str]) -> None:
     event_log.record_batches(session, EventType.BATCH_COMPLETED, completed)
 
 
-def announce(session: Session, moved: Sequence[Job]) -> None:
+def record_finished(session: Session, moved: Sequence[Job]) -> None:
     """Events for those of the jobs that have ended, and for batches whose last job this was."""
     ended = [job for job in moved if job.finished_at is not None]
     event_log.record_jobs(session, ended)

@@ -44,7 +44,7 @@ class Deleted(DarkroomError):
         self.deleted_at = deleted_at
 
 
-class NotEnded(DarkroomError):
+class JobNotFinished(DarkroomError):
     """The job is queued or running, and what was asked is for jobs that have ended."""
 
 

@@ -23,7 +23,7 @@ Point = Literal[
 _reached: Final = itertools.count(1)  # next() is one step of the interpreter: threads may share it
 
 
-def reach(point: Point) -> None:
+def fault_point(point: Point) -> None:
     """Stands where a death would be interesting; that of whoever a test has chosen."""
     wanted = os.environ.get("DARKROOM_FAULT_POINT")
     if wanted is not None:

@@ -15,12 +15,12 @@ from darkroom.errors import DarkroomError
 KEPT: Final = timedelta(hours=24)
 
 
-class KeyReused(DarkroomError):
+class IdempotencyKeyReused(DarkroomError):
     """The key came before with another request; nothing was done."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredResponse:
     """What the client reads: the first answer to this request, byte for byte."""
 
     body: str
@@ -29,7 +29,7 @@ class Answer:
 
 def once(
     session: Session, tenant_id: str, key: str | None, *, request: bytes, act: Callable[[], str]
-) -> Answer:
+) -> StoredResponse:
     """Do `act` and keep its answer, or repeat the answer kept for this key; without one, just act.
 
     `request` is all that decides what is done; the same key with another one raises KeyReused.
@@ -37,7 +37,7 @@ def once(
     with this key that is under way is waited for.
     """
     if key is None:
-        return Answer(act(), replayed=False)
+        return StoredResponse(act(), replayed=False)
     session.execute(select(func.pg_advisory_xact_lock(_lock_of(tenant_id, key))))
     fingerprint = hashlib.sha256(request).hexdigest()
     kept = session.scalar(
@@ -50,13 +50,15 @@ def once(
     if kept is None:
         return _first(session, tenant_id, key, fingerprint, act)
     if kept.request_sha256 != fingerprint:
-        raise KeyReused("this Idempotency-Key was used for another request; choose a new one")
-    return Answer(kept.response, replayed=True)
+        raise IdempotencyKeyReused(
+            "this Idempotency-Key was used for another request; choose a new one"
+        )
+    return StoredResponse(kept.response, replayed=True)
 
 
 def _first(
     session: Session, tenant_id: str, key: str, fingerprint: str, act: Callable[[], str]
-) -> Answer:
+) -> StoredResponse:
     body = act()
     outdated = (IdempotencyKey.tenant_id == tenant_id, IdempotencyKey.key == key)
     session.execute(delete(IdempotencyKey).where(*outdated))
@@ -65,15 +67,15 @@ def _first(
             tenant_id=tenant_id, key=key, request_sha256=fingerprint, response=body
         )
     )
-    return Answer(body, replayed=False)
+    return StoredResponse(body, replayed=False)
 
 
-def forget_old(session: Session) -> None:
+def delete_expired(session: Session) -> None:
     """Drop what no request may ask for any more."""
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < func.now() - KEPT))
 
 
-def forget_answers(session: Session, tenant_id: str, object_id: str) -> None:
+def delete_responses(session: Session, tenant_id: str, object_id: str) -> None:
     """Drop the answers that repeat this object, because it was deleted."""
     session.execute(
         delete(IdempotencyKey).where(

@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(
+def map_ordered(
     work: Callable[[Item], Result], items: Iterable[Item], *, threads: int
 ) -> Iterator[tuple[Item, Result]]:
     """Each item and what `work` made of it, in order. Items are only taken as results are read.
@@ -28,7 +28,7 @@ def in_order(
             yield item, result.result()
 
 
-def beforehand(items: Iterable[Item]) -> Iterator[Item]:
+def prefetch(items: Iterable[Item]) -> Iterator[Item]:
     """The items in order; while one is in use, a thread makes the next, and no more than that."""
     left = iter(items)
     with ThreadPoolExecutor(1) as pool:

@@ -46,7 +46,7 @@ class Settings(BaseSettings):
         description="Days after its end at which a job's picture and prompt are deleted, where "
         "neither its batch nor its tenant says otherwise; unset keeps them.",
     )
-    orphan_age_h: float = Field(
+    orphan_retention_h: float = Field(
         24,
         ge=1,
         description="Hours after which an image that no job knows of is removed from the bucket; "
@@ -63,8 +63,8 @@ class Settings(BaseSettings):
         description="Whether requests need an API key. `off` is for development: the API then "
         "refuses to listen anywhere but on loopback.",
     )
-    max_csv_bytes: int = Field(64 * 2**20, description="Largest batch file, in bytes.")
-    max_csv_rows: int = Field(100_000, description="Most rows of one batch file.")
+    max_upload_bytes: int = Field(64 * 2**20, description="Largest batch file, in bytes.")
+    max_upload_rows: int = Field(100_000, description="Most rows of one batch file.")
     max_batch_jobs: int = Field(
         500_000, ge=1, description="Most jobs of one batch; `num_images` and sweeps multiply rows."
     )
@@ -79,12 +79,12 @@ class Settings(BaseSettings):
         description="For development: webhooks may go to loopback and private networks, over plain "
         "HTTP, to any port. Metadata services stay closed.",
     )
-    webhook_deny: str = Field(
+    webhook_denylist: str = Field(
         "",
         description="Networks and names that no webhook may reach, separated by commas: your own "
         "public addresses, a NAT64 prefix, names that lead inside.",
     )
-    webhook_key: SecretStr = Field(
+    webhook_encryption_keys: SecretStr = Field(
         SecretStr(""),
         description="Any long random text. Seals the signing secrets in the database; empty keeps "
         "them as they are. To replace it, put the new one before the old one and a comma.",
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     webhook_timeout_s: float = Field(
         15, gt=0, le=60, description="Seconds of one attempt: name, connection, TLS and answer."
     )
-    webhook_connections: int = Field(
+    webhook_max_connections: int = Field(
         2000, ge=16, description="Most attempts that one sender has in flight."
     )
     webhook_max_endpoints: int = Field(
@@ -108,17 +108,17 @@ class Settings(BaseSettings):
     )
 
     ray_address: str = Field("127.0.0.1:6380", description="GCS address of the Ray cluster.")
-    dispatches_in_flight: int = Field(
+    worker_concurrency: int = Field(
         2, ge=1, description="Microbatches a worker keeps in flight, so that a replica never idles."
     )
     lease_s: float = Field(
         30, gt=0, description="Seconds a dispatch stays claimed without a heartbeat."
     )
-    sweep_s: float = Field(5, gt=0, description="Seconds between two sweeps.")
-    generate_timeout_s: float = Field(
+    maintenance_interval_s: float = Field(5, gt=0, description="Seconds between two sweeps.")
+    microbatch_timeout_s: float = Field(
         600, gt=0, description="Longest one microbatch may take in the replica, in seconds."
     )
-    silence_timeout_s: float = Field(
+    step_timeout_s: float = Field(
         60,
         gt=0,
         description="Longest a model may draw without finishing a step, in seconds; then it hangs.",
@@ -135,17 +135,19 @@ class Settings(BaseSettings):
         description="Crashes that a job may be there at before it fails; from the third on it is "
         "drawn alone, so that fewer would fail innocent company.",
     )
-    replicas: int = Field(1, ge=1, description="Replicas of each model at least; on GPUs one each.")
+    min_replicas: int = Field(
+        1, ge=1, description="Replicas of each model at least; on GPUs one each."
+    )
     max_replicas: int | None = Field(
         None,
         ge=1,
         description="Replicas of each model at most: between the two, their number follows the "
         "queued work. Unset: it stays what it is.",
     )
-    microbatches_per_replica: float = Field(
+    target_microbatches_per_replica: float = Field(
         4.0, gt=0, description="Microbatches, queued or under way, that one replica is enough for."
     )
-    idle_replica_s: float = Field(
+    replica_idle_timeout_s: float = Field(
         120.0, ge=0, description="Seconds that a replica may be one too many before it is ended."
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where replicas draw.")
@@ -153,7 +155,7 @@ class Settings(BaseSettings):
         "torch",
         description="What executes the networks; tensorrt needs plans made by python -m compile.",
     )
-    plans: str | None = Field(
+    compiled_models: str | None = Field(
         None,
         description="Compiled models, each a folder of its name: a folder, or s3://BUCKET/PREFIX; "
         "unset means plans/ of the checkout.",
@@ -161,7 +163,7 @@ class Settings(BaseSettings):
     torch_threads: int | None = Field(
         None, ge=1, description="CPU threads of one replica; unset shares all cores among them."
     )
-    model_host: Literal["auto", "inprocess", "subprocess"] = Field(
+    triton_mode: Literal["auto", "inprocess", "subprocess"] = Field(
         "auto", description="How a replica runs Triton; auto takes in process where it imports."
     )
 

@@ -11,8 +11,8 @@ from typing import Final
 
 import torch
 
-from engine.denoise import Seat, course_of, make_ready, step_together
-from engine.requests import Call, Event, Mishap, Picture, Step, admit, unet_rows
+from engine.denoise import RunningRow, make_ready, step_table_of, step_together
+from engine.requests import BatchRequest, Event, Image, RowFailed, Step, admit, unet_rows
 from engine.runner import Decoding, NetworkRunner
 from engine.schedulers import UnsupportedSchedule
 
@@ -21,19 +21,19 @@ DECODED_TOGETHER: Final = 4  # pictures at a time: the VAE's activations dwarf t
 
 logger = logging.getLogger(__name__)
 
-Said = tuple[Call, Event]  #: to whom, and what
-Ended = tuple[Call, Picture | Mishap]
+Said = tuple[BatchRequest, Event]  #: to whom, and what
+Ended = tuple[BatchRequest, Image | RowFailed]
 
 
 @dataclass(frozen=True, eq=False)
-class _Developing:
+class DecodingRows:
     """Rows that have done all their steps, and are being decoded."""
 
-    seats: list[Seat]
+    seats: list[RunningRow]
     decoding: Decoding
 
 
-class Company:
+class ContinuousBatch:
     """The rows that share the UNet's batches, at most `max_unet_rows` of it, and those who wait.
 
     Calls take their seats in the order in which they came: nobody passes an earlier call that
@@ -50,12 +50,12 @@ class Company:
         self._runner = runner
         self._max_unet_rows = max_unet_rows
         self._roomy_unet_rows = max_unet_rows  # so many fit into memory, as far as is known
-        self._arrived: list[Call] = []
-        self._waiting: list[Seat] = []
-        self._running: list[Seat] = []
-        self._developing: list[_Developing] = []
+        self._arrived: list[BatchRequest] = []
+        self._waiting: list[RunningRow] = []
+        self._running: list[RunningRow] = []
+        self._developing: list[DecodingRows] = []
 
-    def join(self, call: Call) -> None:
+    def join(self, call: BatchRequest) -> None:
         """Have these rows drawn too, from the next step on in which there are seats for them."""
         self._arrived.append(call)
 
@@ -63,13 +63,13 @@ class Company:
         """Whether nothing is left to be done."""
         return not (self._arrived or self._waiting or self._running or self._developing)
 
-    def waiting(self) -> Collection[Call]:
+    def waiting(self) -> Collection[BatchRequest]:
         """The calls none of whose rows has a seat yet."""
         taking_part = self._taking_part()
         waiting = dict.fromkeys([*(seat.call for seat in self._waiting), *self._arrived])
         return [call for call in waiting if call not in taking_part]
 
-    def dissolve(self) -> Collection[Call]:
+    def dissolve(self) -> Collection[BatchRequest]:
         """After `step` has raised: forget those who may be why, and say who they were."""
         suspects = dict.fromkeys([*self._taking_part(), *self._arrived])
         gone = suspects or dict.fromkeys(seat.call for seat in self._waiting)
@@ -77,7 +77,7 @@ class Company:
         self._waiting = [seat for seat in self._waiting if seat.call not in gone]
         return gone
 
-    def _taking_part(self) -> Collection[Call]:
+    def _taking_part(self) -> Collection[BatchRequest]:
         developing = (seat for one in self._developing for seat in one.seats)
         return dict.fromkeys(seat.call for seat in (*developing, *self._running))
 
@@ -126,7 +126,7 @@ class Company:
         self._running = [seat for seat in self._running if seat.index not in gone[seat.call]]
         self._waiting = [seat for seat in self._waiting if seat.index not in gone[seat.call]]
         for call, index in leaving:
-            yield call, Mishap(index, "canceled", "canceled while drawing")
+            yield call, RowFailed(index, "canceled", "canceled while drawing")
 
     def _receive(self) -> Iterator[Ended]:
         """The new ones get in line, but for what cannot be drawn at all."""
@@ -135,18 +135,18 @@ class Company:
             for index in sorted(call.left):
                 row = call.rows[index]
                 try:
-                    course = course_of(self._runner, row)
+                    step_table = step_table_of(self._runner, row)
                 except UnsupportedSchedule as refusal:
-                    yield call, Mishap(index, "invalid_params", str(refusal))
+                    yield call, RowFailed(index, "invalid_params", str(refusal))
                     continue
-                self._waiting.append(Seat(call, index, row, course))
+                self._waiting.append(RunningRow(call, index, row, step_table))
             self._arrived.remove(call)
 
     def _seat(self) -> None:
         """Whoever fits in takes a seat: of the size that is drawn now, in the order of the line."""
         if not self._running:
             self._roomy_unet_rows = self._max_unet_rows
-        taken: list[Seat] = []
+        taken: list[RunningRow] = []
         for _, group in itertools.groupby(self._waiting, key=lambda seat: seat.call):
             line = list(group)
             size = next(seat.size for seat in (*self._running, *taken, *line))
@@ -168,7 +168,7 @@ class Company:
         for first in range(0, len(done), DECODED_TOGETHER):
             chunk = done[first : first + DECODED_TOGETHER]
             decoding = self._runner.decode(torch.stack([seat.latents for seat in chunk]))
-            self._developing.append(_Developing(chunk, decoding))
+            self._developing.append(DecodingRows(chunk, decoding))
             self._running = [seat for seat in self._running if seat not in chunk]
 
     def _hand_out(self, *, wait: bool) -> Iterator[Ended]:
@@ -179,9 +179,9 @@ class Company:
             for seat, pixels in zip(one.seats, pictures, strict=True):
                 if pixels is None:
                     message = "the numbers of this picture overflowed"
-                    yield seat.call, Mishap(seat.index, "not_finite", message)
+                    yield seat.call, RowFailed(seat.index, "not_finite", message)
                 else:
-                    yield seat.call, Picture(seat.index, pixels)
+                    yield seat.call, Image(seat.index, pixels)
 
     def _make_room(self) -> Iterator[Ended]:
         """After a step that found too little memory: fewer share the next, or nobody is left."""
@@ -196,9 +196,9 @@ class Company:
         self._waiting = [seat for seat in self._waiting if seat.call not in calls]
         for call in calls:
             for index in sorted(call.left):
-                yield call, Mishap(index, "out_of_memory", "it does not fit into memory")
+                yield call, RowFailed(index, "out_of_memory", "it does not fit into memory")
 
-    def _pause(self, call: Call) -> None:
+    def _pause(self, call: BatchRequest) -> None:
         """Its rows keep what they have reached, and go on when others have left."""
         paused = [seat for seat in self._running if seat.call is call]
         self._running = [seat for seat in self._running if seat.call is not call]

@@ -7,26 +7,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from engine.requests import Call, Row, is_guided
+from engine.requests import BatchRequest, Row, is_guided
 from engine.runner import NetworkRunner
 from engine.schedulers import (
-    Course,
-    Move,
+    StepCoefficients,
+    StepTable,
     UnsupportedSchedule,
     advance,
-    course,
     factors,
+    step_table,
 )
 
 
 @dataclass(eq=False)
-class Seat:
+class RunningRow:
     """A row on its way. Not frozen: latents, clean and step move together, in `step_together`."""
 
-    call: Call
+    call: BatchRequest
     index: int  #: of the row in its call
     row: Row
-    course: Course
+    step_table: StepTable
     step: int = 0
     is_ready: bool = False  #: the four below are there, see `make_ready`
     latents: Tensor = field(init=False)  # [C, h, w]
@@ -35,14 +35,14 @@ class Seat:
     negative_prompt: Tensor = field(init=False)
 
     @property
-    def move(self) -> Move:
+    def move(self) -> StepCoefficients:
         """Of its next step."""
-        return self.course.moves[self.step]
+        return self.step_table.moves[self.step]
 
     @property
     def steps(self) -> int:
         """How many there are."""
-        return len(self.course.moves)
+        return len(self.step_table.moves)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,7 +50,7 @@ class Seat:
         return self.row.width, self.row.height
 
 
-def course_of(runner: NetworkRunner, row: Row) -> Course:
+def step_table_of(runner: NetworkRunner, row: Row) -> StepTable:
     """The row's steps. Raises UnsupportedSchedule for whatever this row asks that cannot be."""
     unit = runner.pixels_per_latent
     if row.width < unit or row.height < unit or row.width % unit or row.height % unit:
@@ -64,16 +64,16 @@ def course_of(runner: NetworkRunner, row: Row) -> Course:
         )
     if not math.isfinite(row.guidance_scale):
         raise UnsupportedSchedule(f"guidance_scale must be finite, not {row.guidance_scale}")
-    return course(runner.noise_schedule, row.scheduler, row.num_inference_steps)
+    return step_table(runner.noise_schedule, row.scheduler, row.num_inference_steps)
 
 
-def make_ready(runner: NetworkRunner, seats: Sequence[Seat]) -> None:
+def make_ready(runner: NetworkRunner, seats: Sequence[RunningRow]) -> None:
     """Give each row its own noise, and its texts as the UNet reads them."""
     texts = [text for seat in seats for text in (seat.row.prompt, seat.row.negative_prompt)]
     embeddings = runner.encode(texts)
     for at, seat in enumerate(seats):
         noise = _noise(runner, seat.row)
-        seat.latents = noise * seat.course.initial_scale
+        seat.latents = noise * seat.step_table.initial_scale
         seat.clean = torch.zeros_like(noise)
         seat.prompt, seat.negative_prompt = embeddings[2 * at], embeddings[2 * at + 1]
         seat.is_ready = True
@@ -88,7 +88,7 @@ def _noise(runner: NetworkRunner, row: Row) -> Tensor:
 
 
 @torch.inference_mode()
-def step_together(runner: NetworkRunner, seats: Sequence[Seat]) -> None:
+def step_together(runner: NetworkRunner, seats: Sequence[RunningRow]) -> None:
     """One UNet call, and everybody one step on. The lanes: guided rows unprompted, then all."""
     guided = [at for at, seat in enumerate(seats) if is_guided(seat.row)]
     everybody = list(range(len(seats)))
@@ -119,7 +119,7 @@ class _Numbers:
     moves: Tensor  # [B, 5], see `schedulers.advance`
 
 
-def _numbers(seats: Sequence[Seat], like: Tensor) -> _Numbers:
+def _numbers(seats: Sequence[RunningRow], like: Tensor) -> _Numbers:
     """In one copy, which the device's work need not be waited for."""
     table = torch.tensor(
         [

@@ -19,7 +19,7 @@ from engine.requests import Row
 _PREFIX: Final = "DARKROOM_FAULT_"
 
 
-def befall(rows: Sequence[Row]) -> None:
+def inject(rows: Sequence[Row]) -> None:
     """Whatever one of the prompts asks for."""
     for name, act in _ACTS.items():
         word = os.environ.get(_PREFIX + name)
@@ -52,13 +52,13 @@ _ACTS: Final[Mapping[str, Callable[[], None]]] = {
 }
 
 
-def cramped(runner: Any) -> Any:
+def limit_rows(runner: Any) -> Any:
     """The runner, in too little memory if MAX_ROWS says so."""
     most = os.environ.get(f"{_PREFIX}MAX_ROWS")
-    return Cramped(runner, unet_rows=int(most)) if most else runner
+    return LimitedRunner(runner, unet_rows=int(most)) if most else runner
 
 
-class Cramped:
+class LimitedRunner:
     """A runner in a memory that holds so many rows of the UNet."""
 
     def __init__(self, runner: Any, *, unet_rows: int) -> None:

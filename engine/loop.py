@@ -6,14 +6,14 @@ from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
 from engine import faults
-from engine.batcher import Company
-from engine.requests import Call, Event, Row, Step
+from engine.batcher import ContinuousBatch
+from engine.requests import BatchRequest, Event, Row, Step
 from engine.runner import NetworkRunner
 
-WAITING_TOLD_S: Final = 1.0  #: so often, to calls that wait for a seat: they are not forgotten
+WAITING_REPORTED_S: Final = 1.0  #: so often, to calls that wait for a seat: they are not forgotten
 
 
-class Asker(Protocol):
+class ResponseSink(Protocol):
     """Who asked for rows, as the loop's thread speaks to it. Nothing is to be raised."""
 
     def withdrawn(self) -> Collection[int]:
@@ -29,16 +29,16 @@ class Asker(Protocol):
         ...
 
 
-class DrawingLoop:
+class InferenceLoop:
     """One company of rows, which lasts as long as the model is loaded."""
 
     def __init__(self, runner: NetworkRunner, *, max_unet_rows: int) -> None:
-        self._company = Company(faults.cramped(runner), max_unet_rows=max_unet_rows)
-        self._asked: SimpleQueue[tuple[Sequence[Row], Asker] | None] = SimpleQueue()
-        self._askers: dict[Call, Asker] = {}
+        self._company = ContinuousBatch(faults.limit_rows(runner), max_unet_rows=max_unet_rows)
+        self._asked: SimpleQueue[tuple[Sequence[Row], ResponseSink] | None] = SimpleQueue()
+        self._askers: dict[BatchRequest, ResponseSink] = {}
         self._waiting_told = 0.0
 
-    def ask(self, rows: Sequence[Row], asker: Asker) -> None:
+    def ask(self, rows: Sequence[Row], asker: ResponseSink) -> None:
         """Have these rows drawn. Any thread may ask, and hears of it in the loop's."""
         self._asked.put((rows, asker))
 
@@ -73,21 +73,21 @@ class DrawingLoop:
                 return False
             self._begin(*asked)
 
-    def _begin(self, rows: Sequence[Row], asker: Asker) -> None:
+    def _begin(self, rows: Sequence[Row], asker: ResponseSink) -> None:
         try:
-            faults.befall(rows)
+            faults.inject(rows)
         except Exception as failure:  # noqa: BLE001  # this call's alone
             asker.end(failure)
             return
         if not rows:
             asker.end(None)
             return
-        call = Call(rows, asker.withdrawn)
+        call = BatchRequest(rows, asker.withdrawn)
         self._askers[call] = asker
         self._company.join(call)
 
     def _tell_who_waits(self) -> None:
-        if time.monotonic() - self._waiting_told < WAITING_TOLD_S:
+        if time.monotonic() - self._waiting_told < WAITING_REPORTED_S:
             return
         self._waiting_told = time.monotonic()
         for call in self._company.waiting():

@@ -23,16 +23,18 @@ class Row:
     scheduler: str = "ddim"  #: a key of `schedulers.SCHEDULERS`
 
 
-def _nobody() -> Container[int]:
+def _never_canceled() -> Container[int]:
     return ()
 
 
 @dataclass(eq=False)
-class Call:
+class BatchRequest:
     """Rows that are asked for together; each ends in exactly one Picture or Mishap."""
 
     rows: Sequence[Row]
-    withdrawn: Callable[[], Container[int]] = _nobody  #: which are not to be drawn any further
+    withdrawn: Callable[[], Container[int]] = (
+        _never_canceled  #: which are not to be drawn any further
+    )
     left: set[int] = field(init=False)  #: those that have not ended yet
 
     def __post_init__(self) -> None:
@@ -49,7 +51,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """Row `index` is drawn."""
 
     index: int
@@ -57,7 +59,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Mishap:
+class RowFailed:
     """Row `index` will have no picture; the other rows are not concerned."""
 
     index: int
@@ -65,7 +67,7 @@ class Mishap:
     message: str
 
 
-Event = Step | Picture | Mishap
+Event = Step | Image | RowFailed
 
 
 def is_guided(row: Row) -> bool:

@@ -71,7 +71,7 @@ class NoiseSchedule:
 
 
 @dataclass(frozen=True)
-class Move:
+class StepCoefficients:
     """One step of one row.
 
     With x the latents and o the UNet's output for `input_scale` * x:
@@ -88,11 +88,11 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Course:
+class StepTable:
     """All steps of one row; unit noise times `initial_scale` is where it starts."""
 
     initial_scale: float
-    moves: tuple[Move, ...]
+    moves: tuple[StepCoefficients, ...]
 
 
 def read_noise_schedule(path: Path) -> NoiseSchedule:
@@ -125,7 +125,7 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     )
 
 
-def course(schedule: NoiseSchedule, scheduler: str, num_inference_steps: int) -> Course:
+def step_table(schedule: NoiseSchedule, scheduler: str, num_inference_steps: int) -> StepTable:
     """The steps of one row. Raises UnsupportedSchedule, also for a number of steps out of range."""
     if scheduler not in SCHEDULERS:
         raise UnsupportedSchedule(f"scheduler {scheduler!r} is not one of {', '.join(SCHEDULERS)}")
@@ -137,7 +137,7 @@ def course(schedule: NoiseSchedule, scheduler: str, num_inference_steps: int) ->
     return SCHEDULERS[scheduler](schedule, num_inference_steps)
 
 
-def factors(move: Move) -> tuple[float, float, float, float, float]:
+def factors(move: StepCoefficients) -> tuple[float, float, float, float, float]:
     """The move's row of numbers for `advance`."""
     return move.keep, move.push, move.recall, move.clean_keep, move.clean_push
 
@@ -155,7 +155,7 @@ def advance(
     return following, clean_keep * latents + clean_push * output
 
 
-def _ddim(schedule: NoiseSchedule, steps: int) -> Course:
+def _ddim(schedule: NoiseSchedule, steps: int) -> StepTable:
     """Song et al. 2020, equation 12 with sigma (eta) zero."""
     alphas = schedule.alphas_cumprod
     final = 1.0 if schedule.set_alpha_to_one else float(alphas[0])
@@ -170,10 +170,10 @@ def _ddim(schedule: NoiseSchedule, steps: int) -> Course:
         fade = math.sqrt(1 - then) / noise
         clean = _clean(schedule.prediction_type, signal, noise)
         moves.append(_move(timestep, 1.0, fade, math.sqrt(then) - signal * fade, 0.0, clean))
-    return Course(1.0, tuple(moves))
+    return StepTable(1.0, tuple(moves))
 
 
-def _euler(schedule: NoiseSchedule, steps: int) -> Course:
+def _euler(schedule: NoiseSchedule, steps: int) -> StepTable:
     """Karras et al. 2022, algorithm 2 without churn: a straight line towards the clean estimate."""
     spacing = schedule.timestep_spacing or "linspace"
     if spacing == "linspace":  # not rounded: the time embedding takes fractions
@@ -189,10 +189,10 @@ def _euler(schedule: NoiseSchedule, steps: int) -> Course:
         # The latents here are not scaled to unit variance: the UNet's input is, hence x0's x too.
         moves.append(_move(timestep, signal, ratio, 1 - ratio, 0.0, (keep * signal, push)))
     first = max(sigmas)
-    return Course(math.hypot(first, 1) if spacing == "leading" else first, tuple(moves))
+    return StepTable(math.hypot(first, 1) if spacing == "leading" else first, tuple(moves))
 
 
-def _dpm_solver_pp_2m(schedule: NoiseSchedule, steps: int) -> Course:
+def _dpm_solver_pp_2m(schedule: NoiseSchedule, steps: int) -> StepTable:
     """Lu et al. 2022 (DPM-Solver++), algorithm 2, the midpoint form."""
     timesteps = _spaced_dpm(schedule, steps, schedule.timestep_spacing or "linspace")
     sigmas = _visited(schedule, timesteps)
@@ -214,10 +214,10 @@ def _dpm_solver_pp_2m(schedule: NoiseSchedule, steps: int) -> Course:
             recall = -0.5 * toward * h / last_h if last_h else 0.0
         clean = _clean(schedule.prediction_type, signal, noise)
         moves.append(_move(timestep, 1.0, next_noise / noise, toward - recall, recall, clean))
-    return Course(1.0, tuple(moves))
+    return StepTable(1.0, tuple(moves))
 
 
-SCHEDULERS: Final[Mapping[str, Callable[[NoiseSchedule, int], Course]]] = {
+SCHEDULERS: Final[Mapping[str, Callable[[NoiseSchedule, int], StepTable]]] = {
     "ddim": _ddim,
     "euler": _euler,
     "dpmsolver++": _dpm_solver_pp_2m,
@@ -231,10 +231,10 @@ def _move(
     toward: float,
     recall: float,
     clean: tuple[float, float],
-) -> Move:
+) -> StepCoefficients:
     """Fold x' = keep * x + toward * x0 + recall * last x0, where x0 is linear in x and output."""
     clean_keep, clean_push = clean
-    return Move(
+    return StepCoefficients(
         timestep=float(timestep),
         input_scale=input_scale,
         keep=keep + toward * clean_keep,

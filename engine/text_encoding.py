@@ -27,7 +27,7 @@ def _penultimate(network: Any, ids: Tensor) -> tuple[Tensor, Tensor | None]:
     return output.hidden_states[-2], getattr(output, "text_embeds", None)
 
 
-class Texts:
+class TextEncoder:
     """One tokenizer and text encoder, or the two of Stable Diffusion XL."""
 
     def __init__(

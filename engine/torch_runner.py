@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from engine.gpu.blocks import UnsupportedNetwork
-from engine.gpu.cuda_graphs import Graphed, Network
-from engine.gpu.unet import Decoder, UNet
+from engine.gpu.cuda_graphs import CudaGraphRunner, Network
+from engine.gpu.unet import UNet, VaeDecoder
 from engine.requests import Pixels
 from engine.runner import Decoding
 from engine.schedulers import NoiseSchedule, read_noise_schedule
-from engine.text_encoding import Texts, clip_encoders
+from engine.text_encoding import TextEncoder, clip_encoders
 
 DTYPES: Final = {
     "float32": torch.float32,
@@ -36,7 +36,7 @@ class TorchRunner:
     def __init__(
         self,
         *,
-        texts: Texts,
+        texts: TextEncoder,
         unet: Any,
         vae: Any,
         noise_schedule: NoiseSchedule,
@@ -59,8 +59,8 @@ class TorchRunner:
             self._prepare_gpu()
 
     def _prepare_gpu(self) -> None:
-        self._unet = Graphed(self._unet, BUCKETS)
-        self._decode_few = Graphed(self._decoder, RECORDED_DECODINGS)
+        self._unet = CudaGraphRunner(self._unet, BUCKETS)
+        self._decode_few = CudaGraphRunner(self._decoder, RECORDED_DECODINGS)
         self._decoding = torch.cuda.Stream(self.device)
         self._under_way: deque[torch.cuda.Event] = deque()
 
@@ -99,7 +99,7 @@ class TorchRunner:
         kinds = {"": CLIPTextModel} | ({"_2": CLIPTextModelWithProjection} if two else {})
         # channels_last is what oneDNN's and cuDNN's convolutions want: no reordering in between
         return cls(
-            texts=Texts(
+            texts=TextEncoder(
                 [
                     CLIPTokenizer.from_pretrained(
                         model_dir / f"tokenizer{at}", local_files_only=True
@@ -169,7 +169,7 @@ class TorchRunner:
 
 def _laid_out(unet: Any, vae: Any) -> tuple[Network, Network]:
     try:
-        return UNet(unet), Decoder(vae)
+        return UNet(unet), VaeDecoder(vae)
     except UnsupportedNetwork as odd:
         logger.warning("this model has %s: diffusers' own networks run it, slower", odd)
         return _plain_unet(unet), _plain_decoder(vae)

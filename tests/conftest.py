@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from darkroom.db.connection import Sessions, open_sessions
 from darkroom.db.tables import DEFAULT_TENANT
-from darkroom.generation.model_registry import Catalogue, load_catalogue
+from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
 from darkroom.jobs.lifecycle import Submission
@@ -67,10 +67,10 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session")
-def catalogue() -> Catalogue:
+def registry() -> ModelRegistry:
     """The models of this repository."""
     settings = Settings()
-    return load_catalogue(settings.models_dir, settings.default_model)
+    return load_registry(settings.models_dir, settings.default_model)
 
 
 @pytest.fixture
@@ -82,22 +82,22 @@ def sessions(database_url: str):
 
 
 @pytest.fixture
-def queue_jobs(sessions: Sessions, catalogue: Catalogue):
+def queue_jobs(sessions: Sessions, registry: ModelRegistry):
     """Queues jobs, given as input fields, and returns their ids."""
 
     def queue(*inputs: dict[str, object], **submission: object) -> list[str]:
         with sessions.begin() as session:
-            made = [submission_of(catalogue, fields) for fields in inputs]
+            made = [submission_of(registry, fields) for fields in inputs]
             return lifecycle.submit(session, DEFAULT_TENANT, made, **submission)
 
     return queue
 
 
-def submission_of(catalogue: Catalogue, fields: dict[str, object], **where: int) -> Submission:
+def submission_of(registry: ModelRegistry, fields: dict[str, object], **where: int) -> Submission:
     """A valid submission; what is not given is the model's default."""
     job = JobInput.model_validate({"prompt": "a red apple"} | fields)
-    params = catalogue.resolve(job)
-    return Submission(job, params, catalogue.models[params.model].microbatch_key(params), **where)
+    params = registry.resolve(job)
+    return Submission(job, params, registry.models[params.model].microbatch_key(params), **where)
 
 
 @pytest.fixture

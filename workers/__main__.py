@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from darkroom.generation.model_registry import load_catalogue
+from darkroom.generation.model_registry import load_registry
 from darkroom.health import print_checks
 from darkroom.settings import load_settings
 
@@ -26,7 +26,7 @@ def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
     arguments = parser.parse_args()
     settings = load_settings()
     os.environ.setdefault(*REPLY_LIMIT)
-    from workers.app import celery_arguments, open_crew, worker_app
+    from workers.app import celery_arguments, open_worker_process, worker_app
     from workers.deploy.autoscaling import publish
     from workers.generation.ray_generator import RayGenerator
     from workers.ray_cluster.connection import check_ray
@@ -34,11 +34,11 @@ def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
     if arguments.check:
         return print_checks(settings, {"ray": lambda: check_ray(settings.ray_address)})
     ready_file = os.environ.get("DARKROOM_READY_FILE")
-    models = load_catalogue(settings.models_dir, settings.default_model).models.values()
+    models = load_registry(settings.models_dir, settings.default_model).models.values()
     generator = RayGenerator(
         settings.ray_address, on_demand=[model.name for model in models if model.on_demand]
     )
-    crew = open_crew(settings, generator, publish_demand=publish)
+    crew = open_worker_process(settings, generator, publish_demand=publish)
     app = worker_app(settings, crew, ready_file=Path(ready_file) if ready_file else None)
     app.worker_main(list(celery_arguments(settings)))  # ends the process itself
 

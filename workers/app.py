@@ -1,4 +1,4 @@
-"""The Celery worker: one task, `pump`, and the threads that live beside it."""
+"""The Celery worker: one task, `process_queue`, and the threads that live beside it."""
 
 import logging
 import os
@@ -19,23 +19,24 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from darkroom.db.connection import open_sessions
 from darkroom.errors import GeneratorGone, GeneratorUnavailable, StorageUnavailable
-from darkroom.generation.model_registry import load_catalogue
+from darkroom.generation.model_registry import load_registry
 from darkroom.ids import new_id
-from darkroom.jobs.progress import open_board
-from darkroom.queue import celery_app, dispatches, notifier
+from darkroom.jobs.progress import open_progress_redis
+from darkroom.queue import celery_app, dispatches
+from darkroom.queue.notifier import WorkNotifier, clear_queue
 from darkroom.settings import Settings
 from darkroom.storage.images import S3Store
-from workers.deploy.demand_reporter import DemandReporter
-from workers.generation.cancellation import Withdrawals
-from workers.generation.celery_wakeup import Nudge
-from workers.generation.context import Workshop
+from workers.deploy.demand_reporter import BacklogReporter
+from workers.generation.cancellation import CancellationWatcher
+from workers.generation.celery_wakeup import SlotFreedWakeup
+from workers.generation.context import WorkerContext
 from workers.generation.generator import ImageGenerator
-from workers.generation.heartbeat import Leases
-from workers.generation.memory_limits import Seats
-from workers.generation.microbatch import pump
-from workers.generation.progress_publisher import Noticeboard
-from workers.maintenance.cleaner import Janitor
-from workers.maintenance.reaper import Sweeper
+from workers.generation.heartbeat import LeaseHeartbeat
+from workers.generation.memory_limits import MemoryLimits
+from workers.generation.microbatch import process_queue
+from workers.generation.progress_publisher import ProgressPublisher
+from workers.maintenance.cleaner import Cleaner
+from workers.maintenance.reaper import Reaper
 
 EX_TEMPFAIL: Final = 75  # sysexits.h: the supervisor should try again
 _CLEAN_S: Final = 60.0  # between two rounds of the janitor
@@ -51,7 +52,7 @@ def _terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Helper(Protocol):
+class BackgroundThread(Protocol):
     """A thread that works beside the pumps."""
 
     def start(self) -> None:
@@ -62,23 +63,23 @@ class Helper(Protocol):
 
 
 @dataclass
-class Crew:
-    """A worker process: its workshop, and what starts and stops with it."""
+class WorkerProcess:
+    """A worker process: its worker_context, and what starts and stops with it."""
 
-    shop: Workshop
-    helpers: Sequence[Helper]
+    ctx: WorkerContext
+    helpers: Sequence[BackgroundThread]
     grace_s: float  #: what is being drawn may go on so long once the process is to end
     stopping: threading.Event = field(default_factory=threading.Event)
     leave: Callable[[], None] = _terminate
     failing_since: float | None = None  #: by the monotonic clock; None after each success
 
 
-def open_crew(
+def open_worker_process(
     settings: Settings,
     generator: ImageGenerator,
     *,
     publish_demand: Callable[[Mapping[str, int]], None] | None = None,
-) -> Crew:
+) -> WorkerProcess:
     """Everything but the connections, which are made when first needed.
 
     `publish_demand` tells who decides on the number of replicas how much there is to draw.
@@ -86,65 +87,65 @@ def open_crew(
     lease = timedelta(seconds=settings.lease_s)
     sessions = open_sessions(settings.database_url.get_secret_value())
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{new_id('wrk')}"
-    bell = notifier.Bell(settings)
-    leases = Leases(sessions, lease=lease)
-    shop = Workshop(
+    notifier = WorkNotifier(settings)
+    leases = LeaseHeartbeat(sessions, lease=lease)
+    ctx = WorkerContext(
         worker_id=worker_id,
         sessions=sessions,
-        catalogue=load_catalogue(settings.models_dir, settings.default_model),
+        registry=load_registry(settings.models_dir, settings.default_model),
         generator=generator,
         store=S3Store(settings),
         leases=leases,
-        bell=bell,
-        board=Noticeboard(open_board(settings)),
-        seats=Seats(),
+        notifier=notifier,
+        board=ProgressPublisher(open_progress_redis(settings)),
+        seats=MemoryLimits(),
         encoders=ThreadPoolExecutor(8, thread_name_prefix="encode"),
         lease=lease,
-        generate_timeout_s=settings.generate_timeout_s + _MARGIN_S,
-        silence_timeout_s=settings.silence_timeout_s + _MARGIN_S,
+        microbatch_timeout_s=settings.microbatch_timeout_s + _MARGIN_S,
+        step_timeout_s=settings.step_timeout_s + _MARGIN_S,
         max_attempts=settings.max_attempts,
     )
-    sweeper = Sweeper(
+    sweeper = Reaper(
         sessions,
-        bell,
-        every=timedelta(seconds=settings.sweep_s),
+        notifier,
+        every=timedelta(seconds=settings.maintenance_interval_s),
         lease=lease,
         max_attempts=settings.max_attempts,
     )
-    janitor = Janitor(
+    janitor = Cleaner(
         sessions,
-        shop.store,
+        ctx.store,
         every=timedelta(seconds=_CLEAN_S),
         retention_days=settings.retention_days,
-        orphan_age=timedelta(hours=settings.orphan_age_h),
+        orphan_age=timedelta(hours=settings.orphan_retention_h),
     )
-    helpers: list[Helper] = [Withdrawals(sessions, leases), sweeper, janitor]
+    helpers: list[BackgroundThread] = [CancellationWatcher(sessions, leases), sweeper, janitor]
     if publish_demand is not None:
-        helpers.append(DemandReporter(sessions, shop.catalogue, publish_demand))
-    return Crew(shop, helpers, grace_s=settings.shutdown_grace_s)
+        helpers.append(BacklogReporter(sessions, ctx.registry, publish_demand))
+    return WorkerProcess(ctx, helpers, grace_s=settings.shutdown_grace_s)
 
 
-def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Celery:
+def worker_app(settings: Settings, crew: WorkerProcess, *, ready_file: Path | None) -> Celery:
     """The Celery app with its task and its life wired up."""
     app = celery_app.celery_app(settings, socket_timeout_s=5)
-    app.steps["consumer"].add(Nudge)
+    app.steps["consumer"].add(SlotFreedWakeup)
 
-    @app.task(name=celery_app.PUMP)
+    @app.task(name=celery_app.PROCESS_QUEUE)
     def _pump() -> None:
-        run_pump(crew)
+        run_process_queue(crew)
 
     def _init(**_: object) -> None:
-        notifier.clear(settings, celery_app.GENERATE)
+        clear_queue(settings, celery_app.GENERATE_QUEUE)
         start(crew)
 
     def _ready(**_: object) -> None:
-        crew.shop.bell.ring()  # what waited while no worker was there
+        crew.ctx.notifier.notify_workers()  # what waited while no worker was there
         if ready_file is not None:
             ready_file.touch()
 
     def _shutting_down(**_: object) -> None:
         crew.stopping.set()
-        threading.Thread(target=hand_over, args=[crew], name="hand-over", daemon=True).start()
+        threading.Thread(target=drain, args=[crew], name="hand-over", daemon=True).start()
 
     def _shutdown(**_: object) -> None:
         stop(crew)
@@ -157,10 +158,10 @@ def worker_app(settings: Settings, crew: Crew, *, ready_file: Path | None) -> Ce
     return app
 
 
-def run_pump(crew: Crew) -> None:
+def run_process_queue(crew: WorkerProcess) -> None:
     """One pump; what it could not do is left to the sweeper's next ring."""
     try:
-        drawn = pump(crew.shop, stopping=crew.stopping.is_set)
+        drawn = process_queue(crew.ctx, stopping=crew.stopping.is_set)
     except GeneratorUnavailable as error:
         logger.warning("nobody draws, the sweeper will ring again: %s", error)
         note_failure(crew, error)
@@ -170,7 +171,7 @@ def run_pump(crew: Crew) -> None:
         crew.failing_since = None if drawn else crew.failing_since
 
 
-def note_failure(crew: Crew, error: GeneratorUnavailable) -> None:
+def note_failure(crew: WorkerProcess, error: GeneratorUnavailable) -> None:
     """Crash-only towards Ray: a driver may never find a new cluster, a new process does.
 
     The second time that the cluster is told to be gone, or after a minute without a success.
@@ -183,47 +184,47 @@ def note_failure(crew: Crew, error: GeneratorUnavailable) -> None:
         crew.leave()
 
 
-def start(crew: Crew) -> None:
+def start(crew: WorkerProcess) -> None:
     """Connect to who draws, then start the threads. Ends the process when nobody is reached."""
     try:
-        crew.shop.generator.connect()
+        crew.ctx.generator.connect()
     except Exception:
         logger.exception("could not connect to who draws")
         os._exit(EX_TEMPFAIL)  # Celery only logs what a signal handler raises, and would go on
-    crew.shop.leases.start()
+    crew.ctx.leases.start()
     for helper in crew.helpers:
         helper.start()
 
 
-def hand_over(crew: Crew) -> None:
+def drain(crew: WorkerProcess) -> None:
     """Let what is nearly drawn be finished, then have others go on with the rest.
 
     While this goes on, Celery waits for the pumps to return.
     """
-    crew.shop.leases.idle_within(crew.grace_s)
-    crew.shop.leases.retire()
-    crew.shop.leases.idle_within(_SETTLING_S)
+    crew.ctx.leases.idle_within(crew.grace_s)
+    crew.ctx.leases.retire()
+    crew.ctx.leases.idle_within(_SETTLING_S)
     release(crew)
 
 
-def stop(crew: Crew) -> None:
+def stop(crew: WorkerProcess) -> None:
     """End the threads, after the pumps have returned."""
     for helper in crew.helpers:
         helper.close()
-    crew.shop.leases.close()
+    crew.ctx.leases.close()
     release(crew)
-    crew.shop.board.close()
-    crew.shop.bell.close()
+    crew.ctx.board.close()
+    crew.ctx.notifier.close()
 
 
-def release(crew: Crew) -> None:
+def release(crew: WorkerProcess) -> None:
     """Hand back whatever is still held, so that others go on at once."""
     try:
-        with crew.shop.sessions.begin() as session:
-            dispatches.release(session, crew.shop.worker_id)
+        with crew.ctx.sessions.begin() as session:
+            dispatches.release(session, crew.ctx.worker_id)
     except (DBAPIError, PoolTimeout) as error:
         logger.warning("could not release, the lease will run out: %s", error)
-    crew.shop.bell.ring()
+    crew.ctx.notifier.notify_workers()
 
 
 def celery_arguments(settings: Settings) -> Sequence[str]:
@@ -231,8 +232,8 @@ def celery_arguments(settings: Settings) -> Sequence[str]:
     return [
         "worker",
         "--pool=threads",
-        f"--concurrency={settings.dispatches_in_flight}",
-        f"--queues={celery_app.GENERATE}",
+        f"--concurrency={settings.worker_concurrency}",
+        f"--queues={celery_app.GENERATE_QUEUE}",
         f"--hostname=worker-{os.getpid()}@%h",  # two of one name would take each other's orders
         "--without-gossip",
         "--without-mingle",

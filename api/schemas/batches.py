@@ -8,7 +8,7 @@ from api.schemas.common import Moment, ProblemItem, _eta
 from darkroom.batches import BatchOutcome, BatchStatus, Counts
 from darkroom.db.tables import Batch
 from darkroom.forecast.eta import Eta
-from darkroom.imports.importer import Tally
+from darkroom.imports.importer import ImportSummary
 
 
 class CountsView(BaseModel):
@@ -123,7 +123,7 @@ class DryRunView(BaseModel):
     error_count: int
 
     @classmethod
-    def of(cls, tally: Tally, eta: Eta | None) -> Self:
+    def of(cls, tally: ImportSummary, eta: Eta | None) -> Self:
         """The tally as clients see it. `eta`: of all these jobs, were they submitted now."""
         return cls(
             counts=DryRunCounts(

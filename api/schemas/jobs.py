@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from api.schemas.common import Moment, _eta
 from darkroom.db.tables import Job
 from darkroom.forecast.eta import Forecast
-from darkroom.forecast.snapshot import Look
+from darkroom.forecast.snapshot import QueueSnapshot
 from darkroom.generation.image_codec import CONTENT_TYPES
 from darkroom.generation.params import GenerationParams, OutputFormat
 from darkroom.jobs.progress import Steps
@@ -22,38 +22,38 @@ class JobInputView(GenerationParams):
     priority: Priority
 
 
-class QueueView(BaseModel):
+class QueuePosition(BaseModel):
     """A job's place in the queue, while it waits, and how long it will take until its end.
 
     `position` 1 is next. It is exact up to 1,000, by and large behind; up to 5 seconds old in
     an answer to a POST and in lists. Half of all jobs are done within `eta_s_p50` seconds, nine of
     ten within `eta_s_p90`; both are null until something has been drawn whose rate can be
-    measured, and while the queue or the batch is paused. `is_possible` is false when half of all
-    jobs in this place would miss `start_within_s` or `deadline_s`, and null where there is nothing
-    to say.
+    measured, and while the queue or the batch is paused. `will_meet_deadline` is false when half of
+    all jobs in this place would miss `start_within_s` or `deadline_s`, and null where there is
+    nothing to say.
     """
 
     position: int | None
     eta_s_p50: float | None
     eta_s_p90: float | None
-    is_possible: bool | None
+    will_meet_deadline: bool | None
 
     @classmethod
-    def of(cls, job: Job, look: Look | None, position: int | None = None) -> Self | None:
+    def of(cls, job: Job, look: QueueSnapshot | None, position: int | None = None) -> Self | None:
         """Of a job that waits; `position`: where it is known better than from the look."""
         if job.status != Status.QUEUED:
             return None
         if look is None:
-            return cls(position=position, eta_s_p50=None, eta_s_p90=None, is_possible=None)
+            return cls(position=position, eta_s_p50=None, eta_s_p90=None, will_meet_deadline=None)
         found = look.ask(job)
         return cls(
             position=position or found.position,
             **_eta(found.eta),
-            is_possible=_is_possible(job, found),
+            will_meet_deadline=_will_meet_deadline(job, found),
         )
 
 
-def _is_possible(job: Job, found: Forecast) -> bool | None:
+def _will_meet_deadline(job: Job, found: Forecast) -> bool | None:
     if found.eta is None or found.begins_s is None or job.expires_at is None:
         return None
     now = datetime.now(UTC)
@@ -63,7 +63,7 @@ def _is_possible(job: Job, found: Forecast) -> bool | None:
     return begun and found.eta.p50_s <= (job.deadline_at - now).total_seconds()
 
 
-class Progress(BaseModel):
+class StepProgress(BaseModel):
     """Denoise steps, while running. `step` is null where it is not known."""
 
     step: int | None
@@ -137,8 +137,8 @@ class JobView(BaseModel):
     batch_id: str | None
     row_number: int | None
     custom_id: str | None
-    queue: QueueView | None
-    progress: Progress | None
+    queue: QueuePosition | None
+    progress: StepProgress | None
     image: ImageView | None
     error: ErrorView | None
     attempt: int
@@ -156,7 +156,7 @@ class JobView(BaseModel):
         cls,
         job: Job,
         *,
-        queue: QueueView | None,
+        queue: QueuePosition | None,
         steps: Steps | None,
         store: ImageStore,
         url_ttl_s: int,
@@ -191,11 +191,11 @@ class JobView(BaseModel):
         )
 
 
-def _progress(job: Job, known: Steps | None) -> Progress | None:
+def _progress(job: Job, known: Steps | None) -> StepProgress | None:
     if job.status != Status.RUNNING:
         return None
     step, steps = known or (None, job.num_inference_steps)
-    return Progress(step=step, steps=steps)
+    return StepProgress(step=step, steps=steps)
 
 
 def _expires_at(job: Job) -> datetime | None:

@@ -17,7 +17,7 @@ class ModelView(BaseModel):
     revision: str
     revision_of: str | None  #: the model that this is an older revision of
     description: str
-    licence: str
+    license: str
     is_default: bool
     scheduler: str
     precision: str

@@ -25,7 +25,7 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ToldError(_Closed):
+class JobEventError(_Closed):
     """Why a job failed; the message in its first 500 characters."""
 
     code: str
@@ -33,14 +33,14 @@ class ToldError(_Closed):
     retryable: bool
 
 
-class ListedError(_Closed):
+class JobEventListError(_Closed):
     """Why one of many failed."""
 
     code: str
     retryable: bool
 
 
-class ToldUrls(_Closed):
+class JobEventUrls(_Closed):
     """Where there is more; the image's leads to a fresh address of it, once the job succeeded."""
 
     self: str
@@ -56,39 +56,39 @@ class _Identity(_Closed):
     custom_id: str | None
 
 
-class ToldJob(_Identity):
+class WebhookJob(_Identity):
     """A job as it was when the event happened."""
 
     batch_id: str | None
     label: str | None
     attempt: int | None
-    error: ToldError | None
+    error: JobEventError | None
     created_at: datetime | None
-    urls: ToldUrls
+    urls: JobEventUrls
 
 
-class ListedJob(_Identity):
+class JobEventListItem(_Identity):
     """One job of many in one message."""
 
-    error: ListedError | None
+    error: JobEventListError | None
 
 
-class ToldJobs(_Closed):
+class JobEventList(_Closed):
     """Up to a hundred jobs of one batch: only of batches with more than 5,000."""
 
     object: Literal["list"]
     batch_id: str
-    data: list[ListedJob]
+    data: list[JobEventListItem]
 
 
-class ToldBatchUrls(_Closed):
+class BatchEventUrls(_Closed):
     """Where there is more."""
 
     self: str
     jobs: str
 
 
-class ToldBatch(_Closed):
+class WebhookBatch(_Closed):
     """A batch with its counts when the webhook was sent."""
 
     id: str
@@ -99,10 +99,10 @@ class ToldBatch(_Closed):
     counts: CountsView
     created_at: datetime
     finished_at: datetime | None
-    urls: ToldBatchUrls
+    urls: BatchEventUrls
 
 
-class ToldEndpoint(_Closed):
+class EndpointEventData(_Closed):
     """The endpoint that is tried, or that was disabled; `reason`: `gone` (410) or `failing`."""
 
     id: str
@@ -115,7 +115,7 @@ class JobMessage(_Closed):
 
     type: JobEvent
     timestamp: datetime
-    data: Annotated[ToldJob | ToldJobs, Field(discriminator="object")]
+    data: Annotated[WebhookJob | JobEventList, Field(discriminator="object")]
 
 
 class BatchMessage(_Closed):
@@ -123,7 +123,7 @@ class BatchMessage(_Closed):
 
     type: BatchEvent
     timestamp: datetime
-    data: ToldBatch
+    data: WebhookBatch
 
 
 class EndpointMessage(_Closed):
@@ -131,7 +131,7 @@ class EndpointMessage(_Closed):
 
     type: EndpointEvent
     timestamp: datetime
-    data: ToldEndpoint
+    data: EndpointEventData
 
 
 MESSAGES: Final = {

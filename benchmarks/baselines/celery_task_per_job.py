@@ -10,12 +10,12 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from api.app import create_app
-from api.dependencies import TenantId, Uses
+from api.dependencies import Deps, TenantId
 from darkroom.db.tables import Job
 from darkroom.generation import params
 from darkroom.generation.params import JobInput
 from darkroom.ids import new_id
-from darkroom.queue.celery_app import GENERATE, celery_app
+from darkroom.queue.celery_app import GENERATE_QUEUE, celery_app
 from darkroom.settings import Settings, load_settings
 
 
@@ -24,11 +24,11 @@ def task_app(settings: Settings) -> FastAPI:
     app = create_app(settings)
     celery = celery_app(settings, socket_timeout_s=5)
 
-    def create_job(job: JobInput, tenant_id: TenantId, use: Uses) -> Response:
-        asked = use.catalogue.resolve(job)
-        key = use.catalogue.models[asked.model].microbatch_key(asked)
+    def create_job(job: JobInput, tenant_id: TenantId, use: Deps) -> Response:
+        asked = use.registry.resolve(job)
+        key = use.registry.models[asked.model].microbatch_key(asked)
         row = asked.model_dump() | {"id": new_id("job"), "microbatch_key": key}
-        celery.send_task("draw", args=[row, tenant_id], queue=GENERATE)
+        celery.send_task("draw", args=[row, tenant_id], queue=GENERATE_QUEUE)
         now = datetime.now(UTC)
         queued = Job(
             **row,
@@ -38,8 +38,8 @@ def task_app(settings: Settings) -> FastAPI:
             attempt=0,
             priority=1,
             cost=params.cost(asked),
-            fair_tag=0.0,
-            held=False,
+            start_tag=0.0,
+            paused=False,
             created_at=now,
         )
         body = use.job_view(queued).model_dump_json()

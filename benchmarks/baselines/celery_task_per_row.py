@@ -11,17 +11,17 @@ import sys
 import time
 from itertools import islice
 
-from darkroom.generation.model_registry import load_catalogue
+from darkroom.generation.model_registry import load_registry
 from darkroom.generation.params import JobInput
 from darkroom.ids import new_id
-from darkroom.queue.celery_app import GENERATE, celery_app
+from darkroom.queue.celery_app import GENERATE_QUEUE, celery_app
 from darkroom.settings import load_settings
 
 
 def main() -> None:
     """One process, one connection."""
     settings = load_settings()
-    catalogue = load_catalogue(settings.models_dir, settings.default_model)
+    registry = load_registry(settings.models_dir, settings.default_model)
     celery = celery_app(settings, socket_timeout_s=5)
     table = csv.DictReader(io.TextIOWrapper(sys.stdin.buffer, newline=""))
     began = time.perf_counter()
@@ -29,8 +29,8 @@ def main() -> None:
         asked = JobInput(
             prompt=row["prompt"], seed=int(row["seed"]), num_inference_steps=int(row["steps"])
         )
-        job = catalogue.resolve(asked).model_dump() | {"id": new_id("job")}
-        celery.send_task("draw", args=[job], queue=GENERATE)
+        job = registry.resolve(asked).model_dump() | {"id": new_id("job")}
+        celery.send_task("draw", args=[job], queue=GENERATE_QUEUE)
     print(json.dumps({"seconds": time.perf_counter() - began}))
 
 

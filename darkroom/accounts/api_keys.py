@@ -71,7 +71,7 @@ def authenticate(session: Session, secret: str) -> ApiKey | None:
     )
 
 
-def dead(session: Session, key_ids: Collection[str]) -> frozenset[str]:
+def dead_keys(session: Session, key_ids: Collection[str]) -> frozenset[str]:
     """Those of the keys that were revoked or have expired."""
     over = or_(ApiKey.revoked_at.is_not(None), ApiKey.expires_at <= func.now())
     return frozenset(session.scalars(select(ApiKey.id).where(ApiKey.id.in_(key_ids), over)))

@@ -30,13 +30,13 @@ def list_all(session: Session) -> Sequence[Tenant]:
     return session.scalars(select(Tenant).order_by(Tenant.name, Tenant.id)).all()
 
 
-def weigh(session: Session, tenant_id: str, weight: float) -> None:
+def set_weight(session: Session, tenant_id: str, weight: float) -> None:
     """Change its share, from the next job that it submits. Raises NotFound."""
     find(session, tenant_id)
     session.execute(update(Tenant).where(Tenant.id == tenant_id).values(weight=weight))
 
 
-def keep(session: Session, tenant_id: str, days: int | None) -> None:
+def set_retention(session: Session, tenant_id: str, days: int | None) -> None:
     """For how long pictures and prompts stay after their end; None: the setting. Raises NotFound.
 
     Holds for what has ended already, too.

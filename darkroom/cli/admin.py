@@ -27,15 +27,15 @@ def queue() -> None:
 def _tell(found: Json) -> None:
     table = Table("class", "model", "waiting", "oldest")
     for depth in found["depth"]:
-        oldest = duration(depth["oldest_age_s"])
+        oldest = duration(depth["oldest_queued_s"])
         table.add_row(depth["priority"], depth["model"], f"{depth['jobs']:,}", oldest)
     out = console()
     out.print(table)
     orders = [order for order in ("paused", "draining") if found[order]]
     out.print(
-        f"{found['waiting']:,} wait, {found['held']:,} are held, {found['microbatches_running']} "
-        f"microbatches are drawn, {found['images_per_s']:.2f} images/s"
-        + "".join(f"; {order}" for order in orders)
+        f"{found['queued']:,} queued, {found['paused_jobs']:,} paused, "
+        f"{found['microbatches_running']} microbatches running, "
+        f"{found['images_per_s']:.2f} images/s" + "".join(f"; {order}" for order in orders)
     )
 
 
@@ -66,8 +66,8 @@ def purge(
 ) -> None:
     """Cancel every job that waits, of all tenants."""
     with api() as client:
-        waiting = client.queue()
-        jobs = waiting["waiting"] + waiting["held"]
+        snapshot = client.queue()
+        jobs = snapshot["queued"] + snapshot["paused_jobs"]
         if not yes and not sys.stdin.isatty():
             console().print("error: say --yes to cancel all that waits", style="red")
             raise typer.Exit(EXIT_USAGE)

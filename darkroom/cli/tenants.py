@@ -36,7 +36,7 @@ def list_() -> None:
 def weigh(tenant_id: TenantId, weight: Weight) -> None:
     """Change a tenant's share, from the next job that it submits."""
     with open_core().begin() as session:
-        tenants.weigh(session, tenant_id, weight)
+        tenants.set_weight(session, tenant_id, weight)
     print(f"{tenant_id} now weighs {weight:g}")
 
 
@@ -49,5 +49,5 @@ def keep(
 ) -> None:
     """For how long its pictures and prompts are kept, where a batch says nothing else."""
     with open_core().begin() as session:
-        tenants.keep(session, tenant_id, days)
+        tenants.set_retention(session, tenant_id, days)
     print(f"{tenant_id}: {'the setting' if days is None else f'{days} days'}")

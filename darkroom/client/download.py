@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from darkroom.client.http import Client, Unreachable
 from darkroom.generation import file_names
 from darkroom.generation.params import OutputFormat
-from darkroom.prefetch import in_order
+from darkroom.prefetch import map_ordered
 
 Line = dict[str, Any]  #: of a manifest
 
@@ -30,7 +30,7 @@ _MARGIN: Final = 12
 
 
 @dataclass(frozen=True)
-class Shown:
+class DownloadedImage:
     """A picture that has arrived, and what was asked for."""
 
     file: Path
@@ -38,13 +38,13 @@ class Shown:
 
 
 @dataclass
-class Gallery:
+class DownloadSummary:
     """What lies in the folder after a download."""
 
     fetched: int = 0
     kept: int = 0  #: they were there already, unharmed
     waiting: int = 0  #: jobs that have no picture, or not yet
-    shown: Sequence[Shown] = ()  #: the first pictures
+    shown: Sequence[DownloadedImage] = ()  #: the first pictures
 
     @property
     def pictures(self) -> int:
@@ -54,7 +54,7 @@ class Gallery:
 
 def download_batch(
     client: Client, batch_id: str, folder: Path, *, on_line: Callable[[], None]
-) -> Gallery:
+) -> DownloadSummary:
     """Fetch what is drawn by now, unless it lies there unharmed; then manifest and contact sheet.
 
     Raises Unreachable when a picture cannot be had, or does not fit its hash. What has arrived
@@ -76,11 +76,11 @@ def _lines(manifest: Path) -> Iterator[Line]:
 
 def download(
     client: Client, lines: Iterable[Line], folder: Path, *, on_line: Callable[[], None]
-) -> Gallery:
+) -> DownloadSummary:
     """Fetch the pictures of these lines. Raises Unreachable as `download_batch`."""
-    gallery = Gallery()
-    shown: list[Shown] = []
-    for line, fetched in in_order(partial(_fetch, client, folder), lines, threads=_THREADS):
+    gallery = DownloadSummary()
+    shown: list[DownloadedImage] = []
+    for line, fetched in map_ordered(partial(_fetch, client, folder), lines, threads=_THREADS):
         on_line()
         if fetched is None:
             gallery.waiting += 1
@@ -88,7 +88,7 @@ def download(
         gallery.fetched += fetched
         gallery.kept += not fetched
         if len(shown) < MOST_SHOWN:
-            shown.append(Shown(folder / line["file"], line["parameters"]))
+            shown.append(DownloadedImage(folder / line["file"], line["parameters"]))
     gallery.shown = shown
     return gallery
 
@@ -125,7 +125,7 @@ def line_of(job: Line) -> Line:
     }
 
 
-def contact_sheet(pictures: Sequence[Shown], path: Path) -> None:
+def contact_sheet(pictures: Sequence[DownloadedImage], path: Path) -> None:
     """The pictures small on one sheet, each with its prompt."""
     columns = min(_COLUMNS, len(pictures)) or 1
     lines = -(-len(pictures) // columns)
@@ -144,7 +144,7 @@ def contact_sheet(pictures: Sequence[Shown], path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _paste(sheet: Image.Image, shown: Shown, corner: tuple[int, int]) -> None:
+def _paste(sheet: Image.Image, shown: DownloadedImage, corner: tuple[int, int]) -> None:
     with Image.open(shown.file) as picture:
         small = picture.convert("RGB")
         small.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)

@@ -24,7 +24,7 @@ Sessions: TypeAlias = sessionmaker[Session]
 Done = TypeVar("Done")
 
 _TRIES: Final = 3
-_BROKEN_OFF: Final = frozenset({"40P01", "40001"})  # deadlock detected, serialization failure
+_RETRYABLE_CODES: Final = frozenset({"40P01", "40001"})  # deadlock detected, serialization failure
 _MIGRATION_LOCK: Final = 7_261_001  # advisory lock: two processes may start and migrate at once
 # A peer that vanished is noticed in about 3 s instead of the kernel's 2 hours (reliability: a
 # partition left psycopg blocked for good), and no query or forgotten transaction holds locks.
@@ -58,7 +58,7 @@ def open_sessions(url: str, *, pool_size: int = 8) -> Sessions:
     return sessionmaker(open_database(url, pool_size=pool_size), expire_on_commit=False)
 
 
-def freeze(session: Session) -> None:
+def use_repeatable_read(session: Session) -> None:
     """From here to its end the transaction sees one moment; call it before the first query."""
     session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
 
@@ -69,7 +69,7 @@ def is_unavailable(error: DBAPIError) -> bool:
     return error.connection_invalidated or state is None or state[:2] in {"08", "57", "53"}
 
 
-def retried(work: Callable[[], Done]) -> Done:
+def retry_on_serialization_failure(work: Callable[[], Done]) -> Done:
     """What `work` returns; done again when it was broken off to undo a deadlock with another.
 
     `work` is a transaction or more, and nothing that must not be done twice.
@@ -78,7 +78,7 @@ def retried(work: Callable[[], Done]) -> Done:
         try:
             return work()
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in _BROKEN_OFF:
+            if getattr(error.orig, "sqlstate", None) not in _RETRYABLE_CODES:
                 raise
     return work()
 

@@ -28,7 +28,7 @@ DEFAULT_TENANT: Final = "ten_default"  #: owner of everything while authenticati
 
 
 #: what a claim may look at; the indexes it reads cover nothing else
-_WAITING: Final = text("status = 'queued' AND NOT held")
+_WAITING: Final = text("status = 'queued' AND NOT paused")
 
 
 class Base(DeclarativeBase):
@@ -136,10 +136,10 @@ class Batch(Base):
     )
 
 
-class RejectedRows(Base):
+class RejectedRowChunk(Base):
     """A piece of a batch's errors.csv, see `darkroom.imports.rejected_rows`."""
 
-    __tablename__ = "rejected_rows"
+    __tablename__ = "rejected_row_chunk"
 
     batch_id: Mapped[str] = mapped_column(ForeignKey("batch.id"), primary_key=True)
     piece: Mapped[int] = mapped_column(primary_key=True)
@@ -194,17 +194,17 @@ class Job(Base):
     priority: Mapped[int] = mapped_column(SmallInteger)
     microbatch_key: Mapped[str]
     #: jobs are only drawn with others of the same; set apart after a crash, see `jobs.crash`
-    isolation: Mapped[str] = mapped_column(server_default="")
+    isolation_group: Mapped[str] = mapped_column(server_default="")
     #: claims that count: those that ended well, or in a crash that this job may have caused
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     #: how often it was handed back for a fault that was not its own; decides the backoff
-    setbacks: Mapped[int] = mapped_column(SmallInteger, server_default="0")
-    run_after: Mapped[datetime] = _created_at()  #: not to be claimed before
+    requeue_count: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    scheduled_at: Mapped[datetime] = _created_at()  #: not to be claimed before
     dispatch_id: Mapped[int | None] = mapped_column(ForeignKey("dispatch.id"))
 
     cost: Mapped[float]  #: see `params.cost`
-    fair_tag: Mapped[float]  #: its place among the waiting jobs of its class, see `fairness`
-    held: Mapped[bool] = mapped_column(server_default=false())  #: its batch is paused
+    start_tag: Mapped[float]  #: its place among the waiting jobs of its class, see `fairness`
+    paused: Mapped[bool] = mapped_column(server_default=false())  #: its batch is paused
     expires_at: Mapped[datetime | None]  #: it must have been begun by then
     deadline_at: Mapped[datetime | None]  #: it must have ended by then
     cancel_requested_at: Mapped[datetime | None]  #: while running: settled as canceled or expired
@@ -264,22 +264,22 @@ class Job(Base):
         CheckConstraint(
             "(cancel_requested_at IS NOT NULL) <= (status <> 'queued')", "asked_to_end"
         ),
-        CheckConstraint("held <= (status = 'queued')", "held_is_queued"),
+        CheckConstraint("paused <= (status = 'queued')", "paused_is_queued"),
         CheckConstraint("cost > 0", "cost_positive"),
         CheckConstraint(f"length(negative_prompt) <= {MAX_PROMPT_CHARS}", "negative_length"),
         CheckConstraint("width > 0 AND height > 0 AND num_inference_steps > 0", "positive_sizes"),
         CheckConstraint(f"seed BETWEEN 0 AND {MAX_SEED}", "seed_range"),
         CheckConstraint(_one_of("output_format", OutputFormat), "output_format_known"),
         CheckConstraint(f"priority BETWEEN 0 AND {len(PRIORITY_RANK) - 1}", "priority_range"),
-        CheckConstraint("attempt >= 0 AND setbacks >= 0", "counters"),
+        CheckConstraint("attempt >= 0 AND requeue_count >= 0", "counters"),
         CheckConstraint("(webhook_url IS NULL) = (webhook_events IS NULL)", "events_iff_webhook"),
-        Index("job_next", "priority", "fair_tag", "id", postgresql_where=_WAITING),
+        Index("job_next", "priority", "start_tag", "id", postgresql_where=_WAITING),
         Index(
             "job_claim",
             "microbatch_key",
-            "isolation",
+            "isolation_group",
             "priority",
-            "fair_tag",
+            "start_tag",
             "id",
             postgresql_where=_WAITING,
         ),
@@ -309,7 +309,7 @@ class Job(Base):
         Index(
             "job_failed", "id", postgresql_where=text("status = 'failed' AND deleted_at IS NULL")
         ),
-        Index("job_held", "batch_id", postgresql_where=text("status = 'queued' AND held")),
+        Index("job_paused", "batch_id", postgresql_where=text("status = 'queued' AND paused")),
         Index("job_running", "dispatch_id", postgresql_where=text("status = 'running'")),
         Index(
             "job_batch",
@@ -332,7 +332,7 @@ class FairShare(Base):
 
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
     priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
-    next_tag: Mapped[float]
+    next_start_tag: Mapped[float]
     #: cost of what it submitted, and the squares of what came at once; both fade
     arrived: Mapped[float] = mapped_column(server_default="0")
     arrived_squares: Mapped[float] = mapped_column(server_default="0")
@@ -340,20 +340,20 @@ class FairShare(Base):
     counted_at: Mapped[datetime] = _created_at()  #: up to when they have faded
 
 
-class ClassTurn(Base):
+class PriorityClass(Base):
     """When each class was last served; one row for each, see `darkroom.queue.fairness`."""
 
-    __tablename__ = "class_turn"
+    __tablename__ = "priority_class"
 
     priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     virtual_time: Mapped[float] = mapped_column(server_default="0")  #: the last tag claimed
     waiting_since: Mapped[datetime | None]  #: null while nothing of this class waits
 
 
-class Operation(Base):
+class QueueControl(Base):
     """Pause, drain and reasons given by operators: one row; see `darkroom.queue.control`."""
 
-    __tablename__ = "operation"
+    __tablename__ = "queue_control"
 
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     paused_at: Mapped[datetime | None]  #: nothing is claimed

@@ -78,9 +78,9 @@ class Delivery(Base):
     status: Mapped[str] = mapped_column(server_default=DeliveryStatus.PENDING)
     #: failures since it was made or replayed; decides when it is tried again
     failures: Mapped[int] = mapped_column(SmallInteger, server_default="0")
-    claims: Mapped[int] = mapped_column(server_default="0")  #: fencing token of each write
+    attempt_token: Mapped[int] = mapped_column(server_default="0")  #: fencing token of each write
     #: not to be claimed before; while `sending`, the lease of who claimed it. The database's clock
-    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    next_attempt_at: Mapped[datetime] = mapped_column(server_default=func.now())
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
 
@@ -92,8 +92,10 @@ class Delivery(Base):
         ),
         CheckConstraint("(endpoint_id IS NULL) = (url IS NOT NULL)", "endpoint_or_url"),
         CheckConstraint("cardinality(event_ids) BETWEEN 1 AND 100", "events_of_a_message"),
-        CheckConstraint("failures >= 0 AND claims >= 0", "counters"),
-        Index("delivery_due", "due_at", postgresql_where=text("finished_at IS NULL")),
+        CheckConstraint("failures >= 0 AND attempt_token >= 0", "counters"),
+        Index(
+            "delivery_next_attempt", "next_attempt_at", postgresql_where=text("finished_at IS NULL")
+        ),
         Index("delivery_endpoint", "endpoint_id", "id"),
         Index("delivery_tenant", "tenant_id", "id"),
         Index("delivery_job", "job_id", postgresql_where=text("job_id IS NOT NULL")),

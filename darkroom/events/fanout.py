@@ -32,7 +32,7 @@ from darkroom.db.webhook_tables import Delivery, WebhookEndpoint
 
 LARGE_BATCH: Final = 5000  #: jobs; above, a POST for each would drown its receiver
 MAX_EVENTS: Final = 100  #: of one message; the body stays below 32 KiB
-GATHERING_S: Final = 1.0  #: how long the message of a large batch waits for company
+GROUPING_S: Final = 1.0  #: how long the message of a large batch waits for company
 _COLUMNS: Final = (
     "id",
     "tenant_id",
@@ -43,7 +43,7 @@ _COLUMNS: Final = (
     "url",
     "event_ids",
     "message_id",
-    "due_at",
+    "next_attempt_at",
 )
 #: The digit after the time in a UUID: its version. It sets apart a message of one event from the
 #: message of many that begins with the same event.
@@ -51,7 +51,7 @@ _ONE: Final = "7"
 _MANY: Final = "8"
 
 
-def deliveries_of(noted: CTE, *, of_jobs: bool, of_batches: bool) -> Insert:
+def insert_deliveries(noted: CTE, *, of_jobs: bool, of_batches: bool) -> Insert:
     """The statement that makes the deliveries of the events in `noted`.
 
     `of_jobs`, `of_batches`: whether any of them may have named a URL of its own.
@@ -64,7 +64,9 @@ def deliveries_of(noted: CTE, *, of_jobs: bool, of_batches: bool) -> Insert:
     return insert(Delivery).from_select(_COLUMNS, union_all(*told))
 
 
-def to_one(session: Session, endpoint: WebhookEndpoint, event_id: int, kind: str) -> str:
+def insert_test_delivery(
+    session: Session, endpoint: WebhookEndpoint, event_id: int, kind: str
+) -> str:
     """Deliver the event to this endpoint, whatever it subscribed to; the delivery's id."""
     return session.scalars(
         insert(Delivery)
@@ -113,7 +115,7 @@ def _to_endpoints(noted: CTE) -> Select[*tuple[Any, ...]]:
         func.array_agg(aggregate_order_by(wanted.id, wanted.id)),
         _message_id(first, func.now(), case((large_, _MANY), else_=_ONE)),
         func.now()
-        + case((large_, func.make_interval(0, 0, 0, 0, 0, 0, GATHERING_S)), else_=_AT_ONCE),
+        + case((large_, func.make_interval(0, 0, 0, 0, 0, 0, GROUPING_S)), else_=_AT_ONCE),
     ).group_by(
         wanted.tenant_id, wanted.type, wanted.batch_id, wanted.endpoint, large_, wanted.message
     )

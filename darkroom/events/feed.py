@@ -23,12 +23,12 @@ from darkroom.status import FINISHED, Status
 
 PAGE: Final = 500  #: the most events that one read brings of one place
 _OVERLAP: Final = 1000  #: events
-_MOST_STIRRED: Final = 10_000
+_MAX_CHANGED: Final = 10_000
 BEGINNING: Final = "evt_" + "0" * 32  #: the id of a place before all events
 _STATUS: Final = {event: status for status, event in OF_STATUS.items()}
 
 
-class Subject(NamedTuple):
+class EventScope(NamedTuple):
     """What events are about: a tenant's job, or his batch with all of its jobs."""
 
     tenant_id: str
@@ -40,14 +40,14 @@ class Subject(NamedTuple):
         return is_id("job", self.id)
 
 
-class Place(NamedTuple):
+class EventCursor(NamedTuple):
     """How far somebody has read a subject's events: up to and including this number."""
 
-    subject: Subject
+    subject: EventScope
     sequence: int
 
 
-class Happening(NamedTuple):
+class FeedEvent(NamedTuple):
     """An event, and what its job's row adds to it."""
 
     sequence: int
@@ -67,63 +67,68 @@ class Happening(NamedTuple):
         """The job's from then on; None for a batch's event."""
         return _STATUS.get(self.type)
 
-    def ends(self, subject: Subject) -> bool:
+    def ends(self, subject: EventScope) -> bool:
         """Whether the subject has no further event after this one."""
         return self.status in FINISHED if subject.is_job else self.status is None
 
 
-def newest(session: Session, subject: Subject) -> tuple[Place, str]:
+def latest(session: Session, subject: EventScope) -> tuple[EventCursor, str]:
     """The subject's last event so far: its place and its id, BEGINNING when there is none."""
     last = session.execute(_of(subject).order_by(Event.id.desc()).limit(1)).first()
     number, event_id = (0, BEGINNING) if last is None else last
-    return Place(subject, number), event_id
+    return EventCursor(subject, number), event_id
 
 
-def place_of(session: Session, subject: Subject, event_id: str) -> Place | None:
+def cursor_for(session: Session, subject: EventScope, event_id: str) -> EventCursor | None:
     """Where the reader is who has read this event of the subject last; None if it has no such."""
     if event_id == BEGINNING:
-        return Place(subject, 0)
+        return EventCursor(subject, 0)
     at = func.to_timestamp(int(event_id[4:16], 16) / 1000)
     blur = literal(timedelta(milliseconds=1))  # an id has milliseconds, a row microseconds
     about = _of(subject).where(Event.created_at.between(at - blur, at + blur)).subquery()
     number = session.scalar(select(about.c[0]).where(about.c[1] == event_id))
-    return None if number is None else Place(subject, number)
+    return None if number is None else EventCursor(subject, number)
 
 
-def _of(subject: Subject) -> Select[int, str]:
+def _of(subject: EventScope) -> Select[int, str]:
     column = Event.job_id if subject.is_job else Event.batch_id
     theirs = (column == subject.id, Event.tenant_id == subject.tenant_id)
     return select(Event.id, id_of(Event.id, Event.created_at)).where(*theirs)
 
 
-def stirred(session: Session, after: int) -> tuple[int, frozenset[str] | None]:
+def changed_scopes(session: Session, after: int) -> tuple[int, frozenset[str] | None]:
     """The newest number, and the jobs and batches with events past the one given, by id.
 
-    None stands for all, where there were too many. It is a hint where to look: `since` is the
-    answer. An event that became visible so late that `_OVERLAP` newer ones were there is not seen.
+    None stands for all, where there were too many. It is a hint where to look: `events_after` is
+    the answer. An event that became visible so late that `_OVERLAP` newer ones were there is not
+    seen.
     """
     newest = select(Event.id, Event.job_id, Event.batch_id).order_by(Event.id.desc())
-    past = newest.where(Event.id > after - _OVERLAP).limit(_MOST_STIRRED)
+    past = newest.where(Event.id > after - _OVERLAP).limit(_MAX_CHANGED)
     rows = session.execute(past).all()
     last = rows[0][0] if rows else after
-    if len(rows) == _MOST_STIRRED:
+    if len(rows) == _MAX_CHANGED:
         return last, None
     return last, frozenset(subject for row in rows for subject in row[1:] if subject is not None)
 
 
-def since(session: Session, places: Collection[Place]) -> dict[Place, list[Happening]]:
+def events_after(
+    session: Session, places: Collection[EventCursor]
+) -> dict[EventCursor, list[FeedEvent]]:
     """What came true after each place, in order: of each at most a PAGE, and no empty lists."""
-    found: dict[Place, list[Happening]] = {}
+    found: dict[EventCursor, list[FeedEvent]] = {}
     jobs = [place for place in places if place.subject.is_job]
     batches = [place for place in places if not place.subject.is_job]
     for column, asked in ((Event.job_id, jobs), (Event.batch_id, batches)):
         if asked:
-            for number, *event in session.execute(_since(column, asked)):
-                found.setdefault(asked[number - 1], []).append(_happening(*event))
+            for number, *event in session.execute(_events_query(column, asked)):
+                found.setdefault(asked[number - 1], []).append(_feed_event(*event))
     return found
 
 
-def _since(column: InstrumentedAttribute[str | None], places: Sequence[Place]) -> Select[Any]:
+def _events_query(
+    column: InstrumentedAttribute[str | None], places: Sequence[EventCursor]
+) -> Select[Any]:
     """One descent of the subject's index for each place, however many there are.
 
     The two comparisons say `column = subject AND id > sequence` as a range of that index. Said
@@ -172,5 +177,5 @@ def _since(column: InstrumentedAttribute[str | None], places: Sequence[Place]) -
     )
 
 
-def _happening(sequence: int, public_id: str, type_: str, *about: Any) -> Happening:
-    return Happening(sequence, public_id, EventType(type_), *about)
+def _feed_event(sequence: int, public_id: str, type_: str, *about: Any) -> FeedEvent:
+    return FeedEvent(sequence, public_id, EventType(type_), *about)

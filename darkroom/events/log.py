@@ -49,7 +49,7 @@ def record_jobs(session: Session, jobs: Iterable[Job]) -> None:
         return
     own_urls = any(job.webhook_url for job in moved)
     if batch_ids := {job.batch_id for job in moved if job.batch_id is not None}:
-        _hold(session, batch_ids)
+        _lock_batches(session, batch_ids)
     session.flush()
     # Not by the session, which would take the parameters for the values of a row.
     session.connection().execute(_jobs_recorded(own_urls), {"ids": [job.id for job in moved]})
@@ -72,7 +72,7 @@ def record_canceled(session: Session, which: ColumnElement[bool]) -> None:
     canceled = select(
         Job.tenant_id, literal(EventType.JOB_CANCELED.value), Job.id, Job.batch_id
     ).where(which)
-    _hold(session, session.scalars(select(Job.batch_id).where(which).distinct()).all())
+    _lock_batches(session, session.scalars(select(Job.batch_id).where(which).distinct()).all())
     columns = ["tenant_id", "type", "job_id", "batch_id"]
     session.execute(_recorded(columns, canceled, of_jobs=True))
 
@@ -104,10 +104,10 @@ def record_test(session: Session, endpoint: WebhookEndpoint) -> str:
         .values(tenant_id=endpoint.tenant_id, type=EventType.WEBHOOK_TEST, endpoint_id=endpoint.id)
         .returning(Event.id)
     ).one()
-    return fanout.to_one(session, endpoint, event_id, EventType.WEBHOOK_TEST)
+    return fanout.insert_test_delivery(session, endpoint, event_id, EventType.WEBHOOK_TEST)
 
 
-def _hold(session: Session, batch_ids: Collection[str | None]) -> None:
+def _lock_batches(session: Session, batch_ids: Collection[str | None]) -> None:
     """Let nobody else write of these batches' jobs until this transaction ends.
 
     All in one order, so that two writers cannot wait for each other.
@@ -124,4 +124,4 @@ def _recorded(
     of_batches: bool = False,
 ) -> Insert:
     noted = insert(Event).from_select(columns, happened).returning(Event).cte("noted")
-    return fanout.deliveries_of(noted, of_jobs=of_jobs, of_batches=of_batches)
+    return fanout.insert_deliveries(noted, of_jobs=of_jobs, of_batches=of_batches)

@@ -16,15 +16,15 @@ from darkroom.status import DispatchStatus
 _WAITING: Final = text(
     """
     WITH RECURSIVE key AS (
-        (SELECT microbatch_key AS k FROM job WHERE status = 'queued' AND NOT held
+        (SELECT microbatch_key AS k FROM job WHERE status = 'queued' AND NOT paused
          ORDER BY microbatch_key LIMIT 1)
         UNION ALL
         SELECT (SELECT microbatch_key FROM job
-                WHERE status = 'queued' AND NOT held AND microbatch_key > key.k
+                WHERE status = 'queued' AND NOT paused AND microbatch_key > key.k
                 ORDER BY microbatch_key LIMIT 1)
         FROM key WHERE key.k IS NOT NULL
     )
-    SELECT key.k, (SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND NOT held
+    SELECT key.k, (SELECT count(*) FROM (SELECT FROM job WHERE status = 'queued' AND NOT paused
                                          AND microbatch_key = key.k LIMIT :most) AS counted)
     FROM key WHERE key.k IS NOT NULL
     """

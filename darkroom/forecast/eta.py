@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from darkroom.forecast.queue_position import Sum, Tenancy, Waiting
-from darkroom.forecast.throughput import Pace
+from darkroom.forecast.queue_position import QueuedJob, TailBucket, TenantShare
+from darkroom.forecast.throughput import Throughput
 from darkroom.queue.fairness import AGEING, FADING
 
 _Z90: Final = 1.2816  #: the standard normal's 90 % quantile
@@ -36,12 +36,12 @@ class Eta:
     p90_s: float
 
 
-class Subject(NamedTuple):
+class EtaRequest(NamedTuple):
     """What is asked about: a job that waits, or would."""
 
     tenant_id: str
     priority: int
-    fair_tag: float
+    start_tag: float
     id: str
     microbatch_key: str
     cost: float
@@ -77,15 +77,15 @@ class _Class:
     seconds: list[float] = field(default_factory=list)
 
 
-class Queue:
+class EtaModel:
     """What waits at one moment, and at what pace it goes."""
 
     def __init__(
         self,
-        front: Sequence[Waiting],
-        behind: Sequence[Sum],
-        tenancies: Sequence[Tenancy],
-        pace: Pace | None,
+        front: Sequence[QueuedJob],
+        behind: Sequence[TailBucket],
+        tenancies: Sequence[TenantShare],
+        pace: Throughput | None,
         *,
         seats: Mapping[str, int],
     ) -> None:
@@ -98,7 +98,9 @@ class Queue:
         self._open: dict[str, int] = {}  # by key, the microbatch that still has seats
         self._costs: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # by key: jobs, cost
         self._classes: dict[int, _Class] = {}
-        by_class: dict[int, tuple[list[Waiting], list[Sum]]] = defaultdict(lambda: ([], []))
+        by_class: dict[int, tuple[list[QueuedJob], list[TailBucket]]] = defaultdict(
+            lambda: ([], [])
+        )
         for job in front:
             by_class[job.priority][0].append(job)
         for each in behind:
@@ -108,7 +110,7 @@ class Queue:
             self._stack(rank, sums)
         self._until = self._cumulated()
 
-    def _seat(self, rank: int, rows: Iterable[Waiting]) -> None:
+    def _seat(self, rank: int, rows: Iterable[QueuedJob]) -> None:
         waiting = _Class()
         for job in rows:
             model = job.microbatch_key.partition("@")[0]
@@ -117,7 +119,7 @@ class Queue:
             at = self._place_of(job.microbatch_key, model)
             self._microbatches[at].jobs += 1
             self._microbatches[at].cost += job.cost
-            waiting.rows.append((job.fair_tag, job.id))
+            waiting.rows.append((job.start_tag, job.id))
             waiting.seats.append(at)
             known = self._costs[job.microbatch_key]
             known[0] += 1
@@ -132,7 +134,7 @@ class Queue:
             self._microbatches.append(_Microbatch(model))
         return at
 
-    def _stack(self, rank: int, sums: Sequence[Sum]) -> None:
+    def _stack(self, rank: int, sums: Sequence[TailBucket]) -> None:
         """Behind the rows of the class, sums; they fill microbatches whole."""
         waiting = self._classes[rank]
         reached = waiting.rows[-1][0] if waiting.rows else -math.inf
@@ -161,7 +163,7 @@ class Queue:
             )
         return until
 
-    def ask(self, subject: Subject) -> Forecast:
+    def ask(self, subject: EtaRequest) -> Forecast:
         """Where the job stands, and how long it will take."""
         ahead = self._ahead(subject)
         position = round(ahead.jobs) + 1
@@ -174,7 +176,7 @@ class Queue:
         if self._pace is None or not self._pace.running:
             return None
         last = max(self._pace.residues_s)
-        return _quantiles(last, (self._pace.overall.spread * last) ** 2)
+        return _quantiles(last, (self._pace.overall.relative_stddev * last) ** 2)
 
     def of_more(self, tenant_id: str, priority: int, cost: float) -> Eta | None:
         """When the last of new jobs of the tenant that cost so much would have ended."""
@@ -187,14 +189,14 @@ class Queue:
         ]
         waiting = self._classes.get(priority)
         present = waiting.rows[0][0] if waiting and waiting.rows else 0.0
-        tag = max([present, *(each.next_tag for each in theirs)])
+        tag = max([present, *(each.next_start_tag for each in theirs)])
         tag += cost / (theirs[0].weight if theirs else 1.0)
-        last = Subject(tenant_id, priority, tag, "", "", 0.0)
+        last = EtaRequest(tenant_id, priority, tag, "", "", 0.0)
         seconds = cost * self._pace.per_cost_s
         ahead = self._ahead(last).plus(0.0, seconds / self._pace.microbatch_s, seconds)
         return self._times(last, ahead, self._pace)[1]
 
-    def _ahead(self, subject: Subject) -> "_Ahead":
+    def _ahead(self, subject: EtaRequest) -> "_Ahead":
         above = [each for rank, each in self._classes.items() if rank < subject.priority]
         before = _Ahead(float(sum(_jobs(each) for each in above)), 0.0, 0.0)
         before = before.plus(
@@ -204,14 +206,14 @@ class Queue:
         if mine is None or not mine.rows:
             last = max((each.last for each in above), default=0)
             return before.plus(0.0, *self._front(last, subject))
-        at = bisect_left(mine.rows, (subject.fair_tag, subject.id))
+        at = bisect_left(mine.rows, (subject.start_tag, subject.id))
         before = before.plus(float(at), 0.0, 0.0)
         if at < len(mine.rows):
             return before.plus(0.0, float(mine.seats[at]), self._until[mine.seats[at]])
         before = before.plus(0.0, *self._front(mine.last, subject))
-        return before.plus(*_between(mine, subject.fair_tag))
+        return before.plus(*_between(mine, subject.start_tag))
 
-    def _front(self, last: int, subject: Subject) -> tuple[float, float]:
+    def _front(self, last: int, subject: EtaRequest) -> tuple[float, float]:
         """All microbatches of the front; less the one in which the job finds a seat, if any."""
         at = self._open.get(subject.microbatch_key, last)
         model = subject.microbatch_key.partition("@")[0]
@@ -219,7 +221,7 @@ class Queue:
         last = at if free else last
         return float(last), self._until[last]
 
-    def _times(self, subject: Subject, ahead: "_Ahead", pace: Pace) -> tuple[float, Eta]:
+    def _times(self, subject: EtaRequest, ahead: "_Ahead", pace: Throughput) -> tuple[float, Eta]:
         """When it will be claimed, and when it will have ended."""
         fit = pace.of(subject.microbatch_key.partition("@")[0])
         wait = pace.next_seat_s + ahead.seconds
@@ -228,13 +230,14 @@ class Queue:
         idle = not pace.running and not ahead.microbatches
         lasts = own * (1.0 if idle else max(1.0, pace.company))
         variance += (
-            ahead.microbatches * (fit.spread * _mean(ahead.seconds, ahead.microbatches)) ** 2
+            ahead.microbatches
+            * (fit.relative_stddev * _mean(ahead.seconds, ahead.microbatches)) ** 2
         )
-        variance += pace.company * (fit.spread * own) ** 2
-        variance += (fit.drift * (total + lasts)) ** 2
+        variance += pace.company * (fit.relative_stddev * own) ** 2
+        variance += (fit.rate_drift * (total + lasts)) ** 2
         return total, _quantiles(total + lasts, variance)
 
-    def _own_cost(self, subject: Subject) -> float:
+    def _own_cost(self, subject: EtaRequest) -> float:
         """Of the microbatch it will be in: as full as jobs of its key wait."""
         jobs, cost = self._costs.get(subject.microbatch_key, (0.0, 0.0))
         if not jobs:
@@ -242,7 +245,7 @@ class Queue:
         seats = self._seats.get(subject.microbatch_key.partition("@")[0], 1)
         return max(subject.cost, min(jobs, seats) * cost / jobs)
 
-    def _overtaken(self, subject: Subject, wait: float, pace: Pace) -> tuple[float, float]:
+    def _overtaken(self, subject: EtaRequest, wait: float, pace: Throughput) -> tuple[float, float]:
         """The wait with all that arrives meanwhile and goes before it; and its variance."""
         above = [each for each in self._arriving if each.priority < subject.priority]
         beside = [
@@ -251,7 +254,7 @@ class Queue:
             if each.priority == subject.priority and each.tenant_id != subject.tenant_id
         ]
         waiting = self._classes.get(subject.priority)
-        present = waiting.rows[0][0] if waiting and waiting.rows else subject.fair_tag
+        present = waiting.rows[0][0] if waiting and waiting.rows else subject.start_tag
         per_cost = pace.per_cost_s
         busy = sum(each.cost_per_s for each in above) * per_cost + self._turns_below(subject, pace)
         share = max(1.0 - busy, self._own_turns(subject, pace))
@@ -271,7 +274,7 @@ class Queue:
         rates_are_guesses = 1.0 + total / (2 * FADING)
         return total, varied * rates_are_guesses * (per_cost / share) ** 2
 
-    def _turns_below(self, subject: Subject, pace: Pace) -> float:
+    def _turns_below(self, subject: EtaRequest, pace: Throughput) -> float:
         """What classes below take by their age, as a share of the time."""
         lower = [
             rank for rank, each in self._classes.items() if rank > subject.priority and each.rows
@@ -279,7 +282,7 @@ class Queue:
         turn = pace.microbatch_s
         return sum(turn / (AGEING.total_seconds() * (rank - subject.priority)) for rank in lower)
 
-    def _own_turns(self, subject: Subject, pace: Pace) -> float:
+    def _own_turns(self, subject: EtaRequest, pace: Throughput) -> float:
         """What its class gets by its age at least, however much arrives above it."""
         turn = pace.microbatch_s
         return turn / (AGEING.total_seconds() * max(subject.priority, 1) + turn)
@@ -314,9 +317,9 @@ def _between(waiting: _Class, tag: float) -> tuple[float, float, float]:
     return waiting.jobs[at] - rows, waiting.microbatches[at], waiting.seconds[at]
 
 
-def _room(other: Tenancy, subject: Subject, present: float) -> float:
+def _room(other: TenantShare, subject: EtaRequest, present: float) -> float:
     """The most that this tenant's coming jobs can cost and yet stand before the subject."""
-    return max(0.0, subject.fair_tag - max(other.next_tag, present)) * other.weight
+    return max(0.0, subject.start_tag - max(other.next_start_tag, present)) * other.weight
 
 
 def _mean(total: float, number: float) -> float:

@@ -22,18 +22,18 @@ _LAST_ROWS: Final = 200  #: of a batch, among which its last waiting job is look
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueuedJob:
     """A job of the front."""
 
     priority: int
-    fair_tag: float
+    start_tag: float
     id: str
     microbatch_key: str
     cost: float
 
 
 @dataclass(frozen=True)
-class Sum:
+class TailBucket:
     """Jobs behind the front of their class: of one key, with tags of one step."""
 
     priority: int
@@ -52,56 +52,58 @@ class Depth:
     model: str
     jobs: int
     cost: float
-    oldest_age_s: float
+    oldest_queued_s: float
 
 
 @dataclass(frozen=True)
-class Tenancy:
+class TenantShare:
     """A tenant's share of one class: how far its tags reach, and what it submits."""
 
     tenant_id: str
     priority: int
-    next_tag: float
+    next_start_tag: float
     weight: float
     cost_per_s: float  #: submitted, over some ten minutes
     squares_per_s: float  #: of what came at once; the variance of the above
 
 
-_WAITS: Final = and_(Job.status == Status.QUEUED, ~Job.held)
+_WAITS: Final = and_(Job.status == Status.QUEUED, ~Job.paused)
 
 
-def front(session: Session) -> list[Waiting]:
+def queue_front(session: Session) -> list[QueuedJob]:
     """The first jobs of each class, in the order of the queue."""
-    rows = session.execute(union_all(*map(front_of, sorted(PRIORITY_RANK.values()))))
-    found = [Waiting(*row) for row in rows]
-    return sorted(found, key=lambda job: (job.priority, job.fair_tag, job.id))
+    rows = session.execute(union_all(*map(queue_front_of, sorted(PRIORITY_RANK.values()))))
+    found = [QueuedJob(*row) for row in rows]
+    return sorted(found, key=lambda job: (job.priority, job.start_tag, job.id))
 
 
-def front_of(priority: int) -> Select[int, float, str, str, float]:
+def queue_front_of(priority: int) -> Select[int, float, str, str, float]:
     """The statement for the first jobs of one class."""
-    columns = (Job.priority, Job.fair_tag, Job.id, Job.microbatch_key, Job.cost)
+    columns = (Job.priority, Job.start_tag, Job.id, Job.microbatch_key, Job.cost)
     first = select(*columns).where(_WAITS, Job.priority == priority)
-    return first.order_by(Job.fair_tag, Job.id).limit(FRONT).subquery().select()
+    return first.order_by(Job.start_tag, Job.id).limit(FRONT).subquery().select()
 
 
-def behind(session: Session, known: Sequence[Waiting]) -> list[Sum]:
+def behind(session: Session, known: Sequence[QueuedJob]) -> list[TailBucket]:
     """What stands behind these, which are the front; in the order of the queue."""
-    ends = {job.priority: (job.fair_tag, job.id) for job in known}
+    ends = {job.priority: (job.start_tag, job.id) for job in known}
     sizes = {rank: sum(job.priority == rank for job in known) for rank in ends}
-    sums: list[Sum] = []
+    sums: list[TailBucket] = []
     for rank, end in sorted(ends.items()):
         if sizes[rank] == FRONT:
             sums += _summed(session, rank, end)
     return sums
 
 
-def _summed(session: Session, priority: int, end: tuple[float, str]) -> list[Sum]:
+def _summed(session: Session, priority: int, end: tuple[float, str]) -> list[TailBucket]:
     theirs = and_(_WAITS, Job.priority == priority)
-    last = select(Job.fair_tag).where(theirs).order_by(Job.fair_tag.desc(), Job.id.desc()).limit(1)
+    last = (
+        select(Job.start_tag).where(theirs).order_by(Job.start_tag.desc(), Job.id.desc()).limit(1)
+    )
     last_tag = session.scalar(last) or end[0]
     width = (last_tag - end[0]) / STEPS or 1.0
-    step = func.least(STEPS - 1, func.floor((Job.fair_tag - end[0]) / width))
-    past = tuple_(Job.fair_tag, Job.id) > tuple_(end[0], end[1])
+    step = func.least(STEPS - 1, func.floor((Job.start_tag - end[0]) / width))
+    past = tuple_(Job.start_tag, Job.id) > tuple_(end[0], end[1])
     rows = session.execute(
         select(Job.microbatch_key, step, func.count(), func.sum(Job.cost))
         .where(theirs, past)
@@ -109,7 +111,7 @@ def _summed(session: Session, priority: int, end: tuple[float, str]) -> list[Sum
     )
     return sorted(
         (
-            Sum(priority, key, end[0] + at * width, end[0] + (at + 1) * width, jobs, cost)
+            TailBucket(priority, key, end[0] + at * width, end[0] + (at + 1) * width, jobs, cost)
             for key, at, jobs, cost in rows
         ),
         key=lambda each: each.first_tag,
@@ -133,28 +135,25 @@ def depths(session: Session) -> list[Depth]:
     return [Depth(*row[:4], float(row[4])) for row in rows]
 
 
-def held(session: Session) -> int:
+def paused_jobs(session: Session) -> int:
     """Jobs of paused batches."""
-    return session.scalar(select(func.count()).where(Job.status == Status.QUEUED, Job.held)) or 0
+    return session.scalar(select(func.count()).where(Job.status == Status.QUEUED, Job.paused)) or 0
 
 
-def tenancies(session: Session) -> list[Tenancy]:
+def tenant_shares(session: Session) -> list[TenantShare]:
     """Who submits, how much, and how far ahead its tags are."""
-    return [Tenancy(*row) for row in session.execute(_TENANCIES, {"fading": FADING})]
+    return [TenantShare(*row) for row in session.execute(_TENANT_SHARES, {"fading": FADING})]
 
 
 #: The rates are of sums that fade. Where nothing was counted for long yet, not even half of that
 #: time, they are taken as if it had been half: a first burst is not a habit.
-_TENANCIES: Final = text("""
-    SELECT tenant_id, priority, next_tag, weight, arrived * fresh / span, squares * fresh / span
-    FROM (
-        SELECT f.tenant_id, f.priority, f.next_tag, t.weight, f.arrived, f.arrived_squares squares,
-               exp(-least(50, extract(epoch FROM now() - f.counted_at)::float8 / :fading)) fresh,
-               :fading * (1 - exp(-least(50, greatest(0.5, extract(epoch FROM now()
-                   - (SELECT min(counted_since) FROM fair_share))::float8 / :fading)))) span
-        FROM fair_share f JOIN tenant t ON t.id = f.tenant_id
-    ) AS shares
-""")
+_TENANT_SHARES: Final = text("""
+    SELECT tenant_id, priority, next_start_tag, weight, arrived * fresh / span, squares * fresh /
+    span FROM ( SELECT f.tenant_id, f.priority, f.next_start_tag, t.weight, f.arrived,
+    f.arrived_squares squares, exp(-least(50, extract(epoch FROM now() - f.counted_at)::float8 /
+    :fading)) fresh, :fading * (1 - exp(-least(50, greatest(0.5, extract(epoch FROM now() - (SELECT
+    min(counted_since) FROM fair_share))::float8 / :fading)))) span FROM fair_share f JOIN tenant t
+    ON t.id = f.tenant_id ) AS shares """)
 
 
 def position(session: Session, job: Job) -> int | None:
@@ -166,7 +165,7 @@ def position(session: Session, job: Job) -> int | None:
 def ahead_of(job: Job) -> list[Select[int]]:
     """The statements that count who is ahead of the job, up to the front's end, by class."""
     above = [_few(Job.priority == rank) for rank in range(job.priority)]
-    order = tuple_(Job.fair_tag, Job.id) < tuple_(job.fair_tag, job.id)
+    order = tuple_(Job.start_tag, Job.id) < tuple_(job.start_tag, job.id)
     return [*above, _few(Job.priority == job.priority, order)]
 
 
@@ -184,4 +183,4 @@ def last_of(session: Session, batch_id: str) -> Job | None:
     rows = session.scalars(
         ended.order_by(Job.row_number.desc(), Job.image_number.desc()).limit(_LAST_ROWS)
     ).all()
-    return max(rows, key=lambda job: (job.priority, job.fair_tag, job.id), default=None)
+    return max(rows, key=lambda job: (job.priority, job.start_tag, job.id), default=None)

@@ -12,12 +12,12 @@ from sqlalchemy.orm import Session
 
 from darkroom.db.tables import Batch, Job
 from darkroom.forecast import queue_position, throughput
-from darkroom.forecast.eta import Eta, Forecast, Queue, Subject
-from darkroom.forecast.queue_position import Depth, Sum
-from darkroom.forecast.throughput import Pace
-from darkroom.generation.model_registry import Catalogue
+from darkroom.forecast.eta import Eta, EtaModel, EtaRequest, Forecast
+from darkroom.forecast.queue_position import Depth, TailBucket
+from darkroom.forecast.throughput import Throughput
+from darkroom.generation.model_registry import ModelRegistry
 from darkroom.queue import control
-from darkroom.queue.control import Orders
+from darkroom.queue.control import ControlState
 from darkroom.status import PRIORITY_RANK, Priority
 
 _SCANS_AT_MOST: Final = 1 / 30  #: of the time
@@ -25,29 +25,29 @@ _SCAN_EVERY_S: Final = 2.0  #: at most
 
 
 @dataclass(frozen=True)
-class Scan:
+class BacklogScan:
     """What only a reading of all that waits can tell."""
 
     depths: list[Depth]
-    behind: list[Sum]
-    held: int  #: jobs of paused batches
+    behind: list[TailBucket]
+    paused_jobs: int  #: jobs of paused batches
     due: float  #: when to scan again, by the monotonic clock
 
 
 @dataclass(frozen=True)
-class Look:
+class QueueSnapshot:
     """The queue at one moment."""
 
-    queue: Queue
-    pace: Pace | None
-    orders: Orders
-    scan: Scan
+    queue: EtaModel
+    pace: Throughput | None
+    control: ControlState
+    scan: BacklogScan
     taken: float  #: by the monotonic clock
 
     def ask(self, job: Job) -> Forecast:
         """Where the waiting job stands, and how long it will take; that is unknown while paused."""
-        found = self.queue.ask(subject_of(job))
-        unknown = self.orders.paused or job.held
+        found = self.queue.ask(eta_request(job))
+        unknown = self.control.paused or job.paused
         return Forecast(found.position, None, None) if unknown else found
 
     def of_batch(self, session: Session, batch: Batch, *, waiting: bool) -> Eta | None:
@@ -61,36 +61,40 @@ class Look:
 
     def of_more(self, tenant_id: str, priority: Priority, cost: float) -> Eta | None:
         """When all of new jobs that cost so much would have ended, were they submitted now."""
-        if self.orders.paused or not cost:
+        if self.control.paused or not cost:
             return None
         return self.queue.of_more(tenant_id, PRIORITY_RANK[priority], cost)
 
 
-def look(session: Session, catalogue: Catalogue, before: Scan | None = None) -> Look:
+def take_snapshot(
+    session: Session, registry: ModelRegistry, before: BacklogScan | None = None
+) -> QueueSnapshot:
     """The queue now; `before`: an earlier scan, used again while it is not due."""
     taken = time.monotonic()
-    front = queue_position.front(session)
+    front = queue_position.queue_front(session)
     scan = before if before is not None and taken < before.due else _scan(session, front)
     known = throughput.measure(session)
-    queue = Queue(
+    queue = EtaModel(
         front,
         scan.behind,
-        queue_position.tenancies(session),
+        queue_position.tenant_shares(session),
         known,
-        seats={model.name: model.max_microbatch for model in catalogue.models.values()},
+        seats={model.name: model.max_microbatch for model in registry.models.values()},
     )
-    return Look(queue, known, control.orders(session), scan, taken)
+    return QueueSnapshot(queue, known, control.read_state(session), scan, taken)
 
 
-def _scan(session: Session, front: list[queue_position.Waiting]) -> Scan:
+def _scan(session: Session, front: list[queue_position.QueuedJob]) -> BacklogScan:
     began = time.monotonic()
     depths, behind = queue_position.depths(session), queue_position.behind(session, front)
-    held = queue_position.held(session)
+    paused_jobs = queue_position.paused_jobs(session)
     ended = time.monotonic()
     pause_s = max(_SCAN_EVERY_S, (ended - began) / _SCANS_AT_MOST)
-    return Scan(depths, behind, held, ended + pause_s)
+    return BacklogScan(depths, behind, paused_jobs, ended + pause_s)
 
 
-def subject_of(job: Job) -> Subject:
+def eta_request(job: Job) -> EtaRequest:
     """The job, as a forecast is asked for it."""
-    return Subject(job.tenant_id, job.priority, job.fair_tag, job.id, job.microbatch_key, job.cost)
+    return EtaRequest(
+        job.tenant_id, job.priority, job.start_tag, job.id, job.microbatch_key, job.cost
+    )

@@ -32,7 +32,7 @@ _PRIOR_WEIGHT: Final = 2
 
 
 @dataclass(frozen=True)
-class Span:
+class DispatchSpan:
     """A dispatch in time, in seconds from now: `began` is negative, and `ended` of closed ones."""
 
     model: str
@@ -49,13 +49,13 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Fit:
+class ServiceTimeModel:
     """What a model's microbatches take of the installation, in seconds."""
 
     per_microbatch_s: float
     per_cost_s: float
-    spread: float  #: of one microbatch around that; standard deviation, relative
-    drift: float  #: of the rate itself, over some ten microbatches; likewise
+    relative_stddev: float  #: of one microbatch around that; standard deviation, relative
+    rate_drift: float  #: of the rate itself, over some ten microbatches; likewise
 
     def seconds(self, cost: float) -> float:
         """Expected of a microbatch of this cost."""
@@ -63,18 +63,18 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """What is known of the rate."""
 
-    by_model: Mapping[str, Fit]
-    overall: Fit
+    by_model: Mapping[str, ServiceTimeModel]
+    overall: ServiceTimeModel
     per_cost_s: float  #: all in all, at the size that microbatches had
     microbatch_s: float  #: of a usual one
     company: float  #: dispatches under way at once, while the installation is busy
-    running: Sequence[Span]
+    running: Sequence[DispatchSpan]
     images_per_s: float  #: over the last minute
 
-    def of(self, model: str) -> Fit:
+    def of(self, model: str) -> ServiceTimeModel:
         """The model's; of one that has drawn nothing lately, that of all."""
         return self.by_model.get(model, self.overall)
 
@@ -83,10 +83,10 @@ class Pace:
         """Of each dispatch under way, how long it will probably last still."""
         return [self._residue(span) for span in self.running]
 
-    def _residue(self, span: Span) -> float:
+    def _residue(self, span: DispatchSpan) -> float:
         fit = self.of(span.model)
         expected = fit.seconds(span.cost) * max(1.0, min(self.company, len(self.running)))
-        late = fit.spread * expected / 2  # overdue: any moment now, but not this one
+        late = fit.relative_stddev * expected / 2  # overdue: any moment now, but not this one
         return max(expected + span.began, late)
 
     @property
@@ -97,7 +97,7 @@ class Pace:
         return min(self.residues_s, default=0.0)
 
 
-def measure(session: Session) -> Pace | None:
+def measure(session: Session) -> Throughput | None:
     """The pace now. None when nothing has been drawn yet."""
     age = func.extract("epoch", func.now() - Dispatch.created_at)
     left = func.extract("epoch", func.now() - Dispatch.finished_at)
@@ -109,7 +109,7 @@ def measure(session: Session) -> Pace | None:
         *session.execute(running),
     ]
     spans = [
-        Span(
+        DispatchSpan(
             key.partition("@")[0],
             size,
             cost,
@@ -119,14 +119,16 @@ def measure(session: Session) -> Pace | None:
         )
         for key, size, cost, status, began, ended in rows
     ]
-    return pace_of(spans[: len(spans) - _running(rows)], spans[len(spans) - _running(rows) :])
+    return throughput_of(spans[: len(spans) - _running(rows)], spans[len(spans) - _running(rows) :])
 
 
 def _running(rows: Sequence[Sequence[object]]) -> int:
     return sum(row[3] == DispatchStatus.RUNNING for row in rows)
 
 
-def pace_of(closed: Sequence[Span], running: Sequence[Span]) -> Pace | None:
+def throughput_of(
+    closed: Sequence[DispatchSpan], running: Sequence[DispatchSpan]
+) -> Throughput | None:
     """What these dispatches say; None when none of them was drawn to its end."""
     drawn = [
         (span, share)
@@ -142,7 +144,7 @@ def pace_of(closed: Sequence[Span], running: Sequence[Span]) -> Pace | None:
     for pair in sample:
         models[pair[0].model].append(pair)
     minute = [span.size for span in closed if span.drawn and span.ended > -MINUTE_S]
-    return Pace(
+    return Throughput(
         by_model={model: fit(pairs) for model, pairs in models.items()},
         overall=fit(sample),
         per_cost_s=sum(share for _, share in sample) / sum(span.cost for span, _ in sample),
@@ -153,13 +155,13 @@ def pace_of(closed: Sequence[Span], running: Sequence[Span]) -> Pace | None:
     )
 
 
-def _company(drawn: Sequence[tuple[Span, float]]) -> float:
+def _company(drawn: Sequence[tuple[DispatchSpan, float]]) -> float:
     """How many are under way at once when many are: what nine of ten stay below."""
     had = sorted(span.lasted / share for span, share in drawn)
     return had[int(0.9 * (len(had) - 1))]
 
 
-def shares(spans: Sequence[Span]) -> list[float]:
+def shares(spans: Sequence[DispatchSpan]) -> list[float]:
     """Of each, its part of the time, which those that are under way at once share equally."""
     edges = sorted({edge for span in spans for edge in (span.began, span.ended)})
     place = {edge: number for number, edge in enumerate(edges)}
@@ -176,7 +178,7 @@ def shares(spans: Sequence[Span]) -> list[float]:
     return [until[place[span.ended]] - until[place[span.began]] for span in spans]
 
 
-def fit(drawn: Sequence[tuple[Span, float]]) -> Fit:
+def fit(drawn: Sequence[tuple[DispatchSpan, float]]) -> ServiceTimeModel:
     """So much for each microbatch and so much for its cost, by least squares; neither negative."""
     costs = [span.cost for span, _ in drawn]
     took = [share for _, share in drawn]
@@ -193,7 +195,7 @@ def fit(drawn: Sequence[tuple[Span, float]]) -> Fit:
     ]
     seen = sum(miss**2 for miss in misses) + _PRIOR_WEIGHT * _PRIOR_SPREAD**2
     spread = math.sqrt(seen / (len(misses) + _PRIOR_WEIGHT))
-    return Fit(per_microbatch, per_cost, spread, _drift(misses, spread))
+    return ServiceTimeModel(per_microbatch, per_cost, spread, _drift(misses, spread))
 
 
 def _drift(misses: Sequence[float], spread: float) -> float:

@@ -16,8 +16,8 @@ from darkroom.errors import InputProblem, InvalidInput, SetupError
 from darkroom.generation.params import (
     GenerationParams,
     JobInput,
-    draw_seed,
     microbatch_key,
+    random_seed,
     revision_in,
 )
 
@@ -53,7 +53,7 @@ class Model(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")
     revision: str = Field(pattern=r"^[0-9a-f]{12}$")  #: of the weights, see `weights_revision`
     description: str
-    licence: str
+    license: str
     scheduler: Literal["ddim", "euler", "dpmsolver++"]
     precision: Literal["float32", "float16", "bfloat16"]
     max_microbatch: int = Field(ge=1)  #: jobs of one model call
@@ -79,7 +79,7 @@ class Model(BaseModel):
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class ModelRegistry:
     """The models of this installation by name, and which one a job gets that names none."""
 
     models: Mapping[str, Model]
@@ -90,17 +90,17 @@ class Catalogue:
         name, _, revision = name.partition("@")
         return self._kept(name, revision) if revision else self.models.get(name)
 
-    def painter_of(self, name: str, key: str) -> Model:
+    def model_for(self, name: str, key: str) -> Model:
         """The model to draw a job of this model and microbatch key with.
 
         Of the revision that the job was accepted for, if it is still there.
         """
         return self._kept(name, revision_in(key)) or self.models[name]
 
-    def painter_of_key(self, key: str) -> Model | None:
+    def model_for_key(self, key: str) -> Model | None:
         """The model that draws jobs of this microbatch key; None if it is not there any more."""
         name = key.partition("@")[0]
-        return self.painter_of(name, key) if name in self.models else None
+        return self.model_for(name, key) if name in self.models else None
 
     def _kept(self, name: str, revision: str) -> Model | None:
         for model in self.models.values():
@@ -126,7 +126,7 @@ class Catalogue:
             guidance_scale=(
                 model.guidance_scale.default if job.guidance_scale is None else job.guidance_scale
             ),
-            seed=draw_seed() if job.seed is None else job.seed,
+            seed=random_seed() if job.seed is None else job.seed,
             output_format=job.output_format,
         )
         if not _within(params, model):
@@ -165,7 +165,7 @@ def _out_of_bounds(params: GenerationParams, model: Model) -> Iterator[InputProb
             yield InputProblem((field,), "not_a_multiple", message)
 
 
-def load_catalogue(models_dir: Path, default: str) -> Catalogue:
+def load_registry(models_dir: Path, default: str) -> ModelRegistry:
     """Read every model's card. Raises SetupError when one is wrong or the default is missing."""
     cards = sorted(models_dir.glob(f"*/{CARD}"))
     models = {model.name: model for model in (load_model(card.parent) for card in cards)}
@@ -175,7 +175,7 @@ def load_catalogue(models_dir: Path, default: str) -> Catalogue:
             f"default model {default!r} is not in {models_dir} (found: {known}); "
             "set DARKROOM_MODELS_DIR or DARKROOM_DEFAULT_MODEL"
         )
-    return Catalogue(models, default)
+    return ModelRegistry(models, default)
 
 
 def load_model(folder: Path) -> Model:

@@ -15,7 +15,7 @@ MAX_PROMPT_CHARS: Final = 2000
 MAX_SEED: Final = 2**53 - 1  #: the largest integer that JSON readers keep exactly
 MAX_DEADLINE_S: Final = 30 * 24 * 3600
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # not \t, \n
-_DRAWN_BITS: Final = 32  # short enough to read out; clients may send larger ones
+_SEED_BITS: Final = 32  # short enough to read out; clients may send larger ones
 
 
 class OutputFormat(StrEnum):
@@ -55,7 +55,7 @@ Label = Annotated[str, Field(min_length=1, max_length=200), _PRINTABLE]
 def _of_jobs(kinds: list[EventType]) -> list[EventType]:
     if strange := set(kinds) - set(OF_JOBS):
         raise PydanticCustomError(
-            "not_of_a_job", "does not happen to a job: {kinds}", {"kinds": ", ".join(strange)}
+            "not_a_job_event", "does not happen to a job: {kinds}", {"kinds": ", ".join(strange)}
         )
     return sorted(set(kinds))
 
@@ -119,7 +119,7 @@ class JobInput(BaseModel):
         return self
 
     @property
-    def told(self) -> list[str] | None:
+    def webhook_event_types(self) -> list[str] | None:
         """What its URL is told, if it has one."""
         if self.webhook_url is None:
             return None
@@ -148,9 +148,9 @@ def cost(params: GenerationParams) -> float:
     return params.num_inference_steps * passes * params.width * params.height / 512**2
 
 
-def draw_seed() -> int:
+def random_seed() -> int:
     """A seed for a client that named none; stored with the job, so that it can be drawn again."""
-    return random.getrandbits(_DRAWN_BITS)  # no secret; and no system call
+    return random.getrandbits(_SEED_BITS)  # no secret; and no system call
 
 
 def microbatch_key(*, model: str, revision: str, width: int, height: int, precision: str) -> str:

@@ -116,7 +116,7 @@ def _header(rows: Iterator[list[str]]) -> list[str]:
         if canonical(name) not in known
     ]
     problems += [
-        InputProblem(("header", name), "doubled_column", f"column {name!r} stands twice")
+        InputProblem(("header", name), "duplicate_column", f"column {name!r} stands twice")
         for name in sorted(known & set(names))
         if names.count(name) > 1
     ]

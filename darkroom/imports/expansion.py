@@ -61,7 +61,7 @@ def _check(choices: Sequence[Sequence[object]], how: Expand) -> None:
     if how is Expand.ZIP and len(set(sizes)) > 1:
         listed = ", ".join(map(str, sizes))
         message = f"the choices of a zip must be equally many; here are {listed}"
-        raise bad_cell("prompt", "unequal_choices", message)
+        raise bad_cell("prompt", "unequal_list_lengths", message)
     if how is Expand.PRODUCT and math.prod(sizes) > MAX_VARIANTS:
         message = f"makes {math.prod(sizes):,} jobs of one row; at most {MAX_VARIANTS:,}"
         raise bad_cell("prompt", "too_many_variants", message)

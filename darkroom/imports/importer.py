@@ -13,11 +13,11 @@ from darkroom.db.tables import Batch
 from darkroom.errors import InputProblem, InvalidInput
 from darkroom.imports import rejected_rows
 from darkroom.imports.records import Record, Table, file_problem
-from darkroom.imports.rejected_rows import Rejects
-from darkroom.imports.row_validator import Judge, Plan
+from darkroom.imports.rejected_rows import RejectedRowWriter
+from darkroom.imports.row_validator import ImportOptions, RowValidator
 from darkroom.jobs import lifecycle
-from darkroom.jobs.bulk_insert import Draft
-from darkroom.prefetch import beforehand
+from darkroom.jobs.bulk_insert import NewJob
+from darkroom.prefetch import prefetch
 
 MAX_PROBLEMS: Final = 10_000  #: told in one answer; all are counted, and errors.csv has all
 # Another import of the same tenant holds its place in the queue until it commits: wait for that,
@@ -44,7 +44,7 @@ class Limits:
 
 
 @dataclass
-class Tally:
+class ImportSummary:
     """What was found in a file."""
 
     rows: int = 0
@@ -59,25 +59,25 @@ class Tally:
         return InvalidInput(self.problems, total=self.problem_count)
 
 
-class Verdict(NamedTuple):
+class ValidatedRow(NamedTuple):
     """One row's jobs; or none, and what is wrong with it."""
 
     record: Record
-    drafts: list[Draft]
+    drafts: list[NewJob]
     problems: list[InputProblem]
 
 
 class Chunk(NamedTuple):
     """What goes into the database at once."""
 
-    drafts: list[Draft]
+    drafts: list[NewJob]
     rejected: list[bytes]  #: pieces of errors.csv
 
 
-def check(table: Table, plan: Plan, *, limits: Limits) -> Tally:
+def check(table: Table, plan: ImportOptions, *, limits: Limits) -> ImportSummary:
     """What would become of the file. Raises InvalidInput when it cannot be read to its end."""
-    tally = Tally()
-    for _ in _judged(table, plan, limits, tally):
+    tally = ImportSummary()
+    for _ in _validated(table, plan, limits, tally):
         pass
     return tally
 
@@ -86,26 +86,26 @@ def load(
     session: Session,
     batch: Batch,
     table: Table,
-    plan: Plan,
+    plan: ImportOptions,
     *,
     on_error: OnError,
     limits: Limits,
-) -> Tally:
+) -> ImportSummary:
     """Fill a new batch with the file's jobs, which exist once the caller commits.
 
     Raises InvalidInput when rows are bad: any of them under `reject`, all of them under `skip`.
     The caller must roll back then, as jobs may already stand in its transaction.
     """
     session.execute(_PATIENCE)
-    tally = Tally()
+    tally = ImportSummary()
     pieces = 0
     # Read in a thread of its own: while the server takes one chunk in, the next is judged.
-    for chunk in beforehand(_chunks(table, plan, limits, tally, on_error)):
+    for chunk in prefetch(_chunks(table, plan, limits, tally, on_error)):
         if chunk.drafts:
             lifecycle.submit_drafts(session, batch.tenant_id, chunk.drafts, batch_id=batch.id)
         rejected_rows.write(session, batch.id, chunk.rejected, first=pieces)
         pieces += len(chunk.rejected)
-        fault_points.reach("in-import")
+        fault_points.fault_point("in-import")
     if not tally.jobs or (tally.rejected and on_error is OnError.REJECT):
         raise tally.refuse()
     batches.fill(session, batch, total=tally.jobs, rejected=tally.rejected)
@@ -113,11 +113,11 @@ def load(
 
 
 def _chunks(
-    table: Table, plan: Plan, limits: Limits, tally: Tally, on_error: OnError
+    table: Table, plan: ImportOptions, limits: Limits, tally: ImportSummary, on_error: OnError
 ) -> Iterator[Chunk]:
-    rejects = Rejects(table.header)
-    drafts: list[Draft] = []
-    for verdict in _judged(table, plan, limits, tally):
+    rejects = RejectedRowWriter(table.header)
+    drafts: list[NewJob] = []
+    for verdict in _validated(table, plan, limits, tally):
         if verdict.problems and on_error is OnError.SKIP:
             rejects.add(verdict.record, verdict.problems)
         if tally.rejected and on_error is OnError.REJECT:
@@ -131,17 +131,19 @@ def _chunks(
     yield Chunk(drafts, rejects.taken())
 
 
-def _judged(table: Table, plan: Plan, limits: Limits, tally: Tally) -> Iterator[Verdict]:
-    judge = Judge(plan)
+def _validated(
+    table: Table, plan: ImportOptions, limits: Limits, tally: ImportSummary
+) -> Iterator[ValidatedRow]:
+    judge = RowValidator(plan)
     for record in table.records:
         if record.number > limits.max_rows:
             message = f"the file has more than {limits.max_rows:,} rows; send it in parts"
             raise file_problem("too_many_rows", message)
         tally.rows += 1
         try:
-            verdict = Verdict(record, judge(record), [])
+            verdict = ValidatedRow(record, judge(record), [])
         except InvalidInput as invalid:
-            verdict = Verdict(record, [], invalid.problems)
+            verdict = ValidatedRow(record, [], invalid.problems)
             tally.rejected += 1
             tally.problem_count += len(invalid.problems)
             tally.problems += invalid.problems[: MAX_PROBLEMS - len(tally.problems)]

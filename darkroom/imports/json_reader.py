@@ -13,13 +13,13 @@ _CHUNK: Final = 2**16
 _HEADER: Final = ("record",)  #: rejected rows are given back as the JSON they came as
 
 
-class _Doubled(dict[str, object]):
+class _DuplicateField(dict[str, object]):
     """An object that names a field twice."""
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
-    return found if len(found) == len(pairs) else _Doubled(found)
+    return found if len(found) == len(pairs) else _DuplicateField(found)
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
@@ -76,9 +76,9 @@ def _record(number: int, text: str, value: object) -> Record:
     if not isinstance(value, dict):
         return _bad(number, text, "not_an_object", "must be an object with a job's fields")
     values = {canonical(name): field for name, field in value.items()}
-    doubled = any(isinstance(each, _Doubled) for each in (value, *value.values()))
+    doubled = any(isinstance(each, _DuplicateField) for each in (value, *value.values()))
     if doubled or len(values) < len(value):
-        return _bad(number, text, "doubled_field", "names a field twice")
+        return _bad(number, text, "duplicate_field", "names a field twice")
     return Record(number, values, [text])
 
 

@@ -14,14 +14,14 @@ from sqlalchemy.orm import Session
 
 from darkroom import csv_escape
 from darkroom.db.connection import Sessions
-from darkroom.db.tables import RejectedRows
+from darkroom.db.tables import RejectedRowChunk
 from darkroom.errors import InputProblem
 from darkroom.imports.records import ERROR_COLUMNS, Record
 
 _PIECE_CHARS: Final = 2**19
 
 
-class Rejects:
+class RejectedRowWriter:
     """Takes rejected rows down as pieces of the file, for whoever puts them away in time."""
 
     def __init__(self, header: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ class Rejects:
         # A comma that wanted quotes has made cells too many: nothing of them may be lost.
         cells[self._width - 1 :] = [",".join(cells[self._width - 1 :])]
         column = str(problems[0].loc[2]) if len(problems[0].loc) > 2 else ""  # noqa: PLR2004  # ("row", 7, column)
-        why = "; ".join(_told(problem) for problem in problems)
+        why = "; ".join(_described(problem) for problem in problems)
         self._write([cells[place] for place in self._columns] + [str(record.number), column, why])
 
     def close(self) -> None:
@@ -67,10 +67,10 @@ def write(session: Session, batch_id: str, pieces: Sequence[bytes], *, first: in
         for number, text in enumerate(pieces, start=first)
     ]
     if rows:
-        session.execute(insert(RejectedRows), rows)
+        session.execute(insert(RejectedRowChunk), rows)
 
 
-def _told(problem: InputProblem) -> str:
+def _described(problem: InputProblem) -> str:
     where = ".".join(str(part) for part in problem.loc[2:])
     return f"{where} {problem.message}" if where else problem.message
 
@@ -81,8 +81,8 @@ def read(sessions: Sessions, batch_id: str) -> Iterator[bytes]:
     while True:
         with sessions.begin() as session:
             piece = session.scalar(
-                select(RejectedRows.csv).where(
-                    RejectedRows.batch_id == batch_id, RejectedRows.piece == number
+                select(RejectedRowChunk.csv).where(
+                    RejectedRowChunk.batch_id == batch_id, RejectedRowChunk.piece == number
                 )
             )
         if piece is None:

@@ -8,17 +8,17 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from darkroom.errors import InputProblem, InvalidInput
-from darkroom.generation.model_registry import Catalogue
-from darkroom.generation.params import MAX_SEED, Label, LongText, Prompt, Seed, draw_seed
+from darkroom.generation.model_registry import ModelRegistry
+from darkroom.generation.params import MAX_SEED, Label, LongText, Prompt, Seed, random_seed
 from darkroom.generation.validation import input_problems
 from darkroom.imports import columns
 from darkroom.imports.columns import RowInput, Style
 from darkroom.imports.expansion import Expand, variants
 from darkroom.imports.records import Record
-from darkroom.jobs.bulk_insert import Draft, Recipe
+from darkroom.jobs.bulk_insert import JobTemplate, NewJob
 from darkroom.status import Priority
 from darkroom.webhooks import endpoints
-from darkroom.webhooks.url_policy import Policy
+from darkroom.webhooks.url_policy import UrlPolicy
 
 MAX_JOBS_PER_ROW: Final = 10_000
 _MAX_RECIPES: Final = 1_000  #: remembered at once
@@ -31,7 +31,7 @@ DEFAULTS: Final = tuple(
 )
 
 
-class Words(TypedDict, total=False):
+class PerRowFields(TypedDict, total=False):
     """The fields that a row seldom shares with another, under `RowInput`'s rules."""
 
     __pydantic_config__ = RowInput.model_config  # type: ignore[misc]  # pydantic's documented way
@@ -41,16 +41,16 @@ class Words(TypedDict, total=False):
     custom_id: Label | None
 
 
-_WORDS: Final = frozenset(Words.__annotations__)
-_judge_words: Final = TypeAdapter(Words).validate_python
+_WORDS: Final = frozenset(PerRowFields.__annotations__)
+_validate_fields: Final = TypeAdapter(PerRowFields).validate_python
 
 
 @dataclass(frozen=True)
-class Plan:
+class ImportOptions:
     """What all rows of a file have in common."""
 
-    catalogue: Catalogue
-    policy: Policy  #: of the URLs that webhooks may go to
+    registry: ModelRegistry
+    policy: UrlPolicy  #: of the URLs that webhooks may go to
     defaults: Mapping[str, object] = field(default_factory=dict)
     expand: Expand | None = None
 
@@ -83,24 +83,24 @@ def _default_column(name: str, seen: Mapping[str, object]) -> str:
         message = f"no such parameter; a default may be one of {', '.join(DEFAULTS)}"
         raise columns.bad_cell(name[:64], "unknown_parameter", message)
     if column in seen:
-        raise columns.bad_cell(name, "doubled_parameter", "is given twice")
+        raise columns.bad_cell(name, "duplicate_parameter", "is given twice")
     return column
 
 
-class Judge:
+class RowValidator:
     """Judges the rows of one file, in order.
 
     What a row shares with others, which is all but its own words, is judged when it is first met;
     from then on only the words are. What is wrong with either is told by the first way, in full.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ImportOptions) -> None:
         self._plan = plan
         self._defaults = plan.defaults
         self._custom_ids: set[str] = set()  #: of the rows so far
-        self._recipes: dict[str, Recipe] = {}  #: by the fields they were made of
+        self._recipes: dict[str, JobTemplate] = {}  #: by the fields they were made of
 
-    def __call__(self, record: Record) -> list[Draft]:
+    def __call__(self, record: Record) -> list[NewJob]:
         """The row's jobs, in order. Raises InvalidInput with all that is wrong with it."""
         problems = record.problems
         if record.values is not None:
@@ -116,13 +116,13 @@ class Judge:
                     return drafts
         raise InvalidInput([_in_row(record.number, problem) for problem in problems])
 
-    def _drafts(self, number: int, values: dict[str, object]) -> list[Draft]:
+    def _drafts(self, number: int, values: dict[str, object]) -> list[NewJob]:
         self._note_custom_id(values.get("custom_id"))
         if self._plan.expand is None:
             return _images(number, 0, *self._judged(values))
         if values.get("seed") is None:  # one for all, so that only what is swept differs
-            values["seed"] = draw_seed()
-        made: list[Draft] = []
+            values["seed"] = random_seed()
+        made: list[NewJob] = []
         for variant in variants(values, self._plan.expand):
             made += _images(number, len(made), *self._judged(variant))
             if len(made) > MAX_JOBS_PER_ROW:
@@ -136,7 +136,7 @@ class Judge:
                 raise columns.bad_cell("custom_id", "not_unique", "stands in an earlier row too")
             self._custom_ids.add(custom_id)
 
-    def _judged(self, values: dict[str, object]) -> tuple[Recipe, Words]:
+    def _judged(self, values: dict[str, object]) -> tuple[JobTemplate, PerRowFields]:
         words: dict[str, object] = {}
         others: list[object] = []
         for name, value in values.items():
@@ -148,35 +148,35 @@ class Judge:
         recipe = self._recipes.get(shared)
         if recipe is not None:
             try:
-                return recipe, _judge_words(words)
+                return recipe, _validate_fields(words)
             except ValidationError:
                 pass  # is told with all else that is wrong
         job = RowInput.model_validate(values)
         if len(self._recipes) == _MAX_RECIPES:
             self._recipes.clear()
         recipe = self._recipes[shared] = self._recipe(job)
-        return recipe, _judge_words(words)
+        return recipe, _validate_fields(words)
 
-    def _recipe(self, job: RowInput) -> Recipe:
+    def _recipe(self, job: RowInput) -> JobTemplate:
         if job.webhook_url is not None:
-            endpoints.vet_own_url(job.webhook_url, self._plan.policy)
-        params = self._plan.catalogue.resolve(job)
-        key = self._plan.catalogue.models[params.model].microbatch_key(params)
-        return Recipe.of(job, params, key, default=Priority.BULK, num_images=job.num_images)
+            endpoints.check_own_url(job.webhook_url, self._plan.policy)
+        params = self._plan.registry.resolve(job)
+        key = self._plan.registry.models[params.model].microbatch_key(params)
+        return JobTemplate.of(job, params, key, default=Priority.BULK, num_images=job.num_images)
 
 
-def _images(number: int, first: int, recipe: Recipe, words: Words) -> list[Draft]:
+def _images(number: int, first: int, recipe: JobTemplate, words: PerRowFields) -> list[NewJob]:
     """`num_images` pictures of one row: the same but for seeds that count up."""
     prompt, negative_prompt = words["prompt"], words.get("negative_prompt", "")
     custom_id, seed = words.get("custom_id"), words.get("seed")
     if seed is None:
-        seed = draw_seed()
+        seed = random_seed()
     if seed + recipe.num_images - 1 > MAX_SEED:
         raise columns.bad_cell("seed", "out_of_range", "seed + num_images is too large")
     if recipe.num_images == 1:
-        return [Draft(recipe, prompt, negative_prompt, seed, number, first, custom_id)]
+        return [NewJob(recipe, prompt, negative_prompt, seed, number, first, custom_id)]
     return [
-        Draft(recipe, prompt, negative_prompt, seed + image, number, first + image, custom_id)
+        NewJob(recipe, prompt, negative_prompt, seed + image, number, first + image, custom_id)
         for image in range(recipe.num_images)
     ]
 

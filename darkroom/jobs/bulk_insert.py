@@ -1,7 +1,7 @@
 """Jobs that are about to become rows, and how COPY is told of them.
 
-What many rows of a file have in common stands in one `Recipe`, which is judged, and worded for
-COPY, once for all of them; a `Draft` adds what is the row's own.
+What many rows of a file have in common stands in one `JobTemplate`, which is judged, and worded for
+COPY, once for all of them; a `NewJob` adds what is the row's own.
 """
 
 import json
@@ -25,7 +25,7 @@ _ESCAPES: Final = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: it stands for the rows that share it
-class Recipe:
+class JobTemplate:
     """All that decides a job but its own words."""
 
     columns: Row
@@ -44,7 +44,7 @@ class Recipe:
         *,
         default: Priority,
         num_images: int = 1,
-    ) -> "Recipe":
+    ) -> "JobTemplate":
         """What a validated job shares with others; `default`: the class of one that names none."""
         columns = {
             **params.model_dump(exclude=_OWN_PARAMS),
@@ -54,7 +54,7 @@ class Recipe:
             "microbatch_key": microbatch_key,
             "cost": cost(params),
             "webhook_url": asked.webhook_url,
-            "webhook_events": asked.told,
+            "webhook_events": asked.webhook_event_types,
         }
         return cls(
             columns,
@@ -73,10 +73,10 @@ class Recipe:
         return {"expires_at": expires_at, "deadline_at": deadline_at}
 
 
-class Draft(NamedTuple):
+class NewJob(NamedTuple):
     """A validated job before it has an id and a place in the queue."""
 
-    recipe: Recipe
+    recipe: JobTemplate
     prompt: str
     negative_prompt: str
     seed: int
@@ -86,7 +86,7 @@ class Draft(NamedTuple):
     retried_from: str | None = None
 
 
-_OWN: Final = Draft._fields[1:]  #: columns by the same names
+_OWN: Final = NewJob._fields[1:]  #: columns by the same names
 _OWN_PARAMS: Final = set(_OWN) & GenerationParams.model_fields.keys()
 
 
@@ -94,16 +94,16 @@ class Placed(NamedTuple):
     """A draft with its id and its place in the fair order."""
 
     id: str
-    fair_tag: float
-    draft: Draft
+    start_tag: float
+    draft: NewJob
 
     def columns(self, common: Row) -> dict[str, Any]:
-        """All of its row; `common`: see `in_common`."""
+        """All of its row; `common`: see `shared_columns`."""
         own = zip(_OWN, self.draft[1:], strict=True)
-        return {**common, **dict(own), "id": self.id, "fair_tag": self.fair_tag}
+        return {**common, **dict(own), "id": self.id, "start_tag": self.start_tag}
 
 
-def in_common(recipe: Recipe, tenant_id: str, batch_id: str | None, now: datetime) -> Row:
+def shared_columns(recipe: JobTemplate, tenant_id: str, batch_id: str | None, now: datetime) -> Row:
     """What the jobs of one recipe have in common, if they are submitted together."""
     return {
         "tenant_id": tenant_id,
@@ -113,15 +113,17 @@ def in_common(recipe: Recipe, tenant_id: str, batch_id: str | None, now: datetim
     }
 
 
-def copy(session: Session, common: Mapping[Recipe, Row], placed: Sequence[Placed]) -> None:
+def copy_jobs(
+    session: Session, common: Mapping[JobTemplate, Row], placed: Sequence[Placed]
+) -> None:
     """COPY is ten times as fast as INSERT for a file of rows, and no slower for one."""
     connection = session.connection().connection.driver_connection
     assert connection is not None  # a pool's connection has one
     shared = next(iter(common.values()))
     statement = sql.SQL("COPY job ({}) FROM STDIN").format(
-        sql.SQL(", ").join(map(sql.Identifier, ("id", "fair_tag", *_OWN, *shared)))
+        sql.SQL(", ").join(map(sql.Identifier, ("id", "start_tag", *_OWN, *shared)))
     )
-    endings = {recipe: _worded(columns.values()) for recipe, columns in common.items()}
+    endings = {recipe: _copy_row(columns.values()) for recipe, columns in common.items()}
     try:
         with connection.cursor() as cursor, cursor.copy(statement) as out:
             for block in _blocks(placed, endings):
@@ -130,20 +132,20 @@ def copy(session: Session, common: Mapping[Recipe, Row], placed: Sequence[Placed
         raise DBAPIError.instance("COPY job", None, error, psycopg.Error) from error
 
 
-def _blocks(placed: Sequence[Placed], endings: Mapping[Recipe, str]) -> Iterator[bytes]:
+def _blocks(placed: Sequence[Placed], endings: Mapping[JobTemplate, str]) -> Iterator[bytes]:
     for start in range(0, len(placed), _BLOCK_ROWS):
         lines = [
-            f"{job_id}\t{tag!r}\t{_worded(draft[1:])}\t{endings[draft.recipe]}\n"
+            f"{job_id}\t{tag!r}\t{_copy_row(draft[1:])}\t{endings[draft.recipe]}\n"
             for job_id, tag, draft in placed[start : start + _BLOCK_ROWS]
         ]
         yield "".join(lines).encode()
 
 
-def _worded(values: Iterable[object]) -> str:
-    return "\t".join([_word(value) for value in values])
+def _copy_row(values: Iterable[object]) -> str:
+    return "\t".join([_copy_value(value) for value in values])
 
 
-def _word(value: object) -> str:
+def _copy_value(value: object) -> str:
     """One value in COPY's text format."""
     if isinstance(value, str):
         if value.isprintable() and "\\" not in value:

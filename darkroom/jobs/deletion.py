@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from darkroom import idempotency
 from darkroom.db.tables import Job
-from darkroom.errors import NotEnded
+from darkroom.errors import JobNotFinished
 from darkroom.jobs import queries
 from darkroom.status import FINISHED
 
@@ -20,9 +20,9 @@ def delete(session: Session, tenant_id: str, job_id: str) -> str | None:
     """
     job = queries.find(session, tenant_id, job_id, lock=True)
     if job.status not in FINISHED:
-        raise NotEnded(f"job {job_id} is {job.status}; cancel it first")
+        raise JobNotFinished(f"job {job_id} is {job.status}; cancel it first")
     redact(session, [job_id])
-    idempotency.forget_answers(session, tenant_id, job_id)
+    idempotency.delete_responses(session, tenant_id, job_id)
     return job.image_key
 
 

@@ -23,25 +23,27 @@ from darkroom.jobs import lifecycle
 from darkroom.jobs.lifecycle import Submission
 
 MAX_GROUP: Final = 500
-MAX_WAITING: Final = 5_000
+MAX_PENDING: Final = 5_000
 
 
 @dataclass(frozen=True)
-class _Arrival:
+class PendingSubmission:
+    """Job that waits to be committed."""
+
     tenant_id: str
     submission: Submission
     job: "asyncio.Future[Job]"
 
 
-_Group: TypeAlias = list[_Arrival]
+_Group: TypeAlias = list[PendingSubmission]
 
 
-class Intake:
+class GroupCommitter:
     """A thread that commits what arrives."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._arrivals: queue.SimpleQueue[_Arrival | None] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[PendingSubmission | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
         self._thread.start()
 
@@ -50,9 +52,11 @@ class Intake:
 
         A caller that goes away takes nothing back: the job may be committed all the same.
         """
-        if self._arrivals.qsize() >= MAX_WAITING:
-            raise Overloaded(f"{MAX_WAITING:,} jobs wait to be committed; try again")
-        arrival = _Arrival(tenant_id, submission, asyncio.get_running_loop().create_future())
+        if self._arrivals.qsize() >= MAX_PENDING:
+            raise Overloaded(f"{MAX_PENDING:,} jobs wait to be committed; try again")
+        arrival = PendingSubmission(
+            tenant_id, submission, asyncio.get_running_loop().create_future()
+        )
         self._arrivals.put(arrival)
         return await arrival.job
 
@@ -90,7 +94,7 @@ class Intake:
         except Exception as error:  # noqa: BLE001  # whatever it was, somebody waits for an answer
             self._refuse(group, error)
             return
-        _tell(group, [partial(_accepted, job) for job in accepted])
+        _resolve(group, [partial(_set_result, job) for job in accepted])
 
     def _accept(self, group: _Group) -> list[Job]:
         """The jobs, committed, in the group's order: by tenant, so that no two writers deadlock."""
@@ -100,8 +104,8 @@ class Intake:
             for tenant_id, theirs in itertools.groupby(group, key=_tenant_of):
                 submissions = [arrival.submission for arrival in theirs]
                 accepted += lifecycle.accept(session, tenant_id, submissions)
-            fault_points.reach("before-submit-commit")
-        fault_points.reach("after-submit-commit")
+            fault_points.fault_point("before-submit-commit")
+        fault_points.fault_point("after-submit-commit")
         return accepted
 
     def _refuse(self, group: _Group, error: Exception) -> None:
@@ -111,13 +115,13 @@ class Intake:
             for arrival in group:
                 self._commit([arrival])
             return
-        _tell(group, [partial(_refused, error)] * len(group))
+        _resolve(group, [partial(_set_error, error)] * len(group))
 
 
-_Answer: TypeAlias = "Callable[[asyncio.Future[Job]], None]"
+_Resolution: TypeAlias = "Callable[[asyncio.Future[Job]], None]"
 
 
-def _tell(group: _Group, answers: list[_Answer]) -> None:
+def _resolve(group: _Group, answers: list[_Resolution]) -> None:
     """From the thread to the event loop, in one call: to wake it is what costs."""
 
     def tell() -> None:
@@ -128,13 +132,13 @@ def _tell(group: _Group, answers: list[_Answer]) -> None:
     group[0].job.get_loop().call_soon_threadsafe(tell)
 
 
-def _accepted(job: Job, waiting: "asyncio.Future[Job]") -> None:
+def _set_result(job: Job, waiting: "asyncio.Future[Job]") -> None:
     waiting.set_result(job)
 
 
-def _refused(error: Exception, waiting: "asyncio.Future[Job]") -> None:
+def _set_error(error: Exception, waiting: "asyncio.Future[Job]") -> None:
     waiting.set_exception(error)
 
 
-def _tenant_of(arrival: _Arrival) -> str:
+def _tenant_of(arrival: PendingSubmission) -> str:
     return arrival.tenant_id

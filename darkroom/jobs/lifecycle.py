@@ -25,13 +25,13 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from darkroom import batches
-from darkroom.batches import announce
+from darkroom.batches import record_finished
 from darkroom.db.tables import Batch, Job
-from darkroom.errors import NotEnded, NothingToRetry
+from darkroom.errors import JobNotFinished, NothingToRetry
 from darkroom.events import log as event_log
 from darkroom.generation.params import GenerationParams, JobInput
 from darkroom.ids import new_id
-from darkroom.jobs.bulk_insert import Draft, Placed, Recipe, Row, copy, in_common
+from darkroom.jobs.bulk_insert import JobTemplate, NewJob, Placed, Row, copy_jobs, shared_columns
 from darkroom.jobs.queries import find
 from darkroom.queue import fairness
 from darkroom.status import FINISHED, Priority, Status
@@ -51,11 +51,11 @@ class Submission:
     image_number: int = 0
     custom_id: str | None = None
 
-    def draft(self, default: Priority) -> Draft:
+    def draft(self, default: Priority) -> NewJob:
         """The same as COPY takes it; `default`: its class if it names none."""
         params = self.params
-        return Draft(
-            Recipe.of(self.input, params, self.microbatch_key, default=default),
+        return NewJob(
+            JobTemplate.of(self.input, params, self.microbatch_key, default=default),
             params.prompt,
             params.negative_prompt,
             params.seed,
@@ -79,7 +79,7 @@ def submit(
 
 
 def submit_drafts(
-    session: Session, tenant_id: str, drafts: Sequence[Draft], *, batch_id: str | None
+    session: Session, tenant_id: str, drafts: Sequence[NewJob], *, batch_id: str | None
 ) -> list[str]:
     """As `submit`."""
     return [placed.id for placed in _queue(session, tenant_id, drafts, batch_id).placed]
@@ -89,8 +89,14 @@ def accept(session: Session, tenant_id: str, submissions: Sequence[Submission]) 
     """As `submit`; the jobs themselves, as they will be found once the caller has committed."""
     drafts = [submission.draft(Priority.NORMAL) for submission in submissions]
     queue = _queue(session, tenant_id, drafts, None)
-    queued = {"status": Status.QUEUED, "attempt": 0, "setbacks": 0, "isolation": "", "held": False}
-    times = {"created_at": queue.now, "run_after": queue.now}
+    queued = {
+        "status": Status.QUEUED,
+        "attempt": 0,
+        "requeue_count": 0,
+        "isolation_group": "",
+        "paused": False,
+    }
+    times = {"created_at": queue.now, "scheduled_at": queue.now}
     made = []
     for placed in queue.placed:
         row = placed.columns(queue.common[placed.draft.recipe])
@@ -106,12 +112,12 @@ class _Queued(NamedTuple):
     """Drafts that have been given their places, in order."""
 
     placed: list[Placed]
-    common: Mapping[Recipe, Row]
+    common: Mapping[JobTemplate, Row]
     now: datetime  #: by the database's clock
 
 
 def _queue(
-    session: Session, tenant_id: str, drafts: Sequence[Draft], batch_id: str | None
+    session: Session, tenant_id: str, drafts: Sequence[NewJob], batch_id: str | None
 ) -> _Queued:
     """Give the drafts ids and places in the fair order, and write them. There is at least one."""
     costs: dict[int, float] = defaultdict(float)
@@ -130,10 +136,10 @@ def _queue(
         tags[recipe.priority] = tag + recipe.cost / places[recipe.priority].weight
     now = next(iter(places.values())).now
     common = {
-        recipe: in_common(recipe, tenant_id, batch_id, now)
+        recipe: shared_columns(recipe, tenant_id, batch_id, now)
         for recipe in {draft.recipe for draft in drafts}
     }
-    copy(session, common, placed)
+    copy_jobs(session, common, placed)
     return _Queued(placed, common, now)
 
 
@@ -184,7 +190,7 @@ def _cancel_queued(session: Session, tenant_id: str, which: ColumnElement[bool])
     session.execute(
         update(Job)
         .where(Job.id.in_(queued))
-        .values(status=Status.CANCELED, finished_at=func.now(), held=False)
+        .values(status=Status.CANCELED, finished_at=func.now(), paused=False)
         .execution_options(synchronize_session=False)
     )
     # now() is the moment at which this transaction began, and so marks what it has ended
@@ -193,7 +199,7 @@ def _cancel_queued(session: Session, tenant_id: str, which: ColumnElement[bool])
     costs = session.execute(
         select(Job.priority, func.sum(Job.cost)).where(canceled).group_by(Job.priority)
     )
-    fairness.give_back(session, tenant_id, {row[0]: row[1] for row in costs})
+    fairness.refund(session, tenant_id, {row[0]: row[1] for row in costs})
     touched = session.scalars(select(Job.batch_id).where(canceled).distinct())
     return {batch_id for batch_id in touched if batch_id}
 
@@ -203,8 +209,8 @@ def purge(session: Session, *, limit: int = 5000) -> int:
 
     One tenant's in one transaction, so that none locks another's; paused batches come last, whole.
     """
-    waiting = select(Job.tenant_id, Job.id).where(Job.status == Status.QUEUED, ~Job.held)
-    rows = session.execute(waiting.order_by(Job.priority, Job.fair_tag).limit(limit)).all()
+    waiting = select(Job.tenant_id, Job.id).where(Job.status == Status.QUEUED, ~Job.paused)
+    rows = session.execute(waiting.order_by(Job.priority, Job.start_tag).limit(limit)).all()
     if not rows:
         return _purge_paused(session)
     tenant_id = rows[0].tenant_id
@@ -215,7 +221,7 @@ def purge(session: Session, *, limit: int = 5000) -> int:
 
 
 def _purge_paused(session: Session) -> int:
-    held = select(Job.batch_id).where(Job.status == Status.QUEUED, Job.held).limit(1)
+    held = select(Job.batch_id).where(Job.status == Status.QUEUED, Job.paused).limit(1)
     batch = session.scalar(select(Batch).where(Batch.id.in_(held)))
     if batch is None:
         return 0
@@ -226,32 +232,32 @@ def _purge_paused(session: Session) -> int:
 
 def pause_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
     """Hold the batch's queued jobs; what is running is finished. Raises NotFound."""
-    return _hold(session, tenant_id, batch_id, held=True)
+    return _set_batch_paused(session, tenant_id, batch_id, paused=True)
 
 
 def resume_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
     """Let a paused batch go on, in the places its jobs had. Raises NotFound."""
-    return _hold(session, tenant_id, batch_id, held=False)
+    return _set_batch_paused(session, tenant_id, batch_id, paused=False)
 
 
-def _hold(session: Session, tenant_id: str, batch_id: str, *, held: bool) -> Batch:
+def _set_batch_paused(session: Session, tenant_id: str, batch_id: str, *, paused: bool) -> Batch:
     batch = batches.find(session, tenant_id, batch_id)
     queued = (
         select(Job.id)
-        .where(Job.batch_id == batch_id, Job.status == Status.QUEUED, Job.held != held)
+        .where(Job.batch_id == batch_id, Job.status == Status.QUEUED, Job.paused != paused)
         .order_by(Job.id)
         .with_for_update()
     )
     session.execute(
         update(Job)
         .where(Job.id.in_(queued))
-        .values(held=held)
+        .values(paused=paused)
         .execution_options(synchronize_session=False)
     )
     session.execute(
         update(Batch)
         .where(Batch.id == batch_id, Batch.finished_at.is_(None), Batch.canceled_at.is_(None))
-        .values(paused_at=func.coalesce(Batch.paused_at, func.now()) if held else None)
+        .values(paused_at=func.coalesce(Batch.paused_at, func.now()) if paused else None)
     )
     session.refresh(batch)
     return batch
@@ -264,7 +270,7 @@ def retry(session: Session, tenant_id: str, job_id: str) -> Job:
     """
     job = find(session, tenant_id, job_id, lock=True)
     if job.status not in FINISHED:
-        raise NotEnded(f"job {job_id} is {job.status}; it can be retried once it has ended")
+        raise JobNotFinished(f"job {job_id} is {job.status}; it can be retried once it has ended")
     if job.status not in RETRYABLE:
         raise NothingToRetry(f"job {job_id} has succeeded; submit it again for another picture")
     again = session.scalar(select(Job.id).where(Job.retried_from == job_id))
@@ -316,11 +322,11 @@ _REPEATED: Final = (
 )
 
 
-def _repeat(job: Job, *, alone: bool = False) -> Draft:
+def _repeat(job: Job, *, alone: bool = False) -> NewJob:
     """A job that asks for the same; a deadline was for the first time only."""
     asked = {name: getattr(job, name) for name in _REPEATED} | {"metadata": job.metadata_}
-    return Draft(
-        Recipe(asked, job.cost, job.priority, None, None),
+    return NewJob(
+        JobTemplate(asked, job.cost, job.priority, None, None),
         job.prompt,
         job.negative_prompt,
         job.seed,
@@ -343,8 +349,8 @@ def expire_overdue(session: Session, *, limit: int = 1000) -> int:
     expired = session.scalars(
         update(Job)
         .where(Job.id.in_(overdue))
-        .values(status=Status.EXPIRED, finished_at=func.now(), held=False)
+        .values(status=Status.EXPIRED, finished_at=func.now(), paused=False)
         .returning(Job)
     ).all()
-    announce(session, expired)
+    record_finished(session, expired)
     return len(expired)

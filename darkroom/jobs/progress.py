@@ -23,7 +23,7 @@ _PATIENCE_S: Final = 0.2  #: nobody waits longer for a progress bar
 _STEPS: Final = re.compile(rb"(\d{1,6})/(\d{1,6})")
 
 
-def open_board(settings: Settings) -> Redis:
+def open_progress_redis(settings: Settings) -> Redis:
     """A client for `publish` and `read` whose commands end soon, whatever Redis does."""
     return open_redis(settings, timeout_s=_PATIENCE_S)
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, aliased
 
 from darkroom.db.tables import Job
 from darkroom.errors import Deleted, NotFound
-from darkroom.events.feed import Subject
+from darkroom.events.feed import EventScope
 from darkroom.ids import is_id
 from darkroom.status import Status
 
@@ -29,7 +29,7 @@ def find(session: Session, tenant_id: str, job_id: str, *, lock: bool = False) -
     return job
 
 
-def running(session: Session, wanted: Collection[Subject]) -> Sequence[Job]:
+def running(session: Session, wanted: Collection[EventScope]) -> Sequence[Job]:
     """Those of the tenants' jobs that are being drawn."""
     theirs = tuple_(Job.tenant_id, Job.id).in_(wanted)
     return session.scalars(select(Job).where(theirs, Job.status == Status.RUNNING)).all()

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Integer, Select, and_, cast, delete, func,
 from sqlalchemy.orm import InstrumentedAttribute as Attribute
 from sqlalchemy.orm import Session
 
-from darkroom.db.tables import Batch, Dispatch, Job, RejectedRows, Tenant
+from darkroom.db.tables import Batch, Dispatch, Job, RejectedRowChunk, Tenant
 from darkroom.jobs import deletion
 from darkroom.status import DispatchStatus
 from darkroom.storage.images import Stored
@@ -83,7 +83,7 @@ def _close_batches(session: Session, default_days: int | None) -> None:
         .returning(Batch.id)
         .execution_options(synchronize_session=False)
     ).all()
-    session.execute(delete(RejectedRows).where(RejectedRows.batch_id.in_(closed)))
+    session.execute(delete(RejectedRowChunk).where(RejectedRowChunk.batch_id.in_(closed)))
 
 
 def orphans(session: Session, found: Collection[Stored], *, older_than: timedelta) -> list[str]:

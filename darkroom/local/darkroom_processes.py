@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from darkroom.local.ports import LOOPBACK, answers
-from darkroom.local.process import Child
+from darkroom.local.process import ProcessSpec
 
 
-def migration(*, env: Mapping[str, str], log: Path) -> Child:
+def migration(*, env: Mapping[str, str], log: Path) -> ProcessSpec:
     """Brings the schema up to date, then ends."""
-    return Child(
+    return ProcessSpec(
         name="migration",
         argv=_python("darkroom.db.connection", "migrate"),
         env=env,
@@ -20,9 +20,9 @@ def migration(*, env: Mapping[str, str], log: Path) -> Child:
     )
 
 
-def serve_application(*, env: Mapping[str, str], ready_file: Path, log: Path) -> Child:
+def serve_application(*, env: Mapping[str, str], ready_file: Path, log: Path) -> ProcessSpec:
     """Deploys the models on Ray and stays; a new Ray needs a new one."""
-    return Child(
+    return ProcessSpec(
         name="serve",
         argv=_python("workers.deploy.serve"),
         env={**env, "DARKROOM_READY_FILE": str(ready_file)},
@@ -35,9 +35,9 @@ def serve_application(*, env: Mapping[str, str], ready_file: Path, log: Path) ->
     )
 
 
-def worker(number: int, *, env: Mapping[str, str], ready_file: Path, log: Path) -> Child:
+def worker(number: int, *, env: Mapping[str, str], ready_file: Path, log: Path) -> ProcessSpec:
     """Claims microbatches. Its Ray driver cannot outlive the cluster it joined."""
-    return Child(
+    return ProcessSpec(
         name=f"worker-{number}",
         argv=_python("workers"),
         env={**env, "DARKROOM_READY_FILE": str(ready_file)},
@@ -50,9 +50,9 @@ def worker(number: int, *, env: Mapping[str, str], ready_file: Path, log: Path) 
     )
 
 
-def sender(*, env: Mapping[str, str], ready_file: Path, log: Path) -> Child:
+def sender(*, env: Mapping[str, str], ready_file: Path, log: Path) -> ProcessSpec:
     """Sends webhooks."""
-    return Child(
+    return ProcessSpec(
         name="sender",
         argv=_python("workers.webhooks.app"),
         env={**env, "DARKROOM_READY_FILE": str(ready_file)},
@@ -64,9 +64,9 @@ def sender(*, env: Mapping[str, str], ready_file: Path, log: Path) -> Child:
     )
 
 
-def api(port: int, *, env: Mapping[str, str], log: Path) -> Child:
+def api(port: int, *, env: Mapping[str, str], log: Path) -> ProcessSpec:
     """The HTTP API; ready when it reaches the database, Redis and storage."""
-    return Child(
+    return ProcessSpec(
         name="api",
         argv=_python("api"),
         env=env,

@@ -18,7 +18,7 @@ LONGEST_RAY_DIR: Final = 44
 
 
 @dataclass(frozen=True)
-class Layout:
+class DataDir:
     """Paths below one data directory."""
 
     home: Path
@@ -60,9 +60,9 @@ class Layout:
         return self.logs / f"{name}.log"
 
 
-def make_layout(data_dir: Path) -> Layout:
+def make_data_dir(data_dir: Path) -> DataDir:
     """Make the folders, for their owner alone. Raises SetupError when they are somebody else's."""
-    layout = Layout(data_dir.resolve())
+    layout = DataDir(data_dir.resolve())
     layout.home.mkdir(parents=True, exist_ok=True)
     for folder in (layout.home, layout.logs, layout.secrets, layout.ready, layout.objects):
         private_dir(folder)
@@ -92,7 +92,7 @@ def secret(path: Path, *, otherwise: str | None = None) -> str:
 
 
 @contextmanager
-def held(layout: Layout) -> Iterator[None]:
+def locked(layout: DataDir) -> Iterator[None]:
     """The data directory, for us alone. Raises SetupError that names who holds it."""
     with layout.lock.open("a+") as file:  # the lock goes when the process does, however it ends
         try:

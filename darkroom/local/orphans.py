@@ -19,7 +19,7 @@ def record(file: Path, processes: Iterable[psutil.Process]) -> None:
     fresh.replace(file)
 
 
-def end_leftovers(file: Path) -> int:
+def end_orphans(file: Path) -> int:
     """How many processes of the last launcher had to be ended. Call it only under the lock."""
     found = recorded(file)
     for process in found:

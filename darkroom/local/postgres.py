@@ -15,7 +15,7 @@ from darkroom.errors import SetupError
 from darkroom.local.data_dir import private_dir
 from darkroom.local.linux import before_exec
 from darkroom.local.ports import LOOPBACK
-from darkroom.local.process import NOBODY, Child, Identity
+from darkroom.local.process import NOBODY, Identity, ProcessSpec
 
 USER: Final = "darkroom"
 SETTINGS: Final = {
@@ -35,13 +35,13 @@ SETTINGS: Final = {
 }
 
 
-def postgres(folder: Path, *, port: int, password: str, log: Path) -> Child:
+def postgres(folder: Path, *, port: int, password: str, log: Path) -> ProcessSpec:
     """The cluster in `folder/cluster`, made before the first launch."""
     url = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}/{USER}"
     settings = {**SETTINGS, "port": str(port)}
     options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
     run_as = identity()
-    return Child(
+    return ProcessSpec(
         name="postgres",
         argv=(str(program("postgres")), "-D", str(folder / "cluster"), *options),
         env=_environment(),

@@ -21,7 +21,7 @@ NOBODY: Final = 65534
 Identity = Literal["ours", "namespace", "nobody"]
 
 
-class ChildFailed(DarkroomError):
+class ProcessFailed(DarkroomError):
     """A child died, or was not ready in time."""
 
 
@@ -34,7 +34,7 @@ def _always() -> bool:
 
 
 @dataclass(frozen=True)
-class Child:
+class ProcessSpec:
     """One server or worker: everything needed to launch it, now or again after its death."""
 
     name: str
@@ -55,10 +55,10 @@ class Child:
 
 
 @dataclass
-class Running:
+class RunningProcess:
     """A launched child. Its pid is ours to signal until `process.poll()` has said otherwise."""
 
-    child: Child
+    child: ProcessSpec
     process: subprocess.Popen[bytes]
     launched_at: float
     ready: bool = False
@@ -73,7 +73,7 @@ class Running:
         self.process.send_signal(number)
 
 
-def launch(child: Child) -> Running:
+def launch(child: ProcessSpec) -> RunningProcess:
     """Start the program. It dies with the calling thread: call this from the main one."""
     child.prepare()
     _rotate(child.log)
@@ -94,22 +94,22 @@ def launch(child: Child) -> Running:
                 death_signal=child.stop_signal, leave_root=child.run_as == "namespace"
             ),
         )
-    return Running(child, process, time.monotonic())
+    return RunningProcess(child, process, time.monotonic())
 
 
-def wait_ready(running: Running) -> None:
+def wait_ready(running: RunningProcess) -> None:
     """Raises ChildFailed when it died or took too long."""
     child = running.child
     while not child.ready():
         if running.process.poll() is not None:
-            raise ChildFailed(f"{child.name} ended: {ending(running)}.\n{tail(child.log)}")
+            raise ProcessFailed(f"{child.name} ended: {ending(running)}.\n{tail(child.log)}")
         if time.monotonic() - running.launched_at > child.ready_within_s:
-            raise ChildFailed(f"{child.name} was not ready in time.\n{tail(child.log)}")
+            raise ProcessFailed(f"{child.name} was not ready in time.\n{tail(child.log)}")
         time.sleep(0.02)
     running.ready = True
 
 
-def end(running: Running) -> None:
+def end(running: RunningProcess) -> None:
     """Stop signal, grace, then SIGKILL to the child and to every descendant that is left."""
     if running.process.poll() is None:
         remember_family(running)
@@ -124,7 +124,7 @@ def end(running: Running) -> None:
     end_family(running, grace_s=1)
 
 
-def end_family(running: Running, *, grace_s: float) -> None:
+def end_family(running: RunningProcess, *, grace_s: float) -> None:
     """End what a dead child left behind, so that its successor finds ports and files free."""
     family = list(running.family.values())
     if not gone_within(family, grace_s):
@@ -156,7 +156,7 @@ def kill(process: psutil.Process) -> None:
         process.kill()
 
 
-def remember_family(running: Running) -> None:
+def remember_family(running: RunningProcess) -> None:
     """Note the descendants while they can be told by their parents: before it is polled dead."""
     try:
         descendants = psutil.Process(running.process.pid).children(recursive=True)
@@ -167,7 +167,7 @@ def remember_family(running: Running) -> None:
 
 
 @contextmanager
-def running(child: Child) -> Iterator[Running]:
+def running(child: ProcessSpec) -> Iterator[RunningProcess]:
     """The child, ready; ended with all its descendants when the block ends."""
     launched = launch(child)
     try:
@@ -177,7 +177,7 @@ def running(child: Child) -> Iterator[Running]:
         end(launched)
 
 
-def restart(old: Running) -> Running:
+def restart(old: RunningProcess) -> RunningProcess:
     """The same child again, on the same port and files, ready."""
     end(old)
     anew = launch(old.child)
@@ -185,7 +185,7 @@ def restart(old: Running) -> Running:
     return anew
 
 
-def ending(running: Running) -> str:
+def ending(running: RunningProcess) -> str:
     """How the process ended, in words."""
     code = running.process.returncode
     if code is None:

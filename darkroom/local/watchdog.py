@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Final
 
 from darkroom.errors import SetupError
-from darkroom.local.data_dir import Layout, held
-from darkroom.local.orphans import end_leftovers, recorded
+from darkroom.local.data_dir import DataDir, locked
+from darkroom.local.orphans import end_orphans, recorded
 from darkroom.local.process import gone_within
 
 PATIENCE_S: Final = 5  #: children were told by the kernel to end; a worker may finish its work
 
 
 @contextmanager
-def guarded(layout: Layout) -> Iterator[int]:
+def guarded(layout: DataDir) -> Iterator[int]:
     """While the block runs, a process watches over this one; its pid."""
     process = subprocess.Popen(
         [sys.executable, "-m", __name__, str(layout.home)],
@@ -38,10 +38,10 @@ def main(home: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    layout = Layout(Path(home))
+    layout = DataDir(Path(home))
     gone_within(recorded(layout.processes), PATIENCE_S)
-    with contextlib.suppress(SetupError), held(layout):  # a successor has seen to it already
-        end_leftovers(layout.processes)
+    with contextlib.suppress(SetupError), locked(layout):  # a successor has seen to it already
+        end_orphans(layout.processes)
 
 
 if __name__ == "__main__":

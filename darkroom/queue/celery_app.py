@@ -7,16 +7,16 @@ from kombu import Queue
 
 from darkroom.settings import Settings
 
-PUMP: Final = "darkroom.pump"  #: the task that claims until nothing is left
+PROCESS_QUEUE: Final = "darkroom.pump"  #: the task that claims until nothing is left
 
 
-GENERATE: Final = "generate"  #: its queue
+GENERATE_QUEUE: Final = "generate"  #: its queue
 
 
-DELIVER: Final = "darkroom.deliver"  #: the task that wakes a sender of webhooks
+SEND_WEBHOOKS: Final = "darkroom.deliver"  #: the task that wakes a sender of webhooks
 
 
-DELIVERIES: Final = "deliver"  #: its queue
+WEBHOOK_QUEUE: Final = "deliver"  #: its queue
 
 
 _PREFIX: Final = "darkroom:"
@@ -34,8 +34,8 @@ def celery_app(settings: Settings, *, socket_timeout_s: float) -> Celery:
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
-        task_queues=[Queue(GENERATE), Queue(DELIVERIES)],
-        task_default_queue=GENERATE,
+        task_queues=[Queue(GENERATE_QUEUE), Queue(WEBHOOK_QUEUE)],
+        task_default_queue=GENERATE_QUEUE,
         task_create_missing_queues=False,
         task_acks_late=False,  # a lost hint costs one sweep; a late-acked one may stall an hour
         task_publish_retry=False,  # the sweeper rings again; nobody waits for Redis

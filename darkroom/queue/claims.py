@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
-from darkroom.db.tables import Dispatch, Job, Operation
+from darkroom.db.tables import Dispatch, Job, QueueControl
 from darkroom.events import log as event_log
 from darkroom.queue import fairness
 from darkroom.status import PRIORITY_RANK, Status
@@ -44,12 +44,12 @@ AFFINITY_MICROBATCHES: Final = 4
 #: How long, by the class's rank, a microbatch with empty seats waits for company.
 LINGER: Final = (timedelta(seconds=0.05), timedelta(seconds=0.15), timedelta(seconds=0.3))
 # advisory lock; see darkroom.db.connection for the others
-_LOCK: Final = text("SELECT pg_advisory_xact_lock(7261003), paused_at FROM operation")
+_LOCK: Final = text("SELECT pg_advisory_xact_lock(7261003), paused_at FROM queue_control")
 
 
-def waiting(session: Session) -> bool:
+def has_claimable(session: Session) -> bool:
     """Whether any job could be claimed now."""
-    going_on = select(Operation.id).where(Operation.paused_at.is_(None)).exists()
+    going_on = select(QueueControl.id).where(QueueControl.paused_at.is_(None)).exists()
     any_job = select(Job.id).where(_claimable()).exists()
     return bool(session.scalar(select(and_(going_on, any_job))))
 
@@ -57,8 +57,8 @@ def waiting(session: Session) -> bool:
 def _claimable() -> ColumnElement[bool]:
     return and_(
         Job.status == Status.QUEUED,
-        ~Job.held,
-        Job.run_after <= func.now(),
+        ~Job.paused,
+        Job.scheduled_at <= func.now(),
         or_(Job.expires_at.is_(None), Job.expires_at > func.now()),
     )
 
@@ -89,40 +89,40 @@ def claim(
     if not heads:
         return []
     head = heads[fairness.next_class(session, heads)]
-    head = _stay(session, head, last_key, max_microbatch[head.model])
+    head = _prefer_last_key(session, head, last_key, max_microbatch[head.model])
     most = max_microbatch[head.model]
-    company = _company(session, head, most)
+    company = _batch(session, head, most)
     if not company or (len(company) < most and not idle and _may_linger(head, company)):
         return []
-    fairness.note_turn(session, head.priority, tag=head.fair_tag, waiting=heads)
+    fairness.record_service(session, head.priority, tag=head.start_tag, waiting=heads)
     return _begin(session, worker_id, company, lease)
 
 
 @dataclass(frozen=True)
-class _Head:
+class QueueHead:
     """The first of the jobs that a microbatch could be formed around."""
 
     priority: int
     microbatch_key: str
-    isolation: str
+    isolation_group: str
     model: str
-    fair_tag: float
+    start_tag: float
     cost: float
 
 
 _HEAD: Final = (
     Job.priority,
     Job.microbatch_key,
-    Job.isolation,
+    Job.isolation_group,
     Job.model,
-    Job.fair_tag,
+    Job.start_tag,
     Job.cost,
 )
 
 
-def _heads(session: Session, models: Collection[str]) -> dict[int, _Head]:
+def _heads(session: Session, models: Collection[str]) -> dict[int, QueueHead]:
     """The first waiting job of each class that has one, by the class's rank."""
-    found = [_Head(*row) for row in session.execute(_heads_of(frozenset(models)))]
+    found = [QueueHead(*row) for row in session.execute(_heads_of(frozenset(models)))]
     return {head.priority: head for head in found}
 
 
@@ -130,37 +130,39 @@ def _heads(session: Session, models: Collection[str]) -> dict[int, _Head]:
 def _heads_of(models: frozenset[str]) -> CompoundSelect[*tuple[Any, ...]]:
     known = Job.model.in_(models)
     return union_all(
-        *(first_waiting(Job.priority == rank, known) for rank in PRIORITY_RANK.values())
+        *(first_queued(Job.priority == rank, known) for rank in PRIORITY_RANK.values())
     )
 
 
-def first_waiting(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+def first_queued(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
     """The statement for the first of the claimable jobs that fit."""
-    first = select(*_HEAD).where(_claimable(), *conditions).order_by(Job.fair_tag, Job.id)
+    first = select(*_HEAD).where(_claimable(), *conditions).order_by(Job.start_tag, Job.id)
     return first.limit(1).subquery().select()  # in parentheses: each has its own order and limit
 
 
-def _stay(session: Session, head: _Head, last_key: str | None, seats: int) -> _Head:
+def _prefer_last_key(
+    session: Session, head: QueueHead, last_key: str | None, seats: int
+) -> QueueHead:
     """The first job of the key drawn last, where it is near enough to the one that is next."""
-    if last_key in {None, head.microbatch_key} or head.isolation:
+    if last_key in {None, head.microbatch_key} or head.isolation_group:
         return head
     row = session.execute(
-        first_waiting(
+        first_queued(
             Job.microbatch_key == last_key,
-            Job.isolation == "",
+            Job.isolation_group == "",
             Job.priority == head.priority,
             Job.model == head.model,
         )
     ).first()
     if row is None:
         return head
-    last = _Head(*row)
-    near = last.fair_tag - head.fair_tag <= AFFINITY_MICROBATCHES * seats * head.cost
+    last = QueueHead(*row)
+    near = last.start_tag - head.start_tag <= AFFINITY_MICROBATCHES * seats * head.cost
     return last if near else head
 
 
 @dataclass(frozen=True)
-class _Seat:
+class CandidateJob:
     """A job that is taken: locked, but not moved yet."""
 
     id: str
@@ -169,51 +171,53 @@ class _Seat:
     age: timedelta
 
 
-def _company(session: Session, head: _Head, most: int) -> list[_Seat]:
+def _batch(session: Session, head: QueueHead, most: int) -> list[CandidateJob]:
     """Who is drawn with the head, itself included: its class first, then whoever fills a seat."""
-    company = _seated(session, head, most, its_class=True)
+    company = _candidates(session, head, most, its_class=True)
     if len(company) == most:
         return company
-    return company + _seated(session, head, most - len(company), its_class=False)
+    return company + _candidates(session, head, most - len(company), its_class=False)
 
 
-def _may_linger(head: _Head, company: Sequence[_Seat]) -> bool:
+def _may_linger(head: QueueHead, company: Sequence[CandidateJob]) -> bool:
     return all(seat.age < LINGER[head.priority] for seat in company)
 
 
-def _seated(session: Session, head: _Head, most: int, *, its_class: bool) -> list[_Seat]:
+def _candidates(
+    session: Session, head: QueueHead, most: int, *, its_class: bool
+) -> list[CandidateJob]:
     wanted = {
         "key": head.microbatch_key,
-        "isolation": head.isolation,
+        "isolation_group": head.isolation_group,
         "priority": head.priority,
         "most": most,
     }
-    return [_Seat(*row) for row in session.execute(_seats_beside(its_class), wanted)]
+    return [CandidateJob(*row) for row in session.execute(_candidates_query(its_class), wanted)]
 
 
 @functools.cache
-def _seats_beside(its_class: bool) -> Select[*tuple[Any, ...]]:  # noqa: FBT001  # a cache's key
+def _candidates_query(its_class: bool) -> Select[*tuple[Any, ...]]:  # noqa: FBT001  # a cache's key
     rank = bindparam("priority", type_=SmallInteger)
-    beside = seats(
+    beside = candidates_query(
         Job.microbatch_key == bindparam("key"),
-        Job.isolation == bindparam("isolation"),
+        Job.isolation_group == bindparam("isolation_group"),
         Job.priority == rank if its_class else Job.priority != rank,
     )
     return beside.limit(bindparam("most", type_=Integer)).with_for_update(skip_locked=True)
 
 
-def seats(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+def candidates_query(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
     """The statement for those of the claimable jobs that fit, in the order of the queue."""
     age = cast(func.now() - Job.created_at, Interval)
     return (
         select(Job.id, Job.microbatch_key, Job.cost, age)
         .where(_claimable(), *conditions)
-        .order_by(Job.priority, Job.fair_tag, Job.id)
+        .order_by(Job.priority, Job.start_tag, Job.id)
     )
 
 
 def _begin(
-    session: Session, worker_id: str, company: Sequence[_Seat], lease: timedelta
+    session: Session, worker_id: str, company: Sequence[CandidateJob], lease: timedelta
 ) -> Sequence[Job]:
     """Open a dispatch and move the jobs into it; in the order given."""
     opened = {

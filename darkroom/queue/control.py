@@ -6,40 +6,40 @@ from typing import Final
 from sqlalchemy import func, text, update
 from sqlalchemy.orm import Session
 
-from darkroom.db.tables import Operation
+from darkroom.db.tables import QueueControl
 
 
 @dataclass(frozen=True)
-class Orders:
+class ControlState:
     """What holds now. Both may."""
 
     paused: bool  #: workers claim nothing; what is running is finished, what waits stays
     draining: bool  #: nothing new is accepted; what was accepted is drawn
 
 
-def orders(session: Session) -> Orders:
+def read_state(session: Session) -> ControlState:
     """What holds now."""
-    paused_at, draining_at = session.execute(_ORDERS).one()
-    return Orders(paused_at is not None, draining_at is not None)
+    paused_at, draining_at = session.execute(_STATE).one()
+    return ControlState(paused_at is not None, draining_at is not None)
 
 
-_ORDERS: Final = text("SELECT paused_at, draining_at FROM operation")
+_STATE: Final = text("SELECT paused_at, draining_at FROM queue_control")
 
 
 def pause(session: Session) -> None:
     """From now on nothing is claimed."""
     session.execute(
-        update(Operation).values(paused_at=func.coalesce(Operation.paused_at, func.now()))
+        update(QueueControl).values(paused_at=func.coalesce(QueueControl.paused_at, func.now()))
     )
 
 
 def drain(session: Session) -> None:
     """From now on nothing new is accepted."""
     session.execute(
-        update(Operation).values(draining_at=func.coalesce(Operation.draining_at, func.now()))
+        update(QueueControl).values(draining_at=func.coalesce(QueueControl.draining_at, func.now()))
     )
 
 
 def resume(session: Session) -> None:
     """Neither holds any more."""
-    session.execute(update(Operation).values(paused_at=None, draining_at=None))
+    session.execute(update(QueueControl).values(paused_at=None, draining_at=None))

@@ -29,9 +29,9 @@ from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.types import TypeEngine
 
-from darkroom.batches import announce
+from darkroom.batches import record_finished
 from darkroom.db.tables import Batch, Dispatch, Job
-from darkroom.queue.outcomes import Drawn, Failed, HandedBack, Outcome, SentBack, Suspect
+from darkroom.queue.outcomes import Failed, HandedBack, Outcome, SentBack, Succeeded, Suspect
 from darkroom.status import DispatchStatus, Status
 
 MAX_BACKOFF_S: Final = 60.0
@@ -48,18 +48,18 @@ def renew(session: Session, dispatch_ids: Collection[int], *, lease: timedelta) 
     return frozenset(held)
 
 
-def withdrawn(session: Session, dispatch_ids: Collection[int]) -> dict[int, frozenset[str]]:
+def canceled_jobs(session: Session, dispatch_ids: Collection[int]) -> dict[int, frozenset[str]]:
     """The running jobs of these dispatches that nobody wants any more, by dispatch."""
     asked = (
         select(Dispatch.id, func.array_agg(Job.id))
         .join(Job, Job.dispatch_id == Dispatch.id)
-        .where(Dispatch.id.in_(dispatch_ids), Job.status == Status.RUNNING, _unwanted())
+        .where(Dispatch.id.in_(dispatch_ids), Job.status == Status.RUNNING, _cancel_due())
         .group_by(Dispatch.id)
     )
     return {dispatch_id: frozenset(ids) for dispatch_id, ids in session.execute(asked)}
 
 
-def _unwanted() -> ColumnElement[bool]:
+def _cancel_due() -> ColumnElement[bool]:
     """Of a running job: it or its batch was canceled, or its deadline has passed."""
     canceled = select(Batch.id).where(Batch.id == Job.batch_id, Batch.canceled_at.is_not(None))
     return or_(
@@ -114,7 +114,7 @@ def crash(
 
     def verdicts(jobs: Sequence[Job]) -> list[Outcome]:
         suspects = [job for job in jobs if job.id not in known]
-        return [*known.values(), *_parted(suspects, max_attempts)]
+        return [*known.values(), *_split_suspects(suspects, max_attempts)]
 
     _move(session, dispatch_id, verdicts)
     return True
@@ -123,7 +123,7 @@ def crash(
 def unused_images(session: Session, outcomes: Iterable[Outcome]) -> list[str]:
     """Keys of images that were stored, but that no job refers to: they may be removed."""
     stored = {
-        outcome.job_id: outcome.image_key for outcome in outcomes if isinstance(outcome, Drawn)
+        outcome.job_id: outcome.image_key for outcome in outcomes if isinstance(outcome, Succeeded)
     }
     used = set(session.scalars(select(Job.image_key).where(Job.id.in_(stored))))
     return [key for key in stored.values() if key not in used]
@@ -164,14 +164,14 @@ def expire_leases(session: Session, *, max_attempts: int) -> int:
         .values(status=DispatchStatus.EXPIRED, finished_at=func.now())
         .returning(Dispatch.id)
     ).all()
-    accompanied = _accompanied(session, expired)
+    accompanied = _ids_with_other_dispatches(session, expired)
     for dispatch_id in expired:
         patience = 2 * max_attempts if dispatch_id in accompanied else max_attempts
-        _move(session, dispatch_id, partial(_parted, max_attempts=patience))
+        _move(session, dispatch_id, partial(_split_suspects, max_attempts=patience))
     return len(expired)
 
 
-def _accompanied(session: Session, expired: Sequence[int]) -> Collection[int]:
+def _ids_with_other_dispatches(session: Session, expired: Sequence[int]) -> Collection[int]:
     """Those whose worker held another one when it died."""
     other = aliased(Dispatch)
     held = other.finished_at.is_(None) | (other.finished_at >= Dispatch.created_at)
@@ -194,7 +194,7 @@ def _close_dispatch(session: Session, dispatch_id: int, status: DispatchStatus) 
     return closed.first() is not None
 
 
-def _parted(suspects: Sequence[Job], max_attempts: int) -> list[Outcome]:
+def _split_suspects(suspects: Sequence[Job], max_attempts: int) -> list[Outcome]:
     half = (len(suspects) + 1) // 2
     return [
         _verdict(job, second_half=place >= half, max_attempts=max_attempts)
@@ -206,10 +206,10 @@ def _verdict(job: Job, *, second_half: bool, max_attempts: int) -> Failed | Susp
     """A claim that ended in a crash counts as an attempt, so `attempt` is how many there were."""
     if job.attempt >= max_attempts:
         message = f"its replica or worker died {job.attempt} times while drawing it"
-        return Failed(job.id, "crashed_worker", message, retryable=True)
+        return Failed(job.id, "worker_crashed", message, retryable=True)
     if job.attempt == 1:
-        return Suspect(job.id, isolation=f"{job.dispatch_id}{'b' if second_half else 'a'}")
-    return Suspect(job.id, isolation=job.id)
+        return Suspect(job.id, isolation_group=f"{job.dispatch_id}{'b' if second_half else 'a'}")
+    return Suspect(job.id, isolation_group=job.id)
 
 
 def _move(
@@ -225,32 +225,32 @@ def _move(
     """
     held = and_(Job.dispatch_id == dispatch_id, Job.status == Status.RUNNING, *which)
     jobs = session.scalars(select(Job).where(held).order_by(Job.id).with_for_update()).all()
-    moved = list(session.scalars(_withdraw(held)))
+    moved = list(session.scalars(_end_canceled(held)))
     gone = {job.id for job in moved}
     outcomes = list(outcomes_of([job for job in jobs if job.id not in gone]))
-    drawn = [outcome for outcome in outcomes if isinstance(outcome, Drawn)]
+    drawn = [outcome for outcome in outcomes if isinstance(outcome, Succeeded)]
     moved += _succeed(session, dispatch_id, drawn)
     for outcome in outcomes:
-        if not isinstance(outcome, Drawn):
+        if not isinstance(outcome, Succeeded):
             moved += session.scalars(
                 update(Job)
                 .where(held, Job.id == outcome.job_id)
                 .values(_values(outcome))
                 .returning(Job)
             )
-    announce(session, moved)
+    record_finished(session, moved)
     return len(moved)
 
 
-def _succeed(session: Session, dispatch_id: int, drawn: Sequence[Drawn]) -> Sequence[Job]:
+def _succeed(session: Session, dispatch_id: int, drawn: Sequence[Succeeded]) -> Sequence[Job]:
     """Those of the dispatch's jobs that are still its own; all in one statement."""
     if not drawn:
         return []
-    given = {name: [getattr(each, name) for each in drawn] for name in _DRAWN}
+    given = {name: [getattr(each, name) for each in drawn] for name in _SUCCEEDED}
     return session.scalars(_success(), given | {"dispatch": dispatch_id}).all()
 
 
-_DRAWN: Final[Mapping[str, TypeEngine[Any]]] = {
+_SUCCEEDED: Final[Mapping[str, TypeEngine[Any]]] = {
     "job_id": Text(),
     "image_key": Text(),
     "image_sha256": Text(),
@@ -262,9 +262,9 @@ _DRAWN: Final[Mapping[str, TypeEngine[Any]]] = {
 
 @functools.cache  # to word it takes longer than to run it
 def _success() -> ReturningUpdate[Job]:
-    columns = [bindparam(name, type_=ARRAY(kind)) for name, kind in _DRAWN.items()]
-    drawn = func.unnest(*columns).table_valued(*_DRAWN, name="drawn").render_derived()
-    values = {name: drawn.c[name] for name in _DRAWN if name != "job_id"}
+    columns = [bindparam(name, type_=ARRAY(kind)) for name, kind in _SUCCEEDED.items()]
+    drawn = func.unnest(*columns).table_valued(*_SUCCEEDED, name="drawn").render_derived()
+    values = {name: drawn.c[name] for name in _SUCCEEDED if name != "job_id"}
     return (
         update(Job)
         .where(
@@ -278,13 +278,13 @@ def _success() -> ReturningUpdate[Job]:
     )
 
 
-def _withdraw(held: ColumnElement[bool]) -> ReturningUpdate[Job]:
+def _end_canceled(held: ColumnElement[bool]) -> ReturningUpdate[Job]:
     """End what is no longer wanted: as expired when its deadline came before the client's word."""
     asked_at = func.coalesce(Job.cancel_requested_at, func.now())
     expired = and_(Job.deadline_at.is_not(None), Job.deadline_at <= asked_at)
     return (
         update(Job)
-        .where(held, _unwanted())
+        .where(held, _cancel_due())
         .values(
             status=case((expired, Status.EXPIRED), else_=Status.CANCELED), finished_at=func.now()
         )
@@ -305,13 +305,13 @@ def _values(outcome: Failed | SentBack | HandedBack | Suspect) -> dict[str, obje
         case SentBack():
             return _back_to_queue() | {
                 "attempt": Job.attempt - 1,
-                "setbacks": Job.setbacks + 1,
-                "run_after": func.now() + _backoff(),
+                "requeue_count": Job.requeue_count + 1,
+                "scheduled_at": func.now() + _backoff(),
             }
         case HandedBack():
             return _back_to_queue() | {"attempt": Job.attempt - 1}
         case Suspect():
-            return _back_to_queue() | {"isolation": outcome.isolation}
+            return _back_to_queue() | {"isolation_group": outcome.isolation_group}
 
 
 def _back_to_queue() -> dict[str, object]:
@@ -321,11 +321,11 @@ def _back_to_queue() -> dict[str, object]:
         "dispatch_id": None,
         "microbatch_size": None,
         "started_at": None,
-        "held": paused.exists(),
+        "paused": paused.exists(),
     }
 
 
 def _backoff() -> ColumnElement[timedelta]:
-    """1, 2, 4 … 60 s by the number of setbacks so far, give or take a half, so none align."""
-    seconds = func.least(MAX_BACKOFF_S, func.power(2, func.least(Job.setbacks, 10)))
+    """1, 2, 4 … 60 s by the number of requeue_count so far, give or take a half, so none align."""
+    seconds = func.least(MAX_BACKOFF_S, func.power(2, func.least(Job.requeue_count, 10)))
     return func.make_interval(0, 0, 0, 0, 0, 0, seconds * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret

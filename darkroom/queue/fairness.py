@@ -32,7 +32,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningInsert
 
-from darkroom.db.tables import ClassTurn, FairShare, Job, Operation, Tenant
+from darkroom.db.tables import FairShare, Job, PriorityClass, QueueControl, Tenant
 from darkroom.errors import Draining
 from darkroom.status import Status
 
@@ -42,7 +42,7 @@ FADING: Final = 600.0
 
 
 @dataclass(frozen=True)
-class Places:
+class Reservation:
     """Where a tenant's next jobs of one class go: the first tag, and how far a cost carries."""
 
     first_tag: float
@@ -50,7 +50,7 @@ class Places:
     now: datetime  #: of the transaction, by the database's clock
 
 
-def reserve(session: Session, tenant_id: str, priority: int, *, cost: float) -> Places:
+def reserve(session: Session, tenant_id: str, priority: int, *, cost: float) -> Reservation:
     """Room for jobs of this total cost, after the tenant's others.
 
     Until the caller commits, others who reserve for this tenant and class wait. Raises Draining.
@@ -59,7 +59,9 @@ def reserve(session: Session, tenant_id: str, priority: int, *, cost: float) -> 
     reserved = session.connection().execute(_reservation(), asked).one()
     if reserved.draining_at is not None:
         raise Draining
-    return Places(reserved.next_tag - cost / reserved.weight, reserved.weight, reserved.now)
+    return Reservation(
+        reserved.next_start_tag - cost / reserved.weight, reserved.weight, reserved.now
+    )
 
 
 @functools.cache  # to word a statement takes longer than to run it
@@ -67,22 +69,22 @@ def _reservation() -> ReturningInsert[Any]:
     tenant, rank = bindparam("tenant", type_=Text), bindparam("rank", type_=SmallInteger)
     cost, square = bindparam("cost", type_=Double), bindparam("square", type_=Double)
     weight = select(Tenant.weight).where(Tenant.id == tenant).scalar_subquery()
-    draining_at = select(Operation.draining_at).scalar_subquery()
+    draining_at = select(QueueControl.draining_at).scalar_subquery()
     start = _present(rank)
     mine = insert(FairShare).values(
         tenant_id=tenant,
         priority=rank,
-        next_tag=start + cost / weight,
+        next_start_tag=start + cost / weight,
         arrived=cost,
         arrived_squares=square,
     )
     mine = mine.on_conflict_do_update(
         index_elements=[FairShare.tenant_id, FairShare.priority],
-        set_={"next_tag": func.greatest(FairShare.next_tag, start) + cost / weight}
+        set_={"next_start_tag": func.greatest(FairShare.next_start_tag, start) + cost / weight}
         | _counted(cost, square),
     )
     return mine.returning(
-        FairShare.next_tag,
+        FairShare.next_start_tag,
         weight.label("weight"),
         func.now().label("now"),
         draining_at.label("draining_at"),
@@ -100,7 +102,7 @@ def _counted(cost: BindParameter[float], square: BindParameter[float]) -> dict[s
     }
 
 
-def give_back(session: Session, tenant_id: str, costs: Mapping[int, float]) -> None:
+def refund(session: Session, tenant_id: str, costs: Mapping[int, float]) -> None:
     """Jobs were canceled before they cost anything: what the tenant submits next moves up.
 
     `costs`: by priority.
@@ -110,20 +112,24 @@ def give_back(session: Session, tenant_id: str, costs: Mapping[int, float]) -> N
         session.execute(
             update(FairShare)
             .where(FairShare.tenant_id == tenant_id, FairShare.priority == priority)
-            .values(next_tag=FairShare.next_tag - cost / weight)
+            .values(next_start_tag=FairShare.next_start_tag - cost / weight)
         )
 
 
 def _present(priority: BindParameter[int]) -> ColumnElement[float]:
     """The smallest tag that waits, or the last one claimed when none does."""
     waiting = (
-        select(Job.fair_tag)
-        .where(Job.status == Status.QUEUED, ~Job.held, Job.priority == priority)
-        .order_by(Job.fair_tag)
+        select(Job.start_tag)
+        .where(Job.status == Status.QUEUED, ~Job.paused, Job.priority == priority)
+        .order_by(Job.start_tag)
         .limit(1)
         .scalar_subquery()
     )
-    claimed = select(ClassTurn.virtual_time).where(ClassTurn.priority == priority).scalar_subquery()
+    claimed = (
+        select(PriorityClass.virtual_time)
+        .where(PriorityClass.priority == priority)
+        .scalar_subquery()
+    )
     return func.coalesce(waiting, claimed, literal(0.0))
 
 
@@ -136,11 +142,11 @@ def next_class(session: Session, waiting: Collection[int]) -> int:
 
 
 _WAITED: Final = text(
-    "SELECT priority, coalesce(extract(epoch FROM now() - waiting_since), 0) FROM class_turn"
+    "SELECT priority, coalesce(extract(epoch FROM now() - waiting_since), 0) FROM priority_class"
 )
 
 
-def note_turn(session: Session, served: int, *, tag: float, waiting: Collection[int]) -> None:
+def record_service(session: Session, served: int, *, tag: float, waiting: Collection[int]) -> None:
     """The class `served` was given the microbatch with `tag`; these classes had jobs waiting.
 
     Only under the claim's lock: no two turns are noted at once.
@@ -149,7 +155,7 @@ def note_turn(session: Session, served: int, *, tag: float, waiting: Collection[
 
 
 _TURN: Final = text("""
-    UPDATE class_turn
+    UPDATE priority_class
     SET virtual_time = CASE WHEN priority = :served THEN greatest(virtual_time, :tag)
                             ELSE virtual_time END,
         waiting_since = CASE WHEN priority = :served THEN now()

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Succeeded:
     """The job's image is in the store."""
 
     job_id: str
@@ -45,7 +45,7 @@ class Suspect:
     """Its replica or worker died over its microbatch: it is drawn again, in smaller company."""
 
     job_id: str
-    isolation: str
+    isolation_group: str
 
 
-Outcome: TypeAlias = Drawn | Failed | SentBack | HandedBack | Suspect
+Outcome: TypeAlias = Succeeded | Failed | SentBack | HandedBack | Suspect

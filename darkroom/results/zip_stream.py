@@ -12,7 +12,7 @@ from stream_zip import NO_COMPRESSION_64, MemberFile, stream_zip
 from darkroom.db.connection import Sessions
 from darkroom.db.tables import Batch, Job
 from darkroom.errors import ImageVanished
-from darkroom.prefetch import in_order
+from darkroom.prefetch import map_ordered
 from darkroom.results import manifest
 from darkroom.storage.images import ImageStore
 
@@ -32,7 +32,7 @@ def as_zip(sessions: Sessions, batch: Batch, store: ImageStore) -> Iterator[byte
 def _members(sessions: Sessions, batch: Batch, store: ImageStore) -> Iterator[MemberFile]:
     missing = []
     drawn = manifest.jobs_of(sessions, batch, drawn=True)
-    for job, picture in in_order(partial(_fetch, store), drawn, threads=_AHEAD):
+    for job, picture in map_ordered(partial(_fetch, store), drawn, threads=_AHEAD):
         name = manifest.file_name(job, batch)
         if picture is None:
             missing.append(f"{name}\t{job.id}\n")

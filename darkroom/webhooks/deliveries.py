@@ -35,7 +35,7 @@ _JITTER: Final = 0.2  # later by up to this share, so that what failed together 
 LONGEST_RETRY_AFTER_S: Final = 24 * 3600.0
 
 
-class Outcome(StrEnum):
+class AttemptOutcome(StrEnum):
     """How an attempt ended. All that a tenant is told: more would map our network for him."""
 
     HTTP_2XX = "http_2xx"
@@ -47,12 +47,12 @@ class Outcome(StrEnum):
     UNREACHABLE = "unreachable"  #: no such name, refused, or broken off
     TLS = "tls"  #: no trust in its certificate
     TIMEOUT = "timeout"
-    BAD_ANSWER = "bad_answer"  #: not HTTP, or endless
+    INVALID_RESPONSE = "invalid_response"  #: not HTTP, or endless
     INTERRUPTED = "interrupted"  #: our sender died; it may have arrived
     DROPPED = "dropped"  #: its endpoint was disabled or deleted, or its subject is gone
 
 
-_FINAL: Final = frozenset({Outcome.HTTP_410, Outcome.DROPPED})
+_FINAL: Final = frozenset({AttemptOutcome.HTTP_410, AttemptOutcome.DROPPED})
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Result:
     """How the attempt of a claim ended. `retry_after_s`: the receiver's wish."""
 
     claim: Claim
-    outcome: Outcome
+    outcome: AttemptOutcome
     retry_after_s: float | None = None
 
 
@@ -111,14 +111,14 @@ def claim(
         else:
             put_off.append((each, wait_s))
     _open(session, claims, lease)
-    _put_off(session, put_off)
+    _defer(session, put_off)
     return claims, len(rows)
 
 
 def _claim_of(row: Row[*tuple[Any, ...]]) -> Claim:
     return Claim(
         id=row.id,
-        token=row.claims + 1,
+        token=row.attempt_token + 1,
         tenant_id=row.tenant_id,
         endpoint_id=row.endpoint_id,
         url=row.url,
@@ -132,7 +132,7 @@ def _claim_of(row: Row[*tuple[Any, ...]]) -> Claim:
 
 def _may_be_joined(row: Row[*tuple[Any, ...]]) -> bool:
     """A message of a large batch that was never sent: it tells of jobs, and of no single one."""
-    return row.claims == 0 and row.job_id is None and row.type.startswith("job.")
+    return row.attempt_token == 0 and row.job_id is None and row.type.startswith("job.")
 
 
 def _joined(session: Session, claims: Sequence[Claim]) -> list[Claim]:
@@ -165,16 +165,16 @@ def _open(session: Session, claims: Sequence[Claim], lease: timedelta) -> None:
         session.connection().execute(statements.opened(), opened)
 
 
-def _put_off(session: Session, waits: Sequence[tuple[Claim, float]]) -> None:
+def _defer(session: Session, waits: Sequence[tuple[Claim, float]]) -> None:
     """Not claimed: to be looked at again in so many seconds."""
     if waits:
         session.connection().execute(
-            statements.put_off(),
+            statements.defer(),
             {"ids": [each.id for each, _ in waits], "wait_s": [wait_s for _, wait_s in waits]},
         )
 
 
-def hasten(session: Session, claim: Claim, *, within: timedelta) -> None:
+def make_due_now(session: Session, claim: Claim, *, within: timedelta) -> None:
     """What was put off for the claim's destination, and was due within that time, is due now."""
     own = Delivery.endpoint_id == claim.endpoint_id
     if claim.endpoint_id is None:
@@ -186,20 +186,24 @@ def hasten(session: Session, claim: Claim, *, within: timedelta) -> None:
             Delivery.finished_at.is_(None),
             Delivery.status == DeliveryStatus.PENDING,
             Delivery.failures == 0,  # those that failed keep to their schedule
-            Delivery.due_at.between(func.now(), func.now() + within),
+            Delivery.next_attempt_at.between(func.now(), func.now() + within),
         )
-        .values(due_at=func.now())
+        .values(next_attempt_at=func.now())
         .execution_options(synchronize_session=False)
     )
 
 
-def put_back(session: Session, claims: Sequence[Claim], *, wait_s: float = 0) -> None:
+def release(session: Session, claims: Sequence[Claim], *, wait_s: float = 0) -> None:
     """Hand back what was claimed and not begun; no attempt is spent."""
-    ours = tuple_(Delivery.id, Delivery.claims).in_([(each.id, each.token) for each in claims])
+    ours = tuple_(Delivery.id, Delivery.attempt_token).in_(
+        [(each.id, each.token) for each in claims]
+    )
     session.execute(
         update(Delivery)
         .where(ours, Delivery.status == DeliveryStatus.SENDING)
-        .values(status=DeliveryStatus.PENDING, due_at=func.now() + timedelta(seconds=wait_s))
+        .values(
+            status=DeliveryStatus.PENDING, next_attempt_at=func.now() + timedelta(seconds=wait_s)
+        )
     )
 
 
@@ -228,7 +232,7 @@ def _close(session: Session, results: Sequence[Result]) -> Sequence[str]:
 def _move(result: Result) -> tuple[str, int, str, int, float]:
     """Id, token, next status, failures to add, seconds to wait."""
     key = (result.claim.id, result.claim.token)
-    if result.outcome is Outcome.HTTP_2XX:
+    if result.outcome is AttemptOutcome.HTTP_2XX:
         return (*key, DeliveryStatus.ACCEPTED, 0, 0.0)
     wait_s = delay_s(result.claim.failures + 1, retry_after_s=result.retry_after_s)
     if wait_s is None or result.outcome in _FINAL:
@@ -246,14 +250,16 @@ def delay_s(failures: int, *, retry_after_s: float | None = None) -> float | Non
 
 def _note_interrupted(session: Session, rows: Sequence[Row[*tuple[Any, ...]]]) -> None:
     """The lease of these ran out: their attempts are in the log, and count for nothing."""
-    _insert_attempts(session, [(row.id, row.claims, Outcome.INTERRUPTED) for row in rows])
+    _insert_attempts(
+        session, [(row.id, row.attempt_token, AttemptOutcome.INTERRUPTED) for row in rows]
+    )
 
 
-def _log(session: Session, ended: Sequence[tuple[Claim, Outcome]]) -> None:
+def _log(session: Session, ended: Sequence[tuple[Claim, AttemptOutcome]]) -> None:
     _insert_attempts(session, [(each.id, each.token, outcome) for each, outcome in ended])
 
 
-def _insert_attempts(session: Session, attempts: Sequence[tuple[str, int, Outcome]]) -> None:
+def _insert_attempts(session: Session, attempts: Sequence[tuple[str, int, AttemptOutcome]]) -> None:
     if attempts:
         rows = [
             dict(zip(("delivery_id", "number", "outcome"), row, strict=True)) for row in attempts
@@ -263,20 +269,20 @@ def _insert_attempts(session: Session, attempts: Sequence[tuple[str, int, Outcom
 
 def _note_health(session: Session, results: Sequence[Result]) -> None:
     """What the results say of their endpoints. Those that are given up lose what still waits."""
-    outcomes: dict[str, set[Outcome]] = {}
+    outcomes: dict[str, set[AttemptOutcome]] = {}
     for result in results:
         if result.claim.endpoint_id is not None:
             outcomes.setdefault(result.claim.endpoint_id, set()).add(result.outcome)
-    well = [key for key, seen in outcomes.items() if Outcome.HTTP_2XX in seen]
-    gone = [key for key, seen in outcomes.items() if Outcome.HTTP_410 in seen]
+    well = [key for key, seen in outcomes.items() if AttemptOutcome.HTTP_2XX in seen]
+    gone = [key for key, seen in outcomes.items() if AttemptOutcome.HTTP_410 in seen]
     failed = outcomes.keys() - set(well)
     endpoints.note_successes(session, well)
     endpoints.note_failures(session, failed)
-    for endpoint_id in endpoints.give_up(session, failed, gone=gone) if failed else ():
-        drop_waiting(session, endpoint_id)
+    for endpoint_id in endpoints.disable_failing(session, failed, gone=gone) if failed else ():
+        drop_pending(session, endpoint_id)
 
 
-def drop_waiting(session: Session, endpoint_id: str) -> None:
+def drop_pending(session: Session, endpoint_id: str) -> None:
     """End what waits for an endpoint that is called no more. It can be replayed."""
     _drop(
         session,
@@ -288,7 +294,13 @@ def _drop(session: Session, which: ColumnElement[bool]) -> None:
     dropped = session.execute(
         update(Delivery)
         .where(which, Delivery.finished_at.is_(None))
-        .values(status=DeliveryStatus.EXHAUSTED, finished_at=func.now(), claims=Delivery.claims + 1)
-        .returning(Delivery.id, Delivery.claims)
+        .values(
+            status=DeliveryStatus.EXHAUSTED,
+            finished_at=func.now(),
+            attempt_token=Delivery.attempt_token + 1,
+        )
+        .returning(Delivery.id, Delivery.attempt_token)
     ).all()
-    _insert_attempts(session, [(row.id, row.claims, Outcome.DROPPED) for row in dropped])
+    _insert_attempts(
+        session, [(row.id, row.attempt_token, AttemptOutcome.DROPPED) for row in dropped]
+    )

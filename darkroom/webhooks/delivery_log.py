@@ -16,11 +16,11 @@ from darkroom.status import DeliveryStatus
 from darkroom.webhooks.endpoints import EndpointDisabled
 
 KEPT: Final = timedelta(days=30)  #: after its end
-_FORGOTTEN_AT_ONCE: Final = 5000
+_DELETED_AT_ONCE: Final = 5000
 
 
 @dataclass(frozen=True)
-class Which:
+class DeliveryFilter:
     """Of a tenant's deliveries, those that all of these are true of."""
 
     endpoint_id: str | None = None
@@ -30,7 +30,7 @@ class Which:
 
 
 def page(
-    session: Session, tenant_id: str, which: Which, *, limit: int, after: str | None = None
+    session: Session, tenant_id: str, which: DeliveryFilter, *, limit: int, after: str | None = None
 ) -> Sequence[Delivery]:
     """Newest first; `after` is the last id already seen."""
     theirs = select(Delivery).where(Delivery.tenant_id == tenant_id)
@@ -93,7 +93,7 @@ def replay(session: Session, tenant_id: str, delivery_id: str) -> Delivery:
     if session.scalar(callable_) is None:
         raise EndpointDisabled("its webhook is disabled or deleted; enable it first")
     idle = and_(Delivery.id == delivery.id, Delivery.status != DeliveryStatus.SENDING)
-    return session.scalar(_anew(idle).returning(Delivery)) or delivery
+    return session.scalar(_send_again(idle).returning(Delivery)) or delivery
 
 
 def replay_failed(
@@ -108,7 +108,7 @@ def replay_failed(
     ]
     if endpoint_id is not None:
         failed.append(Delivery.endpoint_id == endpoint_id)
-    return len(session.scalars(_anew(and_(*failed)).returning(Delivery.id)).all())
+    return len(session.scalars(_send_again(and_(*failed)).returning(Delivery.id)).all())
 
 
 def _may_be_sent() -> ColumnElement[bool]:
@@ -121,21 +121,23 @@ def _may_be_sent() -> ColumnElement[bool]:
     return or_(Delivery.endpoint_id.is_(None), called.exists())
 
 
-def _anew(which: ColumnElement[bool]) -> Update:
+def _send_again(which: ColumnElement[bool]) -> Update:
     return (
         update(Delivery)
         .where(which)
-        .values(status=DeliveryStatus.PENDING, failures=0, due_at=func.now(), finished_at=None)
+        .values(
+            status=DeliveryStatus.PENDING, failures=0, next_attempt_at=func.now(), finished_at=None
+        )
         .execution_options(populate_existing=True)
     )
 
 
-def forget_old(session: Session) -> None:
+def delete_old(session: Session) -> None:
     """Drop what ended a month ago, a part at a time."""
     old = (
         select(Delivery.id)
         .where(Delivery.finished_at < func.now() - KEPT)
-        .limit(_FORGOTTEN_AT_ONCE)
+        .limit(_DELETED_AT_ONCE)
         .with_for_update(skip_locked=True)
     )
     session.execute(delete(Delivery).where(Delivery.id.in_(old.scalar_subquery())))

@@ -33,12 +33,12 @@ from darkroom.event_types import EventType
 from darkroom.events import log as event_log
 from darkroom.ids import is_id, new_id
 from darkroom.webhooks import signatures
-from darkroom.webhooks.secret_box import Seal
-from darkroom.webhooks.url_policy import Blocked, Policy, vet_url
+from darkroom.webhooks.secret_box import SecretBox
+from darkroom.webhooks.url_policy import UrlNotAllowed, UrlPolicy, check_url
 
 Loc: TypeAlias = tuple[str | int, ...]
 
-GIVEN_UP_AFTER: Final = timedelta(days=5)  #: of failures without a success between them
+DISABLED_AFTER: Final = timedelta(days=5)  #: of failures without a success between them
 _PROBLEMS_TOLD: Final = 1000
 OVERLAP: Final = timedelta(hours=24)  #: how long a replaced secret signs beside the new one
 _LIVE: Final = WebhookEndpoint.deleted_at.is_(None)
@@ -69,7 +69,7 @@ def create(
     *,
     url: str,
     kinds: Collection[EventType],
-    seal: Seal,
+    seal: SecretBox,
     most: int,
 ) -> NewEndpoint:
     """An endpoint for these types. The caller has vetted the URL. Raises TooManyEndpoints."""
@@ -94,17 +94,17 @@ def create(
     return NewEndpoint(endpoint, secret)
 
 
-def vet_own_url(url: str | None, policy: Policy, *, loc: Loc = ("webhook_url",)) -> None:
+def check_own_url(url: str | None, policy: UrlPolicy, *, loc: Loc = ("webhook_url",)) -> None:
     """Whether a URL that a client gave may be called. Raises InvalidInput."""
     if problem := _problem_of(url, policy, loc):
         raise InvalidInput([problem])
 
 
-def _problem_of(url: str | None, policy: Policy, loc: Loc) -> InputProblem | None:
+def _problem_of(url: str | None, policy: UrlPolicy, loc: Loc) -> InputProblem | None:
     try:
         if url is not None:
-            vet_url(url, policy)
-    except Blocked as blocked:
+            check_url(url, policy)
+    except UrlNotAllowed as blocked:
         return InputProblem(loc, "url_not_allowed", str(blocked))
     return None
 
@@ -158,7 +158,7 @@ def send_test(session: Session, tenant_id: str, endpoint_id: str) -> str:
     return event_log.record_test(session, endpoint)
 
 
-def rotate(session: Session, tenant_id: str, endpoint_id: str, *, seal: Seal) -> NewEndpoint:
+def rotate(session: Session, tenant_id: str, endpoint_id: str, *, seal: SecretBox) -> NewEndpoint:
     """A new secret; for a day the old one signs as well. Raises NotFound."""
     endpoint = find(session, tenant_id, endpoint_id)
     secret = signatures.new_secret()
@@ -175,7 +175,7 @@ def rotate(session: Session, tenant_id: str, endpoint_id: str, *, seal: Seal) ->
     return NewEndpoint(rotated, secret)
 
 
-def tenant_secret(session: Session, tenant_id: str, *, seal: Seal) -> str:
+def tenant_secret(session: Session, tenant_id: str, *, seal: SecretBox) -> str:
     """What signs webhooks to URLs of single jobs and batches of the tenant; made at first use."""
     made = {"tenant_id": tenant_id, "secret": seal.close(signatures.new_secret())}
     session.execute(upsert(WebhookSecret).values(made).on_conflict_do_nothing())
@@ -183,7 +183,7 @@ def tenant_secret(session: Session, tenant_id: str, *, seal: Seal) -> str:
     return seal.open(session.scalars(stored).one())
 
 
-def rotate_tenant_secret(session: Session, tenant_id: str, *, seal: Seal) -> str:
+def rotate_tenant_secret(session: Session, tenant_id: str, *, seal: SecretBox) -> str:
     """A new secret; for a day the old one signs as well."""
     tenant_secret(session, tenant_id, seal=seal)
     secret = signatures.new_secret()
@@ -200,7 +200,7 @@ def rotate_tenant_secret(session: Session, tenant_id: str, *, seal: Seal) -> str
 
 
 def secrets_of(
-    session: Session, *, endpoint_ids: Collection[str], tenant_ids: Collection[str], seal: Seal
+    session: Session, *, endpoint_ids: Collection[str], tenant_ids: Collection[str], seal: SecretBox
 ) -> dict[str, list[str]]:
     """What signs now, newest first, for each endpoint and each tenant's own URLs.
 
@@ -273,7 +273,7 @@ def _mark(
     )
 
 
-def give_up(
+def disable_failing(
     session: Session, endpoint_ids: Collection[str], *, gone: Iterable[str]
 ) -> Sequence[str]:
     """Disable those of the endpoints that asked for it (`gone`) or failed for five days.
@@ -281,7 +281,7 @@ def give_up(
     The tenant's other endpoints are told. The ids of those that were disabled now.
     """
     asked = WebhookEndpoint.id.in_(list(gone))
-    failed = WebhookEndpoint.failing_since < func.now() - GIVEN_UP_AFTER
+    failed = WebhookEndpoint.failing_since < func.now() - DISABLED_AFTER
     disabled = session.scalars(
         update(WebhookEndpoint)
         .where(

@@ -11,11 +11,11 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from darkroom.errors import SetupError
 
-_SEALED: Final = "sealed:"
-_OPEN: Final = "open:"
+_ENCRYPTED: Final = "sealed:"
+_PLAIN: Final = "open:"
 
 
-class Seal:
+class SecretBox:
     """Seals with the first of the keys, opens with any: so a key is replaced by adding one.
 
     Without a key texts are kept as they are, marked so; they stay readable once there is one.
@@ -28,22 +28,22 @@ class Seal:
     def close(self, text: str) -> str:
         """What may be stored."""
         if not self._fernets:
-            return _OPEN + text
-        return _SEALED + MultiFernet(self._fernets).encrypt(text.encode()).decode()
+            return _PLAIN + text
+        return _ENCRYPTED + MultiFernet(self._fernets).encrypt(text.encode()).decode()
 
     def open(self, stored: str) -> str:
         """The text again. Raises SetupError when none of the keys sealed it."""
-        if stored.startswith(_OPEN):
-            return stored.removeprefix(_OPEN)
+        if stored.startswith(_PLAIN):
+            return stored.removeprefix(_PLAIN)
         try:
             if self._fernets:
-                token = stored.removeprefix(_SEALED).encode()
+                token = stored.removeprefix(_ENCRYPTED).encode()
                 return MultiFernet(self._fernets).decrypt(token).decode()
         except InvalidToken:
             pass
         raise SetupError(
-            "a webhook secret was sealed with a key that is not in DARKROOM_WEBHOOK_KEY; "
-            "put the old key there too, after the new one and a comma"
+            "a webhook secret is encrypted with a key that is not in "
+            "DARKROOM_WEBHOOK_ENCRYPTION_KEYS; append the old key there, after a comma"
         )
 
 

@@ -34,7 +34,7 @@ from darkroom.db.webhook_tables import Delivery, WebhookEndpoint
 from darkroom.status import DeliveryStatus
 
 _CLAIMED: Final = (
-    *("id", "claims", "tenant_id", "endpoint_id", "message_id", "type", "event_ids"),
+    *("id", "attempt_token", "tenant_id", "endpoint_id", "message_id", "type", "event_ids"),
     *("batch_id", "job_id", "failures", "status"),
 )
 
@@ -45,8 +45,8 @@ def due() -> Select[*tuple[Any, ...]]:
     wants = and_(WebhookEndpoint.disabled_at.is_(None), WebhookEndpoint.deleted_at.is_(None))
     first = (
         select(Delivery.id)
-        .where(Delivery.finished_at.is_(None), Delivery.due_at <= func.now())
-        .order_by(Delivery.due_at)
+        .where(Delivery.finished_at.is_(None), Delivery.next_attempt_at <= func.now())
+        .order_by(Delivery.next_attempt_at)
         .limit(bindparam("most", type_=Integer))
         .with_for_update(skip_locked=True)
         .cte("due")
@@ -58,7 +58,7 @@ def due() -> Select[*tuple[Any, ...]]:
         )
         .join(first, first.c.id == Delivery.id)
         .outerjoin(WebhookEndpoint, and_(WebhookEndpoint.id == Delivery.endpoint_id, wants))
-        .order_by(Delivery.due_at)
+        .order_by(Delivery.next_attempt_at)
     )
 
 
@@ -70,20 +70,20 @@ def opened() -> Update:
         .where(Delivery.id == any_(bindparam("ids", type_=ARRAY(Text))))
         .values(
             status=DeliveryStatus.SENDING,
-            claims=Delivery.claims + 1,
-            due_at=func.now() + bindparam("lease", type_=Interval),
+            attempt_token=Delivery.attempt_token + 1,
+            next_attempt_at=func.now() + bindparam("lease", type_=Interval),
         )
     )
 
 
 @functools.cache
-def put_off() -> Update:
+def defer() -> Update:
     """Each of `ids` is to be looked at again in its `wait_s`."""
     until = _table("until", ids=Text(), wait_s=Double())
     return (
         update(Delivery)
         .where(Delivery.id == until.c.ids)
-        .values(status=DeliveryStatus.PENDING, due_at=func.now() + seconds(until.c.wait_s))
+        .values(status=DeliveryStatus.PENDING, next_attempt_at=func.now() + seconds(until.c.wait_s))
     )
 
 
@@ -98,13 +98,13 @@ def closed() -> Update:
         update(Delivery)
         .where(
             Delivery.id == moves.c.ids,
-            Delivery.claims == moves.c.tokens,
+            Delivery.attempt_token == moves.c.tokens,
             Delivery.status == DeliveryStatus.SENDING,
         )
         .values(
             status=moves.c.statuses,
             failures=Delivery.failures + moves.c.failed,
-            due_at=func.now() + seconds(moves.c.wait_s),
+            next_attempt_at=func.now() + seconds(moves.c.wait_s),
             finished_at=case((ended, func.now()), else_=null()),
         )
         .returning(Delivery.id)

@@ -1,7 +1,7 @@
 """Which URLs may be called for a stranger: rules for what a URL says, and for where it leads.
 
 A URL is judged twice, each time as text and as the addresses behind it: when it is registered
-(`vet_url`) and, resolved anew, whenever it is called (`vet_url`, then `vet_address` for each
+(`check_url`) and, resolved anew, whenever it is called (`check_url`, then `check_address` for each
 address). What `ipaddress` calls global is not enough: it lets NAT64, 6to4 and others pass.
 """
 
@@ -74,12 +74,12 @@ _LOCAL_TOPS: Final = frozenset(
 _AUTHORITY: Final = re.compile(r"[^/?#]*//(\[[^]@]*\]|[^]:@/?#\[]+)(:[0-9]{1,5})?(?=[/?#]|$)")
 
 
-class Blocked(DarkroomError):
+class UrlNotAllowed(DarkroomError):
     """The URL, or the address behind it, is not one that we call."""
 
 
 @dataclass(frozen=True)
-class Policy:
+class UrlPolicy:
     """What may be called. The default: https on public addresses, on two ports."""
 
     schemes: frozenset[str] = frozenset({"https"})
@@ -89,13 +89,13 @@ class Policy:
     denied_names: tuple[str, ...] = ()  #: likewise; with all names below them
 
 
-def policy_of(settings: Settings) -> Policy:
+def policy_of(settings: Settings) -> UrlPolicy:
     """The policy that the settings describe. Raises SetupError when they cannot be read."""
-    networks, names = _deny_list(settings.webhook_deny)
+    networks, names = _deny_list(settings.webhook_denylist)
     if settings.webhook_allow_private:
         both = frozenset(_DEFAULT_PORTS)
-        return Policy(both, None, private=True, denied_networks=networks, denied_names=names)
-    return Policy(denied_networks=networks, denied_names=names)
+        return UrlPolicy(both, None, private=True, denied_networks=networks, denied_names=names)
+    return UrlPolicy(denied_networks=networks, denied_names=names)
 
 
 def _deny_list(text: str) -> tuple[tuple[Network, ...], tuple[str, ...]]:
@@ -108,24 +108,24 @@ def _deny_list(text: str) -> tuple[tuple[Network, ...], tuple[str, ...]]:
             name = entry.removeprefix(".").lower()
             if entry and (not _is_name(name) or _TOP_LABEL.fullmatch(name.split(".")[-1]) is None):
                 raise SetupError(
-                    f"DARKROOM_WEBHOOK_DENY: {entry!r} is neither a network (203.0.113.0/24, its "
-                    "host bits zero) nor a name (example.com)"
+                    f"DARKROOM_WEBHOOK_DENYLIST: {entry!r} is neither a network (203.0.113.0/24, "
+                    "its host bits zero) nor a name (example.com)"
                 ) from error
             names += [name] if entry else []
     return tuple(networks), tuple(names)
 
 
-def vet_address(text: str, policy: Policy) -> Address:
+def check_address(text: str, policy: UrlPolicy) -> Address:
     """The address, in its shortest meaning, if it may be connected to. Raises Blocked."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError as error:
-        raise Blocked("the address is not one") from error
+        raise UrlNotAllowed("the address is not one") from error
     if isinstance(address, IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
     opened = policy.private and _in(address, _PRIVATE)
     if _in(address, policy.denied_networks) or not (opened or _is_public(address)):
-        raise Blocked("the address is not a public one")
+        raise UrlNotAllowed("the address is not a public one")
     return address
 
 
@@ -140,7 +140,7 @@ def _in(address: Address, networks: Iterable[Network]) -> bool:
 
 
 @dataclass(frozen=True)
-class Target:
+class VettedUrl:
     """A vetted URL in the parts that go on the wire; `host` is ASCII, without brackets."""
 
     scheme: str
@@ -149,52 +149,54 @@ class Target:
     path: str  #: with its query; percent-encoded
 
 
-def vet_url(url: str, policy: Policy) -> Target:
+def check_url(url: str, policy: UrlPolicy) -> VettedUrl:
     """What of a URL can be judged without asking anybody. Raises Blocked, in words for its owner.
 
     Parsed once: what is connected to later is what was judged here.
     """
     parsed = _parsed(url)
     if parsed.scheme not in policy.schemes:
-        raise Blocked(f"must begin with {' or '.join(sorted(policy.schemes))}://")
+        raise UrlNotAllowed(f"must begin with {' or '.join(sorted(policy.schemes))}://")
     if parsed.userinfo:
-        raise Blocked("must not hold a user name or password")
+        raise UrlNotAllowed("must not hold a user name or password")
     if not _AUTHORITY.match(url):
-        raise Blocked("is not a URL: between // and the path stands a host, and perhaps a port")
+        raise UrlNotAllowed(
+            "is not a URL: between // and the path stands a host, and perhaps a port"
+        )
     port = _DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
     if port == 0 or (policy.ports is not None and port not in policy.ports):
         allowed = " and ".join(map(str, sorted(policy.ports or {})))
-        raise Blocked(f"its port is not allowed; allowed: {allowed or 'any but 0'}")
+        raise UrlNotAllowed(f"its port is not allowed; allowed: {allowed or 'any but 0'}")
     host = parsed.raw_host.decode("ascii").lower()
-    _vet_host(host, policy)
-    return Target(parsed.scheme, host, port, parsed.raw_path.decode("ascii"))
+    _check_host(host, policy)
+    return VettedUrl(parsed.scheme, host, port, parsed.raw_path.decode("ascii"))
 
 
 def _parsed(url: str) -> httpx2.URL:
     if len(url) > MAX_URL_CHARS:
-        raise Blocked(f"is longer than {MAX_URL_CHARS} characters")
+        raise UrlNotAllowed(f"is longer than {MAX_URL_CHARS} characters")
     if "\\" in url or any(character == " " or not character.isprintable() for character in url):
-        raise Blocked("is not a URL: it holds a space, a backslash or a control character")
+        raise UrlNotAllowed("is not a URL: it holds a space, a backslash or a control character")
     try:
         return httpx2.URL(url)
     except (httpx2.InvalidURL, ValueError) as error:
-        raise Blocked("is not a URL") from error
+        raise UrlNotAllowed("is not a URL") from error
 
 
-def _vet_host(host: str, policy: Policy) -> None:
+def _check_host(host: str, policy: UrlPolicy) -> None:
     address = _as_address(host)
     if address is not None:
-        vet_address(str(address), policy)
+        check_address(str(address), policy)
         return
     if not _is_name(host):
-        raise Blocked("its host is not a name")
+        raise UrlNotAllowed("its host is not a name")
     top = host.rsplit(".", maxsplit=1)[-1]
     if not policy.private and (
         "." not in host or not _TOP_LABEL.fullmatch(top) or top in _LOCAL_TOPS
     ):
-        raise Blocked("its host is not a public name")
+        raise UrlNotAllowed("its host is not a public name")
     if any(host == name or host.endswith(f".{name}") for name in policy.denied_names):
-        raise Blocked("its host is not allowed here")
+        raise UrlNotAllowed("its host is not allowed here")
 
 
 def is_address(host: str) -> bool:

@@ -30,7 +30,7 @@ keep .gitignore '*'
 keep postgres_password "$(random)"
 keep redis_password "$(random)"
 keep ray_token "$(random)"
-keep darkroom_webhook_key "$(random)"
+keep darkroom_webhook_encryption_keys "$(random)"
 keep darkroom_s3_access_key_id darkroom
 keep darkroom_s3_secret_access_key "$(random)"
 

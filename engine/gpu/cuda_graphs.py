@@ -20,7 +20,7 @@ class _Recording:
     output: Tensor
 
 
-class Graphed:
+class CudaGraphRunner:
     """A network of which each shape is recorded when it first comes, rounded up to a bucket.
 
     The rows of the first input count; the others may have as many, or a multiple: then they are as

@@ -211,7 +211,7 @@ def _refuse_odd(config: Any) -> None:
         raise UnsupportedNetwork(f"a UNet with {', '.join(odd) or config.addition_embed_type}")
 
 
-class Decoder:
+class VaeDecoder:
     """The half of diffusers' AutoencoderKL that makes pictures of latents."""
 
     def __init__(self, vae: Any) -> None:

@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from engine.requests import Pixels
 from engine.runner import Decoded, Decoding
 from engine.schedulers import NoiseSchedule, read_noise_schedule
-from engine.text_encoding import Encoder, Texts
+from engine.text_encoding import Encoder, TextEncoder
 
 Size = tuple[int, int]  #: width and height of a picture, in pixels
 
@@ -30,7 +30,7 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True)
-class Facts:
+class PipelineConfig:
     """What the model's folder says besides its weights."""
 
     tokenizers: tuple[Any, ...]  #: of text_encoder, and SDXL's text_encoder_2
@@ -49,11 +49,11 @@ class Facts:
         return (*self.text_encoders, "unet", "vae_decoder")
 
 
-def read_facts(model_dir: Path) -> Facts:
+def read_pipeline_config(model_dir: Path) -> PipelineConfig:
     """Raises OSError for a missing file, UnsupportedSchedule."""
     folders = [model_dir / name for name in ("tokenizer", "tokenizer_2")]
     vae = _json(model_dir / "vae/config.json")
-    return Facts(
+    return PipelineConfig(
         tokenizers=tuple(
             CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             for folder in folders
@@ -75,7 +75,7 @@ class CompiledRunner:
 
     def __init__(
         self,
-        facts: Facts,
+        facts: PipelineConfig,
         networks: Mapping[str, Network],
         *,
         sizes: frozenset[Size] | None,
@@ -87,8 +87,8 @@ class CompiledRunner:
         self.sizes = sizes
         self.device = device
         self._networks = networks
-        self._lanes = _Lanes(device)
-        self._texts = Texts(
+        self._lanes = CudaStreams(device)
+        self._texts = TextEncoder(
             facts.tokenizers,
             [self._encoder(networks[part]) for part in facts.text_encoders],
             device,
@@ -148,7 +148,7 @@ def _pictures(pixels: Tensor, finite: Tensor) -> list[Pixels | None]:
     return [picture.copy() if good else None for picture, good in both]
 
 
-class _Lanes:
+class CudaStreams:
     """Two streams of a GPU: the UNet's and the decoder's. On a CPU there is nothing to overlap."""
 
     def __init__(self, device: torch.device) -> None:

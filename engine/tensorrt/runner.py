@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from engine.tensorrt.api import import_tensorrt, this_machine
-from engine.tensorrt.compiled_runner import CompiledRunner, Facts, Network, Size, read_facts
+from engine.tensorrt.compiled_runner import (
+    CompiledRunner,
+    Network,
+    PipelineConfig,
+    Size,
+    read_pipeline_config,
+)
 from engine.tensorrt.plans import Machine, Plan, PlanUnfit, Port, find_plan, refuse_other_weights
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
@@ -26,7 +32,7 @@ def load_tensorrt_runner(
     Everything that can be wrong is found here, before a row is drawn. Raises PlanUnfit, which says
     what to do, TensorRTMissing, OSError for a missing file of the model, UnsupportedSchedule.
     """
-    facts = read_facts(model_dir)
+    facts = read_pipeline_config(model_dir)
     plans = checked_plans(model_dir, repository, facts, max_unet_rows=max_unet_rows)
     trt = import_tensorrt(plans[0].record.builder)
     where = torch.device(device)
@@ -37,7 +43,7 @@ def load_tensorrt_runner(
 
 
 def _opened(
-    trt: Any, facts: Facts, plans: Sequence[Plan], machine: Machine, device: torch.device
+    trt: Any, facts: PipelineConfig, plans: Sequence[Plan], machine: Machine, device: torch.device
 ) -> CompiledRunner:
     for plan in plans:
         plan.refuse_other_machine(machine)
@@ -51,7 +57,7 @@ def _opened(
 
 
 def checked_plans(
-    model_dir: Path, repository: Path, facts: Facts, *, max_unet_rows: int
+    model_dir: Path, repository: Path, facts: PipelineConfig, *, max_unet_rows: int
 ) -> list[Plan]:
     """A plan for every part, whole, of these weights, and wide enough. Raises PlanUnfit."""
     make = f"python -m compile {model_dir} --output {repository}"

@@ -95,7 +95,7 @@ def _as_tuples(thing: dict[str, Any]) -> dict[str, Any]:
 def summary(data_set: DataSet) -> str:
     """What was built, for the terminal."""
     counts = counts_by_style(data_set.sprites)
-    lines = [f"  {style:<11}{counts[style]:>6} pictures, {p.licence}, {p.name} {p.version}"
+    lines = [f"  {style:<11}{counts[style]:>6} pictures, {p.license}, {p.name} {p.version}"
              for style, p in PICTURES.items()]  # fmt: skip
     total = f"{len(data_set.things)} things, {len(data_set.sprites)} pictures"
     return "\n".join([total, *lines])

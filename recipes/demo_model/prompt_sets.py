@@ -36,7 +36,7 @@ _DRAWN: Final = (
     "cactus", "sunflower", "rose", "tulip", "palm tree", "evergreen tree", "maple leaf",
     "four leaf clover", "house", "castle", "tent", "umbrella", "crown", "key", "guitar",
     "trumpet", "drum", "violin", "balloon", "wrapped gift", "candle", "light bulb", "camera",
-    "laptop", "alarm clock", "backpack", "top hat", "scissors", "hammer", "bell", "anchor",
+    "laptop", "alarm clock", "backpack", "top hat", "scissors", "hammer", "notifier", "anchor",
     "robot", "ghost", "snowman", "teddy bear", "skull", "alien", "soccer ball", "trophy",
     "red heart",
 )  # fmt: skip

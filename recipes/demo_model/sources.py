@@ -21,7 +21,7 @@ class Package:
 
     name: str
     version: str
-    licence: str
+    license: str
     attribution: str
     sha512: str
 
@@ -146,13 +146,13 @@ def read_assets(archive: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
 
 def attribution_text(packages: tuple[Package, ...] = PACKAGES, *, started_from: str = "") -> str:
     """ATTRIBUTION.md: it must travel with the weights. `started_from` is that of older ones."""
-    lines = [f"- {p.attribution} (npm {p.name} {p.version}): {p.licence}" for p in packages]
+    lines = [f"- {p.attribution} (npm {p.name} {p.version}): {p.license}" for p in packages]
     text = (
         "# Where the training pictures and their names come from\n\n"
         + "\n".join(lines)
         + "\n\nScenes and captions: drawn and written by this project's own code.\n"
         "The pictures were recoloured, scaled and put on other backgrounds.\n\n"
-        "The licences: "
+        "The licenses: "
         + ", ".join(f"[{name}]({link})" for name, link in _LICENCES.items())
         + ".\n"
     )

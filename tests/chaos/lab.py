@@ -24,7 +24,7 @@ from darkroom.local import process as child_process
 from darkroom.local.ports import free_port
 from darkroom.settings import HOME
 from darkroom.webhooks import endpoints as webhook_endpoints
-from darkroom.webhooks.secret_box import Seal
+from darkroom.webhooks.secret_box import SecretBox
 from tests.chaos import replica
 from tests.support.servers import S3Settings, Server
 from tests.support.webhook_receiver import Receiver, receiving
@@ -154,11 +154,11 @@ class Lab(Ledger):
             "DARKROOM_AUTH": "on",
             "DARKROOM_API_PORT": str(self.port),
             "DARKROOM_LEASE_S": str(LEASE_S),
-            "DARKROOM_SWEEP_S": str(SWEEP_S),
-            "DARKROOM_GENERATE_TIMEOUT_S": str(GENERATE_TIMEOUT_S),
+            "DARKROOM_MAINTENANCE_INTERVAL_S": str(SWEEP_S),
+            "DARKROOM_MICROBATCH_TIMEOUT_S": str(GENERATE_TIMEOUT_S),
         }
 
-    def _api(self) -> child_process.Child:
+    def _api(self) -> child_process.ProcessSpec:
         return darkroom_processes.api(
             self.port, env=self.environment(), log=self.folder / "api.log"
         )
@@ -203,7 +203,7 @@ class Lab(Ledger):
         with self.sessions.begin() as session:
             return [
                 webhook_endpoints.create(
-                    session, tenant, url=url, kinds=set(JOB_ENDS), seal=Seal(""), most=9
+                    session, tenant, url=url, kinds=set(JOB_ENDS), seal=SecretBox(""), most=9
                 ).endpoint.id
                 for tenant in self.tenants
             ]
@@ -232,7 +232,7 @@ class Lab(Ledger):
         self._hired.append(self._launch(spec, keep=keep))
         return self._hired[-1]
 
-    def _launch(self, spec: child_process.Child, *, keep: bool = True) -> Server:
+    def _launch(self, spec: child_process.ProcessSpec, *, keep: bool = True) -> Server:
         server = Server(child_process.launch(spec))
         if keep:
             self._kept.append(server)

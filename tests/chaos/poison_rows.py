@@ -58,7 +58,7 @@ def died_of_their_own(run: Run) -> None:
         "SELECT prompt, attempt, error_code FROM job WHERE label = :label AND status = 'failed'",
         label=run.label,
     )
-    assert {row.error_code for row in crashes} == {"crashed_worker"}
+    assert {row.error_code for row in crashes} == {"worker_crashed"}
     workers_die = any("poison:worker" in row.prompt for row in crashes)
     for row in crashes:
         assert row.attempt in (range(3, 7) if workers_die else [3]), row

@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session
 from darkroom import batches
 from darkroom.db.tables import Dispatch, Job
 from darkroom.queue import dispatches
-from darkroom.queue.outcomes import Drawn
+from darkroom.queue.outcomes import Succeeded
 from darkroom.storage.images import S3Store
 from tests.chaos import worker
-from workers.generation.heartbeat import Leases
-from workers.generation.in_flight import Hold
-from workers.maintenance.reaper import Sweeper
+from workers.generation.heartbeat import LeaseHeartbeat
+from workers.generation.in_flight import InFlightDispatch
+from workers.maintenance.reaper import Reaper
 
 LATE_S = 1.0  #: how long after its commit something is done that belongs before it
 
@@ -35,7 +35,7 @@ def without_fence():
         return True
 
     def whatever(outcome):
-        if not isinstance(outcome, Drawn):
+        if not isinstance(outcome, Succeeded):
             return dispatches._values(outcome)
         image = {name: value for name, value in asdict(outcome).items() if name != "job_id"}
         return image | {"status": "succeeded", "finished_at": dispatches.func.now()}
@@ -46,12 +46,12 @@ def without_fence():
         for outcome in outcomes_of(session.scalars(held).all()):
             these = update(Job).where(Job.id == outcome.job_id)
             moved += session.scalars(these.values(whatever(outcome)).returning(Job))
-        batches.announce(session, moved)
+        batches.record_finished(session, moved)
         return len(moved)
 
     dispatches._close_dispatch = close
     dispatches._move = move
-    Hold.give_up = lambda _: None
+    InFlightDispatch.give_up = lambda _: None
 
 
 def without_heartbeat():
@@ -60,7 +60,7 @@ def without_heartbeat():
     def beat(self):
         self._renewed_at = time.monotonic()
 
-    Leases._beat = beat
+    LeaseHeartbeat._beat = beat
 
 
 def without_outbox():
@@ -71,7 +71,9 @@ def without_outbox():
 
         def write():
             with Session(bind) as later, later.begin():
-                batches.announce(later, later.scalars(select(Job).where(Job.id.in_(ids))).all())
+                batches.record_finished(
+                    later, later.scalars(select(Job).where(Job.id.in_(ids))).all()
+                )
 
         def after_commit(_):
             threading.Timer(LATE_S, write).start()
@@ -83,8 +85,8 @@ def without_outbox():
 
 def without_reconciler():
     """Nobody rings for what waits."""
-    Sweeper.start = lambda _: None
-    Sweeper.close = lambda _: None
+    Reaper.start = lambda _: None
+    Reaper.close = lambda _: None
 
 
 def without_upload_first():

@@ -102,10 +102,10 @@ def hints(run: Run) -> Iterator[Callable[[], None]]:
     with Redis.from_url(apart) as elsewhere, Redis.from_url(run.lab.redis_url) as here:
         message = genuine_hint(apart, elsewhere)
 
-        def ring() -> None:
+        def notify_workers() -> None:
             here.rpush(HINTS, message) if run.dice.random() < 0.5 else here.lpush(HINTS, message)
 
-        yield ring
+        yield notify_workers
         elsewhere.flushdb()
 
 
@@ -113,7 +113,7 @@ def genuine_hint(url: str, client: Redis) -> bytes:
     """What Celery puts into the list for one ring."""
     app = Celery(broker=url, set_as_current=False)
     app.conf.update(broker_transport_options={"global_keyprefix": "darkroom:"})
-    app.send_task(celery_app.PUMP, queue=celery_app.GENERATE)
+    app.send_task(celery_app.PROCESS_QUEUE, queue=celery_app.GENERATE_QUEUE)
     app.close()
     message = client.rpop(HINTS)
     assert isinstance(message, bytes)

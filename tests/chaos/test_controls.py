@@ -15,7 +15,9 @@ from tests.chaos.lab import Lab
 from tests.chaos.run import Run
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
-PATIENT = {"DARKROOM_GENERATE_TIMEOUT_S": "60"}  #: it brings pictures after its sleep, not a crash
+PATIENT = {
+    "DARKROOM_MICROBATCH_TIMEOUT_S": "60"
+}  #: it brings pictures after its sleep, not a crash
 SHORT_LEASE = {"DARKROOM_LEASE_S": "2"}  #: shorter than what is drawn takes
 DIES_AFTER_COMMIT = {"DARKROOM_FAULT_POINT": "after-settle-commit"}
 

@@ -18,8 +18,8 @@ import numpy as np
 from darkroom.errors import GeneratorUnavailable, MicrobatchCanceled, MicrobatchCrashed
 from darkroom.settings import load_settings
 from tests.chaos import replica
-from workers.app import celery_arguments, open_crew, worker_app
-from workers.generation.generator import Begun, Finished, Picture
+from workers.app import celery_arguments, open_worker_process, worker_app
+from workers.generation.generator import Finished, Image, Started
 
 
 class Replicas:
@@ -62,7 +62,7 @@ class Call:
             raise GeneratorUnavailable("the replica was dead already") from error
 
     def happenings(self, **_):
-        yield Begun()
+        yield Started()
         answered, _, _ = select.select([self._process.stdout], [], [], self._timeout_s)
         line = self._process.stdout.readline() if answered else self._stop()
         if self._cancelled:
@@ -73,7 +73,7 @@ class Call:
         for place, colour in enumerate(json.loads(line)):
             params = self._microbatch[place]
             pixels = np.full((params.height, params.width, 3), colour, np.uint8)
-            yield Finished(place, Picture(pixels, elapsed_ms))
+            yield Finished(place, Image(pixels, elapsed_ms))
 
     def withdraw(self, indices):
         """Too fast for that."""
@@ -90,7 +90,7 @@ class Call:
 
 def main():
     settings = load_settings()
-    crew = open_crew(settings, Replicas(settings.generate_timeout_s))
+    crew = open_worker_process(settings, Replicas(settings.microbatch_timeout_s))
     app = worker_app(settings, crew, ready_file=Path(os.environ["DARKROOM_READY_FILE"]))
     app.worker_main(list(celery_arguments(settings)))
 

@@ -12,7 +12,8 @@ from darkroom.storage import compiled_models
 from engine.tensorrt.plans import Profile, find_plan
 from tests.support.compiled_models import ASKED, FLAGS, ROOT
 from tests.support.tiny_models import DEMO, tiny_xl
-from workers.replica.open_host import ModelFailed, Patience, open_host
+from workers.replica.model_host import ModelFailed, TritonTimeouts
+from workers.replica.open_host import open_host
 
 pytest.importorskip("onnxruntime", reason="needs the extra `compile`")
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra `compile`")
@@ -179,7 +180,7 @@ def test_a_real_triton_reads_them_up_to_the_backend_that_only_nvidia_s_image_has
     config.write_text(config.read_text().replace("dims: [ 1 ] reshape { shape: [ ] }", "dims: [ ]"))
 
     async def refusals(repository, parts):
-        host = open_host("subprocess", repository, {}, patience=Patience(exit_s=5))
+        host = open_host("subprocess", repository, {}, patience=TritonTimeouts(exit_s=5))
         await host.start()
         try:
             return {part: await refusal(host, part) for part in parts}

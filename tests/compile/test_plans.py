@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from engine.requests import Mishap
-from engine.tensorrt.compiled_runner import CompiledRunner, read_facts
+from engine.requests import RowFailed
+from engine.tensorrt.compiled_runner import CompiledRunner, read_pipeline_config
 from engine.tensorrt.plans import Machine, PlanUnfit, find_plan
 from engine.tensorrt.runner import checked_plans, filled_up, load_tensorrt_runner
 from engine.torch_runner import TorchRunner
 from tests.support.compiled_models import ASKED, ROOT
 from tests.support.engine_requests import DEMO, events, levels_apart, mishaps, pictures, row
-from workers.replica.open_host import ModelFailed, Patience, open_host
+from workers.replica.model_host import ModelFailed, TritonTimeouts
+from workers.replica.open_host import open_host
 
 pytest.importorskip("onnxruntime", reason="needs the extra `compile`")
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra `compile`")
@@ -53,7 +54,7 @@ class Onnx:
 
 
 def onnx_runner(made, *, most_rows=3):
-    facts = read_facts(made.model)
+    facts = read_pipeline_config(made.model)
     networks = {
         part: Onnx(made.repository / part / "onnx/model.onnx", most_rows) for part in facts.parts
     }
@@ -96,7 +97,7 @@ def test_a_size_that_was_not_compiled_is_a_mishap_of_its_row(compiled):
 
     assert list(pictures(happened)) == [0]
     assert mishaps(happened) == {1: "invalid_params", 2: "invalid_params"}
-    why = [event.message for event in happened if isinstance(event, Mishap)]
+    why = [event.message for event in happened if isinstance(event, RowFailed)]
     assert "compiled for 128x128" in why[0]
     assert "plms" in why[1]
 
@@ -126,12 +127,14 @@ def spoilt(plans, tmp_path):
 
 def refused(repository, *, max_unet_rows=16, model_dir=DEMO):
     with pytest.raises(PlanUnfit, match="python -m compile") as refusal:
-        checked_plans(model_dir, repository, read_facts(model_dir), max_unet_rows=max_unet_rows)
+        checked_plans(
+            model_dir, repository, read_pipeline_config(model_dir), max_unet_rows=max_unet_rows
+        )
     return str(refusal.value)
 
 
 def test_whole_plans_are_accepted(plans):
-    facts = read_facts(DEMO)
+    facts = read_pipeline_config(DEMO)
     checked = checked_plans(DEMO, plans, facts, max_unet_rows=16)
     assert [plan.part for plan in checked] == ["text_encoder", "unet", "vae_decoder"]
 
@@ -224,7 +227,7 @@ def test_the_previous_engine_keeps_serving_when_the_next_does_not_fit(plans, tmp
 
     async def story():
         # which does not end by itself once it has refused to load a model anew
-        host = open_host("subprocess", repository, env, patience=Patience(exit_s=1))
+        host = open_host("subprocess", repository, env, patience=TritonTimeouts(exit_s=1))
         await host.start()
         try:
             await host.load("stable_diffusion")

@@ -3,7 +3,7 @@
 import psycopg
 from sqlalchemy import text
 
-from darkroom.db.connection import freeze, open_sessions
+from darkroom.db.connection import open_sessions, use_repeatable_read
 
 
 def isolation(sessions, prepare=lambda _: None):
@@ -19,6 +19,6 @@ def test_a_stricter_default_isolation_of_the_database_is_not_ours(database_url):
     sessions = open_sessions(database_url, pool_size=1)
 
     assert isolation(sessions) == "read committed"
-    assert isolation(sessions, freeze) == "repeatable read"
+    assert isolation(sessions, use_repeatable_read) == "repeatable read"
     assert isolation(sessions) == "read committed"
     sessions.kw["bind"].dispose()

@@ -15,7 +15,7 @@ from ray.experimental import internal_kv
 from ray.serve.config import AutoscalingContext
 
 from darkroom.local.ports import LOOPBACK, accepts, free_port
-from workers.deploy.autoscaling import ByQueuedWork, publish, published
+from workers.deploy.autoscaling import BacklogAutoscaler, publish, published
 from workers.ray_cluster import routing
 
 STORE = Path(ray.__file__).parent / "core/src/ray/gcs/gcs_server"
@@ -55,7 +55,7 @@ def wanted(model: str, *, per_replica: float, now: int) -> float:
         capacity_adjusted_min_replicas=0, capacity_adjusted_max_replicas=9, policy_state={},
         last_scale_up_time=None, last_scale_down_time=None, current_time=None, config=None,
     )  # fmt: skip
-    return ByQueuedWork(model, per_replica)(context)[0]
+    return BacklogAutoscaler(model, per_replica)(context)[0]
 
 
 @pytest.mark.parametrize(("waiting", "replicas"), [(0, 0), (1, 1), (4, 1), (5, 2), (41, 11)])
@@ -75,10 +75,10 @@ def test_while_nobody_says_what_waits_the_number_stays(monkeypatch):
 
 
 def test_a_model_is_drawn_by_the_application_of_its_name_until_it_is_replaced():
-    pointers = routing.Pointers()
+    pointers = routing.RoutingCache()
     assert pointers("demo") == routing.application_of("demo") == "demo"
     routing.move("demo", "demo~green")
-    assert routing.Pointers()("demo") == "demo~green"
+    assert routing.RoutingCache()("demo") == "demo~green"
     deadline = time.monotonic() + 10
     while pointers("demo") != "demo~green":  # what it had read is good for a second
         assert time.monotonic() < deadline
@@ -93,7 +93,7 @@ def test_where_the_cluster_does_not_answer_the_last_known_application_is_tried()
             return answer
         raise RuntimeError("no cluster")
 
-    pointers = routing.Pointers(read)
+    pointers = routing.RoutingCache(read)
     assert pointers("demo") == "demo~green"
     time.sleep(routing.FRESH_S + 0.1)
     assert pointers("demo") == "demo~green"

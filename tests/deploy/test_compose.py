@@ -19,7 +19,7 @@ import yaml
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from darkroom.local.data_dir import make_layout
+from darkroom.local.data_dir import make_data_dir
 from darkroom.local.ports import accepts, free_port
 from darkroom.local.ray_head import client_environment
 from darkroom.local.servers import rclone_program, redis_program
@@ -53,7 +53,7 @@ def secrets_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def local_argvs(tmp_path_factory) -> list[Sequence[str]]:
-    layout = make_layout(tmp_path_factory.mktemp("local"))
+    layout = make_data_dir(tmp_path_factory.mktemp("local"))
     return [child.argv for child in darkroom_children(layout, api_port=free_port(), workers=1)]
 
 
@@ -193,7 +193,7 @@ def test_who_speaks_with_strangers_has_nothing_to_lose(services):
     assert set(sender["secrets"]) == {
         "darkroom_database_url",
         "darkroom_redis_url",
-        "darkroom_webhook_key",
+        "darkroom_webhook_encryption_keys",
     }
     assert not {name for name in services if "outside" in services[name].get("networks", [])} - {
         "sender"
@@ -307,7 +307,7 @@ def test_each_command_finds_what_it_needs_with_the_secrets_mounted_for_it(
     values = {
         "darkroom_database_url": database_url,
         "darkroom_redis_url": redis_url,
-        "darkroom_webhook_key": "a long random text",
+        "darkroom_webhook_encryption_keys": "a long random text",
         "darkroom_s3_access_key_id": s3_settings.access_key_id,
         "darkroom_s3_secret_access_key": s3_settings.secret_access_key,
         "ray_token": "not asked for: the check only connects",

@@ -8,7 +8,7 @@ import yaml
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
-from darkroom.generation.model_registry import load_catalogue
+from darkroom.generation.model_registry import load_registry
 from darkroom.settings import HOME, Settings
 from workers.deploy.serve_config import config_file, scale
 
@@ -37,38 +37,38 @@ def containers(service: dict) -> list[dict]:
     [{}, {"replicas": 3}, {"max_replicas": 4}, {"device": "cuda", "torch_threads": 2}],
     ids=str,
 )
-def test_rays_own_schema_accepts_the_config_file(catalogue, changed):
-    config = config_file(Settings(**changed), catalogue)
+def test_rays_own_schema_accepts_the_config_file(registry, changed):
+    config = config_file(Settings(**changed), registry)
     checked = ServeDeploySchema.model_validate(yaml.safe_load(yaml.safe_dump(config)))
 
-    assert [one.name for one in checked.applications] == list(catalogue.models)
+    assert [one.name for one in checked.applications] == list(registry.models)
     for one in config["applications"]:
         [deployment] = one["deployments"]
         if "autoscaling_config" in deployment:
             AutoscalingConfig.model_validate(deployment["autoscaling_config"])
 
 
-def test_two_applications_of_one_name_are_refused(catalogue):
-    config = config_file(Settings(), catalogue)
+def test_two_applications_of_one_name_are_refused(registry):
+    config = config_file(Settings(), registry)
     config["applications"] *= 2
     with pytest.raises(ValueError, match="multiple configs"):
         ServeDeploySchema.model_validate(config)
 
 
-def test_a_model_on_demand_may_have_no_replica_and_others_keep_theirs(catalogue):
-    old, new = catalogue.models["darkroom-demo-v1"], catalogue.models["darkroom-demo"]
+def test_a_model_on_demand_may_have_no_replica_and_others_keep_theirs(registry):
+    old, new = registry.models["darkroom-demo-v1"], registry.models["darkroom-demo"]
     plain = Settings()
     assert scale(plain, new)["num_replicas"] == 1
     assert scale(plain, old)["autoscaling_config"]["min_replicas"] == 0
     assert scale(plain, old)["autoscaling_config"]["max_replicas"] == 1
-    more = scale(Settings(replicas=2, max_replicas=5), new)["autoscaling_config"]
+    more = scale(Settings(min_replicas=2, max_replicas=5), new)["autoscaling_config"]
     assert (more["min_replicas"], more["max_replicas"]) == (2, 5)
 
 
 def test_the_manifest_serves_what_the_command_prints(service):
-    settings = Settings(device="cuda", max_replicas=4, model_host="inprocess")
-    catalogue = load_catalogue(settings.models_dir, settings.default_model)
-    printed = yaml.safe_dump(config_file(settings, catalogue))
+    settings = Settings(device="cuda", max_replicas=4, triton_mode="inprocess")
+    registry = load_registry(settings.models_dir, settings.default_model)
+    printed = yaml.safe_dump(config_file(settings, registry))
     wanted = yaml.safe_load(printed.replace(str(settings.models_dir), AS_IN_CONTAINERS))
 
     assert yaml.safe_load(service["spec"]["serveConfigV2"]) == wanted

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.batcher import Company
-from engine.requests import Call, Event, Picture, Row, Step
+from engine.batcher import ContinuousBatch
+from engine.requests import BatchRequest, Event, Image, Row, Step
 from engine.torch_runner import TorchRunner
 from tests.support.engine_requests import (
     DEMO,
@@ -31,13 +31,13 @@ class Watched:
     """A company, what each call was told, and calls that come before a certain step."""
 
     def __init__(self, runner: object, *, max_unet_rows: int = 32) -> None:
-        self.company = Company(runner, max_unet_rows=max_unet_rows)  # type: ignore[arg-type]
-        self.told: dict[Call, list[Event]] = {}
+        self.company = ContinuousBatch(runner, max_unet_rows=max_unet_rows)  # type: ignore[arg-type]
+        self.told: dict[BatchRequest, list[Event]] = {}
         self.gone: dict[int, set[int]] = {}
 
     def join(self, *rows: Row) -> list[Event]:
         """What these rows will have been told, as a list that grows."""
-        call = Call(rows, lambda: self.gone.get(id(told), set()))
+        call = BatchRequest(rows, lambda: self.gone.get(id(told), set()))
         told = self.told[call] = []
         self.company.join(call)
         return told
@@ -269,6 +269,6 @@ def test_a_stream_of_calls_is_drawn_in_the_order_in_which_they_came(runner):
         began += [at for at, one in enumerate(told) if one and at not in began]
     assert began == sorted(began)
     for one in told:
-        drawn = [event.index for event in one if isinstance(event, Picture)]
+        drawn = [event.index for event in one if isinstance(event, Image)]
         assert sorted(drawn) == list(range(len(drawn)))
         assert drawn

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compile.parts import parts_of
-from engine.tensorrt.compiled_runner import CompiledRunner, read_facts
+from engine.tensorrt.compiled_runner import CompiledRunner, read_pipeline_config
 from engine.torch_runner import TorchRunner
 from tests.support.engine_requests import events, levels_apart, pictures, row
 from tests.support.tiny_models import DEMO, tiny_sd, tiny_xl
@@ -31,7 +31,9 @@ def uncompiled_runner(model_dir, *, most_texts):
         part.name: Uncompiled(part, most_texts if "text" in part.name else 16)
         for part in parts_of(model_dir, "float32")
     }
-    return CompiledRunner(read_facts(model_dir), networks, sizes=None, device=torch.device("cpu"))
+    return CompiledRunner(
+        read_pipeline_config(model_dir), networks, sizes=None, device=torch.device("cpu")
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from engine.gpu.blocks import UnsupportedNetwork
-from engine.gpu.unet import Decoder, UNet
+from engine.gpu.unet import UNet, VaeDecoder
 
 CROSS, PLAIN_DOWN = "CrossAttnDownBlock2D", "DownBlock2D"
 CROSS_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
@@ -81,7 +81,7 @@ def test_a_decoder_is_diffusers(attention):
     latents = torch.randn((2, 4, 6, 8))
 
     with torch.inference_mode():
-        ours = Decoder(stock)(latents)
+        ours = VaeDecoder(stock)(latents)
         theirs = stock.decode(latents / stock.config.scaling_factor).sample
 
     assert theirs.std() > 0.1

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.generate import draw
-from engine.requests import Event, Picture, Step
+from engine.generate import generate
+from engine.requests import Event, Image, Step
 from engine.runner import Decoded, Decoding
 from engine.torch_runner import TorchRunner
 from tests.support.engine_requests import (
@@ -75,7 +75,7 @@ def test_every_row_reports_its_steps_and_then_its_picture(runner):
 
     of_first = [event for event in happened if event.index == 0]
     assert of_first[:2] == [Step(0, 1, 2), Step(0, 2, 2)]
-    assert isinstance(of_first[2], Picture)
+    assert isinstance(of_first[2], Image)
     assert len(of_first) == 3
     # the short row does not wait for the long one
     assert happened.index(of_first[2]) < happened.index(Step(1, 3, 4))
@@ -177,7 +177,7 @@ def test_a_cancelled_row_leaves_before_its_next_step_and_the_others_stay(runner)
     cancelled: set[int] = set()
     happened = cancelled_after(
         2,
-        draw(
+        generate(
             runner,
             [row(num_inference_steps=9), row(seed=5)],
             max_unet_rows=8,
@@ -193,7 +193,7 @@ def test_a_cancelled_row_leaves_before_its_next_step_and_the_others_stay(runner)
 def test_a_row_that_is_canceled_before_it_begins_costs_nothing(runner):
     counting = Counting(runner)
     wanted = [row(guidance_scale=1.0), row(scheduler="plms")]
-    happened = list(draw(counting, wanted, max_unet_rows=8, withdrawn=lambda: {0, 1}))
+    happened = list(generate(counting, wanted, max_unet_rows=8, withdrawn=lambda: {0, 1}))
 
     assert mishaps(happened) == {0: "canceled", 1: "canceled"}
     assert counting.batches == []
@@ -202,7 +202,7 @@ def test_a_row_that_is_canceled_before_it_begins_costs_nothing(runner):
 def test_the_unet_batch_becomes_smaller_when_a_row_is_canceled(runner):
     counting = Counting(runner)
     cancelled: set[int] = set()
-    drawing = draw(
+    drawing = generate(
         counting,
         [row(num_inference_steps=9), row(num_inference_steps=4, seed=5)],
         max_unet_rows=8,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterator
 
 import pytest
 
-from engine.loop import WAITING_TOLD_S, DrawingLoop
-from engine.requests import Event, Picture, Row, Step
+from engine.loop import WAITING_REPORTED_S, InferenceLoop
+from engine.requests import Event, Image, Row, Step
 from engine.torch_runner import TorchRunner
 from tests.support.engine_requests import DEMO, alone, levels_apart, mishaps, pictures, row
 
@@ -18,7 +18,7 @@ DEADLINE_S = 30
 class Asking:
     """A call, and all that it was told."""
 
-    def __init__(self, loop: DrawingLoop, *rows: Row) -> None:
+    def __init__(self, loop: InferenceLoop, *rows: Row) -> None:
         self.told: list[Event] = []
         self.gone: Collection[int] = ()
         self.failure: Exception | None = None
@@ -59,8 +59,8 @@ def runner() -> TorchRunner:
 
 
 @pytest.fixture
-def loop(runner) -> Iterator[DrawingLoop]:
-    drawing = DrawingLoop(runner, max_unet_rows=4)
+def loop(runner) -> Iterator[InferenceLoop]:
+    drawing = InferenceLoop(runner, max_unet_rows=4)
     thread = threading.Thread(target=drawing.run)
     thread.start()
     yield drawing
@@ -89,13 +89,13 @@ def test_a_call_that_waits_for_a_seat_is_told_so_now_and_then(loop):
     long.has_done(1)
     waiting = Asking(loop, row(num_inference_steps=2))
     waiting.has_done(0)
-    time.sleep(2.5 * WAITING_TOLD_S)
+    time.sleep(2.5 * WAITING_REPORTED_S)
     assert len(waiting.told) >= 2
     assert set(waiting.told) == {Step(0, 0, 2)}
     long.gone = {1}  # there is a seat
 
     last = waiting.ended()[-1]
-    assert isinstance(last, Picture)
+    assert isinstance(last, Image)
     long.gone = {0, 1}
     long.ended()
 
@@ -149,7 +149,7 @@ class Faulty:
 
 def test_what_breaks_in_a_step_fails_all_who_took_part_and_the_next_are_drawn(runner):
     faulty = Faulty(runner)
-    drawing = DrawingLoop(faulty, max_unet_rows=4)  # type: ignore[arg-type]
+    drawing = InferenceLoop(faulty, max_unet_rows=4)  # type: ignore[arg-type]
     thread = threading.Thread(target=drawing.run)
     thread.start()
     try:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.schedulers import (
-    Course,
-    Move,
     NoiseSchedule,
+    StepCoefficients,
+    StepTable,
     UnsupportedSchedule,
     advance,
-    course,
     factors,
     noise_schedule,
+    step_table,
 )
 
 DIFFUSERS: dict[str, Any] = {
@@ -49,7 +49,7 @@ def made_up_unet(sample: Tensor, timestep: float) -> Tensor:
     return torch.tanh(sample) * 0.7 + 0.3 * torch.cos(torch.tensor(timestep / 300))
 
 
-def table(*moves: Move) -> Tensor:
+def table(*moves: StepCoefficients) -> Tensor:
     return torch.tensor([factors(move) for move in moves])
 
 
@@ -57,7 +57,7 @@ def noise() -> Tensor:
     return torch.randn((1, 4, 3, 3), generator=torch.Generator().manual_seed(7))
 
 
-def drawn(way: Course) -> Tensor:
+def drawn(way: StepTable) -> Tensor:
     latents = noise() * way.initial_scale
     clean = torch.zeros_like(latents)
     for move in way.moves:
@@ -75,7 +75,7 @@ def drawn_by_diffusers(scheduler: Any, steps: int) -> Tensor:
     return latents
 
 
-def assert_same(ours: Tensor, theirs: Tensor, way: Course) -> None:
+def assert_same(ours: Tensor, theirs: Tensor, way: StepTable) -> None:
     """Within 1e-4, plus what diffusers' float32 loses where Euler starts at 4096 times noise."""
     lost = way.initial_scale * torch.finfo(torch.float32).eps
     size = max(1.0, float(theirs.abs().max()))
@@ -90,7 +90,7 @@ def test_a_course_ends_where_diffusers_ends(scheduler, config, steps):
     assume(not (scheduler == "ddim" and blind))  # diffusers divides by zero there
     config = STABLE_DIFFUSION | config
 
-    way = course(noise_schedule(config), scheduler, steps)
+    way = step_table(noise_schedule(config), scheduler, steps)
     ours = drawn(way)
     theirs = drawn_by_diffusers(DIFFUSERS[scheduler].from_config(config), steps)
 
@@ -102,7 +102,7 @@ def test_a_course_ends_where_diffusers_ends(scheduler, config, steps):
 @pytest.mark.parametrize("steps", [1, 2, 14, 15, 50])
 def test_the_demo_model_is_finite_from_zero_snr(scheduler, steps):
     config = json.loads(DEMO.read_text())
-    way = course(noise_schedule(config), scheduler, steps)
+    way = step_table(noise_schedule(config), scheduler, steps)
     ours = drawn(way)
     theirs = drawn_by_diffusers(DIFFUSERS[scheduler].from_config(config), steps)
 
@@ -111,7 +111,7 @@ def test_the_demo_model_is_finite_from_zero_snr(scheduler, steps):
 
 @pytest.mark.parametrize("scheduler", DIFFUSERS)
 def test_each_scheduler_keeps_its_own_default_spacing(scheduler):
-    ours = course(noise_schedule(STABLE_DIFFUSION), scheduler, 7)
+    ours = step_table(noise_schedule(STABLE_DIFFUSION), scheduler, 7)
     theirs = DIFFUSERS[scheduler].from_config(STABLE_DIFFUSION)
     theirs.set_timesteps(7)
 
@@ -126,7 +126,7 @@ def test_each_scheduler_keeps_its_own_default_spacing(scheduler):
 )
 def test_a_course_has_as_many_steps_as_asked_and_falls(scheduler, spacing, steps):
     schedule = noise_schedule(STABLE_DIFFUSION | {"timestep_spacing": spacing, "steps_offset": 1})
-    timesteps = [move.timestep for move in course(schedule, scheduler, steps).moves]
+    timesteps = [move.timestep for move in step_table(schedule, scheduler, steps).moves]
 
     assert len(timesteps) == steps
     assert all(0 <= timestep <= 999 for timestep in timesteps)
@@ -135,7 +135,7 @@ def test_a_course_has_as_many_steps_as_asked_and_falls(scheduler, spacing, steps
 
 def test_rows_on_different_courses_do_not_touch_each_other():
     schedule = noise_schedule(STABLE_DIFFUSION)
-    courses = [course(schedule, name, 9) for name in DIFFUSERS]
+    courses = [step_table(schedule, name, 9) for name in DIFFUSERS]
     moves = [way.moves[4] for way in courses]
     latents, output, clean = torch.randn((3, 3, 4, 2, 2)).unbind(0)
 
@@ -165,7 +165,7 @@ def epsilon_at_zero_snr() -> NoiseSchedule:
 )
 def test_a_course_that_cannot_be_is_refused(schedule, scheduler, steps):
     with pytest.raises(UnsupportedSchedule):
-        course(schedule, scheduler, steps)
+        step_table(schedule, scheduler, steps)
 
 
 @pytest.mark.parametrize(

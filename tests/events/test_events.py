@@ -10,24 +10,24 @@ from darkroom import batches
 from darkroom.db.tables import DEFAULT_TENANT, Event
 from darkroom.events import feed
 from darkroom.events import log as event_log
-from darkroom.events.feed import BEGINNING, PAGE, Place, Subject
+from darkroom.events.feed import BEGINNING, PAGE, EventCursor, EventScope
 from darkroom.ids import is_id
 from darkroom.jobs import lifecycle
 from darkroom.queue import dispatches
-from darkroom.queue.outcomes import Drawn, Failed
+from darkroom.queue.outcomes import Failed, Succeeded
 from tests.conftest import submission_of
 
 SOON_S = 20
 
 
 @pytest.fixture
-def batch_of(sessions, catalogue):
+def batch_of(sessions, registry):
     """Queues a batch of so many jobs; its id."""
 
     def make(total):
         with sessions.begin() as session:
             batch = batches.create(session, DEFAULT_TENANT, total=total, label=None)
-            rows = [submission_of(catalogue, {}, row_number=row + 1) for row in range(total)]
+            rows = [submission_of(registry, {}, row_number=row + 1) for row in range(total)]
             lifecycle.submit(session, DEFAULT_TENANT, rows, batch_id=batch.id)
         return batch.id
 
@@ -35,7 +35,7 @@ def batch_of(sessions, catalogue):
 
 
 def drawn(job):
-    return Drawn(job.id, f"a/{job.id}.png", "0" * 64, 10, inference_ms=5, upload_ms=1)
+    return Succeeded(job.id, f"a/{job.id}.png", "0" * 64, 10, inference_ms=5, upload_ms=1)
 
 
 def settle(sessions, taken):
@@ -44,16 +44,16 @@ def settle(sessions, taken):
 
 
 def subject(subject_id, tenant_id=DEFAULT_TENANT):
-    return Subject(tenant_id, subject_id)
+    return EventScope(tenant_id, subject_id)
 
 
 def since(sessions, *places):
     with sessions.begin() as session:
-        return feed.since(session, places)
+        return feed.events_after(session, places)
 
 
 def told(sessions, subject_id, after=0):
-    place = Place(subject(subject_id), after)
+    place = EventCursor(subject(subject_id), after)
     return since(sessions, place).get(place, [])
 
 
@@ -79,12 +79,12 @@ def test_a_job_tells_when_it_was_begun_and_how_it_ended(sessions, queue_jobs, cl
     queue_jobs({}, {})
     good, bad = claim()
     with sessions.begin() as session:
-        outcomes = [drawn(good), Failed(bad.id, "bad_output", "no picture", retryable=True)]
+        outcomes = [drawn(good), Failed(bad.id, "invalid_output", "no picture", retryable=True)]
         dispatches.settle(session, good.dispatch_id, outcomes)
 
     assert [event.type for event in told(sessions, good.id)] == ["job.started", "job.succeeded"]
     started, failed = told(sessions, bad.id)
-    assert (failed.error_code, failed.error_message) == ("bad_output", "no picture")
+    assert (failed.error_code, failed.error_message) == ("invalid_output", "no picture")
     assert (started.ends(subject(bad.id)), failed.ends(subject(bad.id))) == (False, True)
 
 
@@ -122,12 +122,12 @@ def test_each_place_is_read_by_itself_and_no_longer_than_a_page(sessions, batch_
         for _ in range(PAGE // 2):
             columns = [Event.tenant_id, Event.type, Event.job_id, Event.batch_id]
             session.execute(Event.__table__.insert().from_select(columns, copies.limit(2)))
-    start, other = Place(subject(first), 0), Place(subject(second), 0)
+    start, other = EventCursor(subject(first), 0), EventCursor(subject(second), 0)
     page = since(sessions, start)[start]
-    half = Place(subject(first), page[PAGE // 2 - 1].sequence)
+    half = EventCursor(subject(first), page[PAGE // 2 - 1].sequence)
 
     assert len(page) == PAGE
-    both = since(sessions, start, half, other, Place(subject("job_" + "0" * 32), 0))
+    both = since(sessions, start, half, other, EventCursor(subject("job_" + "0" * 32), 0))
     assert both[start] == page
     assert both[half][: PAGE // 2] == page[PAGE // 2 :]
     assert len(both[other]) == 2
@@ -140,10 +140,10 @@ def test_another_tenant_reads_nothing(sessions, batch_of, claim):
 
     for subject_id in (batch_id, job.id):
         assert told(sessions, subject_id)
-        foreign = Place(subject(subject_id, "ten_other"), 0)
+        foreign = EventCursor(subject(subject_id, "ten_other"), 0)
         assert since(sessions, foreign) == {}
         with sessions.begin() as session:
-            assert feed.newest(session, foreign.subject) == (foreign, BEGINNING)
+            assert feed.latest(session, foreign.subject) == (foreign, BEGINNING)
 
 
 def test_who_writes_of_a_batch_second_is_numbered_after_who_committed_first(
@@ -172,7 +172,7 @@ def test_what_becomes_visible_late_is_still_read_by_who_follows_it(sessions, bat
     first, second = batch_of(8), batch_of(8)
     one, two = claim("one"), claim("two")
     places = [
-        Place(subject(batch_id), told(sessions, batch_id)[-1].sequence)
+        EventCursor(subject(batch_id), told(sessions, batch_id)[-1].sequence)
         for batch_id in (first, second)
     ]
     with sessions.begin() as slow:
@@ -196,9 +196,9 @@ def test_what_has_stirred_is_seen_though_newer_events_were_visible_before(
         dispatches.settle(slow, one[0].dispatch_id, [drawn(job) for job in one])
         two = claim("two")
         with sessions.begin() as session:
-            newest, early = feed.stirred(session, 0)
+            newest, early = feed.changed_scopes(session, 0)
     with sessions.begin() as session:
-        last, late = feed.stirred(session, newest)
+        last, late = feed.changed_scopes(session, newest)
 
     assert early == {first, second, *(job.id for job in one), *(job.id for job in two)}
     assert (last, late) == (newest, early)
@@ -239,8 +239,8 @@ def test_reading_of_many_places_is_one_index_descent_for_each(sessions, batch_of
             )
         )
         session.execute(text("ANALYZE event"))
-        places = [Place(subject(f"job_{number:032x}"), 0) for number in range(3000)]
-        compiled = feed._since(Event.job_id, places).compile(session.connection())
+        places = [EventCursor(subject(f"job_{number:032x}"), 0) for number in range(3000)]
+        compiled = feed._events_query(Event.job_id, places).compile(session.connection())
         plan = (
             session.connection()
             .exec_driver_sql(f"EXPLAIN {compiled.string}", compiled.params)
@@ -260,12 +260,12 @@ def test_an_id_leads_back_to_its_place_among_its_subjects_events(sessions, batch
 
     with sessions.begin() as session:
         for event in found:
-            place = feed.place_of(session, subject(batch_id), event.id)
-            assert place == Place(subject(batch_id), event.sequence)
+            place = feed.cursor_for(session, subject(batch_id), event.id)
+            assert place == EventCursor(subject(batch_id), event.sequence)
             assert is_id("evt", event.id)
-        assert feed.newest(session, subject(batch_id)) == (place, event.id)
-        assert feed.place_of(session, subject(one.id), found[1].id) is None
-        assert feed.place_of(session, subject(one.id), BEGINNING).sequence == 0
+        assert feed.latest(session, subject(batch_id)) == (place, event.id)
+        assert feed.cursor_for(session, subject(one.id), found[1].id) is None
+        assert feed.cursor_for(session, subject(one.id), BEGINNING).sequence == 0
     assert len({event.id for event in found}) == 2
 
 
@@ -273,4 +273,4 @@ def test_an_id_leads_back_to_its_place_among_its_subjects_events(sessions, batch
 def test_an_id_that_no_event_has_leads_nowhere(sessions, queue_jobs, digits):
     [job_id] = queue_jobs({})
     with sessions.begin() as session:
-        assert feed.place_of(session, subject(job_id), f"evt_{digits}") is None
+        assert feed.cursor_for(session, subject(job_id), f"evt_{digits}") is None

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from engine.batcher import Company
-from engine.generate import draw
-from engine.requests import Call, Picture, Pixels, Row, Step
+from engine.batcher import ContinuousBatch
+from engine.generate import generate
+from engine.requests import BatchRequest, Image, Pixels, Row, Step
 from engine.torch_runner import TorchRunner
 from tests.support import engine_requests
 from tests.support.engine_requests import DEMO, by_diffusers, events, mishaps, psnr_db
@@ -96,7 +96,7 @@ def test_events_come_in_the_course_of_the_drawing(runner):
     happened = events(runner, row(num_inference_steps=2), row(num_inference_steps=30, seed=3))
     of_first = [event for event in happened if event.index == 0]
     assert of_first[:2] == [Step(0, 1, 2), Step(0, 2, 2)]
-    assert isinstance(of_first[2], Picture)
+    assert isinstance(of_first[2], Image)
     assert happened.index(of_first[2]) < happened.index(Step(1, 30, 30))
 
 
@@ -112,26 +112,26 @@ def test_a_row_that_is_withdrawn_leaves_within_a_step(runner):
     gone: set[int] = set()
     seen = []
     rows = [row(num_inference_steps=40), row(seed=5)]
-    for event in draw(runner, rows, max_unet_rows=8, withdrawn=lambda: gone):
+    for event in generate(runner, rows, max_unet_rows=8, withdrawn=lambda: gone):
         seen.append(event)
         if event == Step(0, 3, 40):
             gone.add(0)
     assert Step(0, 5, 40) not in seen
     assert mishaps(seen) == {0: "canceled"}
-    assert [event.index for event in seen if isinstance(event, Picture)] == [1]
+    assert [event.index for event in seen if isinstance(event, Image)] == [1]
 
 
 @pytest.mark.parametrize("after", [1, 5])
 def test_a_row_that_joins_is_drawn_as_alone_and_so_is_its_company(runner, after):
     others = [row(f"number {at}", seed=at, num_inference_steps=8 + at) for at in range(5)]
-    company = Company(runner, max_unet_rows=32)
-    calls = [Call(others), Call([row()])]
-    told: dict[Call, list[Pixels]] = {call: [] for call in calls}
+    company = ContinuousBatch(runner, max_unet_rows=32)
+    calls = [BatchRequest(others), BatchRequest([row()])]
+    told: dict[BatchRequest, list[Pixels]] = {call: [] for call in calls}
     company.join(calls[0])
     steps = 0
     while not company.is_empty():
         for call, event in company.step():
-            if isinstance(event, Picture):
+            if isinstance(event, Image):
                 told[call].append(event.pixels)
         steps += 1
         if steps == after:

@@ -48,9 +48,9 @@ def http(own_api_url, sessions):
     """A client; nothing waits, nothing was said, nothing is known."""
     with sessions.begin() as session:
         session.execute(text("TRUNCATE job, batch, dispatch, fair_share, idempotency_key CASCADE"))
-        session.execute(text("UPDATE operation SET paused_at = NULL, draining_at = NULL"))
+        session.execute(text("UPDATE queue_control SET paused_at = NULL, draining_at = NULL"))
     with httpx2.Client(base_url=own_api_url, timeout=30) as client:
-        until(lambda: client.get("/v1/queue").json()["waiting"] == 0)
+        until(lambda: client.get("/v1/queue").json()["queued"] == 0)
         yield client
 
 
@@ -93,7 +93,7 @@ def test_a_waiting_job_is_told_its_place_and_once_a_rate_is_known_its_time(http,
 
     until(forecast)
     assert 0 <= told["eta_s_p50"] <= told["eta_s_p90"]
-    assert told["is_possible"] is True
+    assert told["will_meet_deadline"] is True
     batch = http.post("/v1/batches", content=ROWS, headers=CSV).json()
     assert batch["eta_s_p90"] >= batch["eta_s_p50"] >= told["eta_s_p50"]
     dry = http.post("/v1/batches?dry_run=true", content=ROWS, headers=CSV).json()
@@ -104,23 +104,23 @@ def test_the_queue_tells_how_much_waits_by_class_and_model(http):
     http.post("/v1/jobs", json=JOB)
     http.post("/v1/batches", content=ROWS, headers=CSV)
 
-    until(lambda: http.get("/v1/queue").json()["waiting"] == 4)
+    until(lambda: http.get("/v1/queue").json()["queued"] == 4)
     queue = http.get("/v1/queue").json()
     depth = {each["priority"]: (each["model"], each["jobs"]) for each in queue["depth"]}
     assert depth == {"normal": ("darkroom-demo", 1), "bulk": ("darkroom-demo", 3)}
-    assert queue["oldest_age_s"] >= 0
+    assert queue["oldest_queued_s"] >= 0
     assert queue["eta_model"] == []
     assert darkroom(http, "queue").exit_code == 0
 
 
 def test_metrics_are_what_prometheus_reads(http):
     http.post("/v1/jobs", json=JOB)
-    until(lambda: http.get("/v1/queue").json()["waiting"] == 1)
+    until(lambda: http.get("/v1/queue").json()["queued"] == 1)
     answer = http.get("/metrics")
 
     assert answer.headers["content-type"].startswith("text/plain")
     found = {family.name: family for family in text_string_to_metric_families(answer.text)}
-    [waiting] = found["darkroom_jobs_waiting"].samples
+    [waiting] = found["darkroom_queue_jobs"].samples
     assert (waiting.labels, waiting.value) == ({"priority": "normal", "model": "darkroom-demo"}, 1)
     assert found["process_resident_memory_bytes"].samples[0].value > 0
 
@@ -132,7 +132,7 @@ def test_while_paused_nothing_is_claimed_and_jobs_are_taken(http, sessions, clai
     assert job.status_code == 202
     assert claim() == []
     with sessions.begin() as session:
-        assert not claims.waiting(session)
+        assert not claims.has_claimable(session)
     assert darkroom(http, "admin", "resume").exit_code == 0
     assert [each.id for each in claim()] == [job.json()["id"]]
 

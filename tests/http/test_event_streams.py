@@ -15,16 +15,16 @@ from redis import Redis
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from api.schemas.jobs import Progress
-from api.stream_hub import Gauge, Streams
+from api.schemas.jobs import StepProgress
+from api.stream_hub import LiveValue, StreamHub
 from darkroom.accounts import api_keys
 from darkroom.db.connection import open_sessions
 from darkroom.db.tables import DEFAULT_TENANT, Tenant
 from darkroom.event_types import EventType
-from darkroom.events.feed import Happening, Place, Subject
+from darkroom.events.feed import EventCursor, EventScope, FeedEvent
 from darkroom.jobs import lifecycle, progress
 from darkroom.queue import claims, dispatches
-from darkroom.queue.outcomes import Drawn, Failed
+from darkroom.queue.outcomes import Failed, Succeeded
 from tests.conftest import LEASE, LIMITS
 from tests.support.api_server import CSV, assert_problem, serve, stop
 
@@ -114,7 +114,7 @@ def finish(sessions, claimed, **failed):
         outcomes = [
             Failed(job.id, **failed)
             if failed
-            else Drawn(job.id, f"a/{job.id}.png", "0" * 64, 10, inference_ms=5, upload_ms=1)
+            else Succeeded(job.id, f"a/{job.id}.png", "0" * 64, 10, inference_ms=5, upload_ms=1)
             for job in claimed
         ]
         assert dispatches.settle(session, claimed[0].dispatch_id, outcomes)
@@ -204,12 +204,12 @@ def test_a_failure_tells_why(http, sessions, draw):
     job = submit(http)
     with following(http, job) as stream:
         next(stream)
-        finish(sessions, draw(settle=False), code="bad_output", message="no picture")
+        finish(sessions, draw(settle=False), code="invalid_output", message="no picture")
         [*_, last] = stream
 
     assert last.event == "job.failed"
     assert last.json()["data"]["error"] == {
-        "code": "bad_output",
+        "code": "invalid_output",
         "message": "no picture",
         "retryable": False,
     }
@@ -444,17 +444,17 @@ def test_a_stream_on_which_nothing_happens_is_kept_alive(heartbeat):
 
 def streams_of(since, **more):
     """Streams that are fed by a function instead of a database."""
-    return Streams(stirred=lambda _: (0, None), since=since, **more)
+    return StreamHub(stirred=lambda _: (0, None), since=since, **more)
 
 
 def happening(sequence, type_=EventType.JOB_STARTED):
     now = datetime.now(UTC)
     about = (now, "job_1", "bat_1", None, None, None, None, None)
-    return Happening(sequence, f"evt_{sequence}", type_, *about)
+    return FeedEvent(sequence, f"evt_{sequence}", type_, *about)
 
 
 def test_a_slow_reader_is_given_a_page_when_it_has_passed_on_the_last():
-    place = Place(Subject("ten", "bat_1"), 0)
+    place = EventCursor(EventScope("ten", "bat_1"), 0)
     read = []
 
     def pages(places):
@@ -480,7 +480,7 @@ def test_a_slow_reader_is_given_a_page_when_it_has_passed_on_the_last():
 
 
 def test_only_streams_of_what_has_stirred_are_read_on_and_now_and_then_all():
-    places = [Place(Subject("ten", f"bat_{number}"), 0) for number in range(3)]
+    places = [EventCursor(EventScope("ten", f"bat_{number}"), 0) for number in range(3)]
     looks, read = iter([(5, {"bat_1"}), (6, {"bat_2"}), (6, set()), (6, set())]), []
 
     def since(asked):
@@ -488,7 +488,7 @@ def test_only_streams_of_what_has_stirred_are_read_on_and_now_and_then_all():
         return {}
 
     async def follow():
-        streams = Streams(stirred=lambda _: next(looks), since=since)
+        streams = StreamHub(stirred=lambda _: next(looks), since=since)
         with ExitStack() as stack:
             for place in places:
                 stack.enter_context(streams.open(place))
@@ -513,7 +513,7 @@ def test_streams_go_on_when_the_database_is_back():
     async def follow():
         streams = streams_of(read)
         feeding = asyncio.create_task(streams.run())
-        with streams.open(Place(Subject("ten", "job_" + "0" * 32), 0)) as stream:
+        with streams.open(EventCursor(EventScope("ten", "job_" + "0" * 32), 0)) as stream:
             received = [event.sequence async for event in stream]
         feeding.cancel()
         return received
@@ -524,27 +524,30 @@ def test_streams_go_on_when_the_database_is_back():
 def test_nobody_is_kept_waiting_by_a_process_that_leaves():
     async def follow():
         streams = streams_of(lambda _: {})
-        with streams.open(Place(Subject("ten", "bat_1"), 0)) as before:
+        with streams.open(EventCursor(EventScope("ten", "bat_1"), 0)) as before:
             streams.end()
-            with streams.open(Place(Subject("ten", "bat_1"), 0)) as after:
+            with streams.open(EventCursor(EventScope("ten", "bat_1"), 0)) as after:
                 return [event async for event in before], [event async for event in after]
 
     assert asyncio.run(asyncio.wait_for(follow(), SOON_S)) == ([], [])
 
 
 def test_a_gauge_is_read_of_what_moves_and_told_when_it_changed():
-    moving, still = Subject("ten", "bat_1"), Subject("ten", "bat_2")
+    moving, still = EventScope("ten", "bat_1"), EventScope("ten", "bat_2")
     asked = []
 
     def measure(subjects):
         asked.extend(subjects)
-        return {subject: Progress(step=len(asked) // 3, steps=9) for subject in subjects}
+        return {subject: StepProgress(step=len(asked) // 3, steps=9) for subject in subjects}
 
     async def follow():
-        gauge = Gauge("progress", of_jobs=False, every_s=0, read=measure, rests=False)
+        gauge = LiveValue("progress", of_jobs=False, every_s=0, read=measure, rests=False)
         streams = streams_of(lambda _: {}, gauges=[gauge])
         feeding = asyncio.create_task(streams.run())
-        with streams.open(Place(moving, 0)) as stream, streams.open(Place(still, 0), moving=False):
+        with (
+            streams.open(EventCursor(moving, 0)) as stream,
+            streams.open(EventCursor(still, 0), moving=False),
+        ):
             told = aiter(stream)
             received = [(await anext(told)).value.step for _ in range(3)]
         feeding.cancel()

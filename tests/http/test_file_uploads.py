@@ -248,7 +248,7 @@ def test_of_a_hundred_thousand_and_one_rows_none_is_taken(http, made):
 
 
 def test_a_file_past_its_limits_is_refused(api_environment, tmp_path):
-    limits = {"DARKROOM_MAX_CSV_BYTES": "2000", "DARKROOM_MAX_CSV_ROWS": "3"}
+    limits = {"DARKROOM_MAX_UPLOAD_BYTES": "2000", "DARKROOM_MAX_UPLOAD_ROWS": "3"}
     limits["DARKROOM_MAX_BATCH_JOBS"] = "5"
     process, url = serve(api_environment | limits, tmp_path / "log")
     try:

@@ -116,7 +116,7 @@ def test_without_keys_a_foreign_name_for_this_machine_opens_nothing(http, rows):
     for method in ("GET", "POST"):
         request = http.build_request(method, "/v1/jobs", json={"prompt": "a"})
         request.headers["host"] = "evil.example:8000"
-        assert_problem(http.send(request), 403, "foreign_host")
+        assert_problem(http.send(request), 403, "untrusted_host")
     assert rows() == before
 
 
@@ -382,16 +382,16 @@ def test_with_auth_on_a_key_opens_only_its_own_tenants_door(
             headers = {"Authorization": f"Bearer {secret}"} if secret else {}
             return httpx2.request(method, f"{url}/v1/jobs", headers=headers, **request)
 
-        assert_problem(ask(None), 401, "no_key")
+        assert_problem(ask(None), 401, "missing_api_key")
         assert ask(None).headers["www-authenticate"] == "Bearer"
-        assert_problem(ask("dk_" + "a" * 38), 401, "bad_key")
+        assert_problem(ask("dk_" + "a" * 38), 401, "invalid_api_key")
         assert ask(reader.secret).status_code == 200
         assert_problem(ask(reader.secret, "POST", json={"prompt": "a"}), 403, "missing_scope")
         assert ask(writer.secret, "POST", json={"prompt": "a"}).status_code == 202
         with sessions.begin() as session:
             api_keys.revoke(session, writer.id)
         time.sleep(1)
-        assert_problem(ask(writer.secret), 401, "bad_key")
+        assert_problem(ask(writer.secret), 401, "invalid_api_key")
         assert writer.secret not in (tmp_path / "log").read_text()
     finally:
         stop(process)
@@ -414,8 +414,8 @@ def test_without_auth_it_refuses_to_listen_beyond_loopback(api_environment):
 def test_a_job_is_canceled_retried_and_deleted(http):
     job = http.post("/v1/jobs", json={"prompt": "a red apple"}).json()
     path = job["urls"]["self"]
-    assert_problem(http.post(f"{path}/retry"), 409, "not_ended")
-    assert_problem(http.delete(path), 409, "not_ended")
+    assert_problem(http.post(f"{path}/retry"), 409, "job_not_finished")
+    assert_problem(http.delete(path), 409, "job_not_finished")
 
     canceled = http.post(job["urls"]["cancel"])
     assert (canceled.status_code, canceled.json()["status"]) == (200, "canceled")

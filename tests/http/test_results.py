@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 from darkroom.cli import app
 from darkroom.db.connection import migrate, open_sessions
-from darkroom.db.tables import Batch, Event, Job, RejectedRows, Tenant
+from darkroom.db.tables import Batch, Event, Job, RejectedRowChunk, Tenant
 from darkroom.generation import file_names
 from darkroom.generation.params import OutputFormat
 from tests.support.api_server import CSV, assert_problem, serve, stop
 from tests.support.fake_worker import Painter, store_of
-from workers.maintenance.cleaner import Janitor
+from workers.maintenance.cleaner import Cleaner
 
 TEXT = "prompt,seed,num_images,custom_id\na cat,7,2,x\n../=evil,1,,\n=1+1,2,,\n"
 
@@ -93,7 +93,7 @@ def archive_of(http, batch):
     return zipfile.ZipFile(io.BytesIO(http.get(batch["urls"]["images"]).content))
 
 
-def test_the_manifest_tells_of_every_job_in_the_order_of_its_rows(http, submit, painter, catalogue):
+def test_the_manifest_tells_of_every_job_in_the_order_of_its_rows(http, submit, painter, registry):
     batch = submit()
     assert [line["status"] for line in manifest_of(http, batch)] == ["queued"] * 4
     painter.paint()
@@ -107,7 +107,7 @@ def test_the_manifest_tells_of_every_job_in_the_order_of_its_rows(http, submit, 
     ]  # fmt: skip
     assert [line["seed"] for line in lines] == [7, 8, 1, 2]
     assert lines[0]["parameters"]["prompt"] == "a cat"
-    assert {line["revision"] for line in lines} == {catalogue.models["darkroom-demo"].revision}
+    assert {line["revision"] for line in lines} == {registry.models["darkroom-demo"].revision}
     for line in lines:
         image = httpx2.get(line["url"]).content
         assert hashlib.sha256(image).hexdigest() == line["sha256"]
@@ -371,7 +371,7 @@ def test_a_dry_run_shows_a_table_and_a_sweep_its_size(darkroom, tmp_path):
 def janitor(painter):
     def clean(**options):
         options = {"retention_days": None, "orphan_age": timedelta(hours=24)} | options
-        worker = Janitor(painter.sessions, painter.store, every=timedelta(1), **options)
+        worker = Cleaner(painter.sessions, painter.store, every=timedelta(1), **options)
         pages = 1 + 1000 // 500
         for _ in range(pages):
             worker.clean()
@@ -412,7 +412,7 @@ def test_what_was_kept_long_enough_leaves_tombstones(http, submit, painter, jani
     assert archive_of(http, batch).namelist() == []
     with painter.sessions.begin() as session:
         assert not session.scalars(
-            select(RejectedRows.piece).where(RejectedRows.batch_id == batch["id"])
+            select(RejectedRowChunk.piece).where(RejectedRowChunk.batch_id == batch["id"])
         ).all()
     assert httpx2.get(kept["url"]).status_code == 200
 

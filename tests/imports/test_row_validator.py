@@ -20,7 +20,7 @@ from darkroom.imports import columns, formats, row_validator
 from darkroom.imports.expansion import Expand
 from darkroom.imports.formats import Format, UnsupportedFile
 from darkroom.imports.records import Record
-from darkroom.imports.row_validator import Plan
+from darkroom.imports.row_validator import ImportOptions
 from darkroom.settings import Settings
 from darkroom.status import PRIORITY_RANK, Priority
 from darkroom.webhooks.url_policy import policy_of
@@ -36,12 +36,14 @@ class Row:
         vars(self).update(draft.recipe.columns | draft._asdict())
 
 
-def read(catalogue, text, kind=Format.CSV, *, expand=None, defaults=()):
+def read(registry, text, kind=Format.CSV, *, expand=None, defaults=()):
     """Every job of every row; raises all problems of all rows."""
     body = text if isinstance(text, bytes) else text.encode()
     lists = expand is not None
-    plan = Plan(catalogue, POLICY, row_validator.read_defaults(defaults, lists=lists), expand)
-    made, problems, judge = [], [], row_validator.Judge(plan)
+    plan = ImportOptions(
+        registry, POLICY, row_validator.read_defaults(defaults, lists=lists), expand
+    )
+    made, problems, judge = [], [], row_validator.RowValidator(plan)
     for record in formats.read_table(io.BytesIO(body), kind, lists=lists).records:
         try:
             made += map(Row, judge(record))
@@ -52,29 +54,29 @@ def read(catalogue, text, kind=Format.CSV, *, expand=None, defaults=()):
     return made
 
 
-def problems(catalogue, text, kind=Format.CSV, **options):
+def problems(registry, text, kind=Format.CSV, **options):
     with pytest.raises(InvalidInput) as refused:
-        read(catalogue, text, kind, **options)
+        read(registry, text, kind, **options)
     return [(problem.loc, problem.code) for problem in refused.value.problems]
 
 
-def test_columns_have_short_names_too(catalogue):
-    [row] = read(catalogue, "prompt,steps,cfg,negative\na cat,5,2.5,a dog\n")
+def test_columns_have_short_names_too(registry):
+    [row] = read(registry, "prompt,steps,cfg,negative\na cat,5,2.5,a dog\n")
 
     assert row.num_inference_steps == 5
     assert row.guidance_scale == 2.5
     assert row.negative_prompt == "a dog"
 
 
-def test_an_empty_cell_is_the_models_default(catalogue):
-    [row] = read(catalogue, "prompt,steps,seed\na cat,,\n")
+def test_an_empty_cell_is_the_models_default(registry):
+    [row] = read(registry, "prompt,steps,seed\na cat,,\n")
 
     assert row.num_inference_steps == 8
     assert 0 <= row.seed <= MAX_SEED
 
 
-def test_a_row_may_become_several_images_whose_seeds_count_up(catalogue):
-    made = read(catalogue, "prompt,seed,num_images\na cat,7,3\na dog,1,1\n")
+def test_a_row_may_become_several_images_whose_seeds_count_up(registry):
+    made = read(registry, "prompt,seed,num_images\na cat,7,3\na dog,1,1\n")
 
     assert [(r.row_number, r.image_number, r.seed) for r in made] == [
         (1, 0, 7),
@@ -87,16 +89,16 @@ def test_a_row_may_become_several_images_whose_seeds_count_up(catalogue):
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
-def test_what_spreadsheets_write_is_read(catalogue, newline, delimiter, mark):
+def test_what_spreadsheets_write_is_read(registry, newline, delimiter, mark):
     lines = [delimiter.join(cells) for cells in (("prompt", "seed"), ("a cat", "7"))]
-    [row] = read(catalogue, mark + newline.join(lines) + newline)
+    [row] = read(registry, mark + newline.join(lines) + newline)
 
     assert (row.prompt, row.seed) == ("a cat", 7)
 
 
-def test_row_numbers_are_right_behind_a_quoted_newline(catalogue):
+def test_row_numbers_are_right_behind_a_quoted_newline(registry):
     text = 'prompt,steps\n"a cat\non a mat",5\na dog,0\n'
-    assert problems(catalogue, text) == [(("row", 2, "num_inference_steps"), "out_of_range")]
+    assert problems(registry, text) == [(("row", 2, "num_inference_steps"), "out_of_range")]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_row_numbers_are_right_behind_a_quoted_newline(catalogue):
         ("prompt,colour\na,b\n", [(("header", "colour"), "unknown_column")]),
         ("prompt,\na,b\n", [(("header", ""), "unknown_column")]),
         ("prompt,steps,num_inference_steps\na,1,1\n",
-         [(("header", "num_inference_steps"), "doubled_column")]),
+         [(("header", "num_inference_steps"), "duplicate_column")]),
         ("seed\n7\n", [(("header",), "missing_column")]),
         ("", [(("header",), "missing_column")]),
         ("sep=;\nprompt;seed\na;1\n", [(("header",), "delimiter")]),
@@ -116,7 +118,7 @@ def test_row_numbers_are_right_behind_a_quoted_newline(catalogue):
         ("   \n  \n", [(("header", ""), "unknown_column")]),
         ("\ufeff\ufeffprompt\na\n", [(("header", "\ufeffprompt"), "unknown_column")]),
         ("prompt|seed\na|1\n", [(("header", "prompt|seed"), "unknown_column")]),
-        ("prompt,Prompt \na,b\n", [(("header", "prompt"), "doubled_column")]),
+        ("prompt,Prompt \na,b\n", [(("header", "prompt"), "duplicate_column")]),
         ("prompt,seed\na,1\n   \nb,x\n",
          [(("row", 2), "column_count"), (("row", 3, "seed"), "not_a_number")]),
         ("prompt\na\n   \n", [(("row", 2, "prompt"), "missing_field")]),
@@ -179,29 +181,29 @@ def test_row_numbers_are_right_behind_a_quoted_newline(catalogue):
         (b"caf\xe9\n", [(("header",), "not_utf8")]),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_by_row_and_column(catalogue, text, expected):
-    assert problems(catalogue, text) == expected
+def test_what_is_wrong_is_named_by_row_and_column(registry, text, expected):
+    assert problems(registry, text) == expected
 
 
-def test_a_column_of_hostile_urls_is_refused_row_by_row(catalogue):
+def test_a_column_of_hostile_urls_is_refused_row_by_row(registry):
     urls = [url for url in BLOCKED_AS_TEXT if url.strip() and "\ud800" not in url]
     file = io.StringIO(newline="")
     csv.writer(file).writerows([["prompt", "webhook_url"], *(["a", url] for url in urls)])
-    found = problems(catalogue, file.getvalue())
+    found = problems(registry, file.getvalue())
 
     assert [loc[1] for loc, _ in found] == list(range(1, len(urls) + 1))
     assert {loc[2] for loc, _ in found} == {"webhook_url"}
 
 
-def test_every_bad_row_is_reported_not_only_the_first(catalogue):
+def test_every_bad_row_is_reported_not_only_the_first(registry):
     text = "prompt,steps\n,5\na cat,0\na dog,5\na cow,99\n"
-    assert [loc[1] for loc, _ in problems(catalogue, text)] == [1, 2, 4]
+    assert [loc[1] for loc, _ in problems(registry, text)] == [1, 2, 4]
 
 
-def test_where_a_file_is_not_utf8_is_told_to_the_byte(catalogue):
+def test_where_a_file_is_not_utf8_is_told_to_the_byte(registry):
     body = b"prompt\n" + "ä cat\n".encode() * 5000 + b"caf\xe9\n"
     with pytest.raises(InvalidInput) as refused:
-        read(catalogue, body)
+        read(registry, body)
 
     [problem] = refused.value.problems
     assert problem.loc == ("row", 5001)
@@ -209,26 +211,26 @@ def test_where_a_file_is_not_utf8_is_told_to_the_byte(catalogue):
 
 
 @pytest.mark.parametrize("text", ['prompt\na "red" apple\n', 'prompt\n"a ""red"" apple"\n'])
-def test_quotes_may_stand_in_a_field(catalogue, text):
-    [row] = read(catalogue, text)
+def test_quotes_may_stand_in_a_field(registry, text):
+    [row] = read(registry, text)
     assert row.prompt == 'a "red" apple'
 
 
 @pytest.mark.parametrize("text", ["a\u2028cat", "a\u2029cat", "=1+1", "{a|b}"])
-def test_what_looks_special_in_a_prompt_is_only_a_prompt(catalogue, text):
-    [row] = read(catalogue, f"prompt\n{text}\n")
+def test_what_looks_special_in_a_prompt_is_only_a_prompt(registry, text):
+    [row] = read(registry, f"prompt\n{text}\n")
     assert row.prompt == text
 
 
-def test_numbers_may_come_as_spreadsheets_write_them(catalogue):
+def test_numbers_may_come_as_spreadsheets_write_them(registry):
     """pandas writes a column of whole numbers with gaps as floats, German Excel decimal commas."""
-    [row] = read(catalogue, "prompt;seed;cfg\na cat;7.0;4,125\n")
+    [row] = read(registry, "prompt;seed;cfg\na cat;7.0;4,125\n")
     assert (row.seed, row.guidance_scale) == (7, 4.125)
 
 
-def test_what_all_rows_have_in_common_need_not_stand_in_them(catalogue):
+def test_what_all_rows_have_in_common_need_not_stand_in_them(registry):
     defaults = [("steps", "5"), ("seed", "7"), ("priority", "normal"), ("num_images", "2")]
-    made = read(catalogue, "prompt,seed\na cat,\na dog,1\n", defaults=defaults)
+    made = read(registry, "prompt,seed\na cat,\na dog,1\n", defaults=defaults)
 
     assert [row.seed for row in made] == [7, 8, 1, 2]
     assert {row.num_inference_steps for row in made} == {5}
@@ -239,14 +241,14 @@ def test_what_all_rows_have_in_common_need_not_stand_in_them(catalogue):
     ("defaults", "code"),
     [
         ([("steps", "x")], "not_a_number"),
-        ([("steps", "1"), ("num_inference_steps", "1")], "doubled_parameter"),
+        ([("steps", "1"), ("num_inference_steps", "1")], "duplicate_parameter"),
         ([("stepz", "1")], "unknown_parameter"),
         ([("prompt", "a")], "unknown_parameter"),
         ([("seed", "-1")], "greater_than_equal"),
     ],
 )
-def test_a_bad_default_is_named(catalogue, defaults, code):
-    [(loc, found)] = problems(catalogue, "prompt\na\n", defaults=defaults)
+def test_a_bad_default_is_named(registry, defaults, code):
+    [(loc, found)] = problems(registry, "prompt\na\n", defaults=defaults)
     assert (loc[0], found) == ("query", code)
 
 
@@ -271,9 +273,9 @@ tables = st.lists(
 )
 
 
-def came_in(catalogue, table, file):
+def came_in(registry, table, file):
     """Whether the file's rows are the table's, in order; what a row left out is not compared."""
-    for wanted, row in zip(table, read(catalogue, file), strict=True):
+    for wanted, row in zip(table, read(registry, file), strict=True):
         for column, value in wanted.items():
             if value is not None:
                 assert getattr(row, column) == value
@@ -287,7 +289,7 @@ def came_in(catalogue, table, file):
     st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
 )
 def test_any_table_that_python_writes_comes_in_unchanged(
-    catalogue, table, delimiter, newline, quoting
+    registry, table, delimiter, newline, quoting
 ):
     if newline == "\r":  # with which Python 3.11 leaves a `\n` in a field bare
         quoting = csv.QUOTE_ALL
@@ -297,12 +299,12 @@ def test_any_table_that_python_writes_comes_in_unchanged(
     )
     writer.writeheader()
     writer.writerows(table)
-    came_in(catalogue, table, file.getvalue())
+    came_in(registry, table, file.getvalue())
 
 
 @few
 @given(tables, st.booleans())
-def test_any_table_that_excel_writes_comes_in_unchanged(catalogue, table, german):
+def test_any_table_that_excel_writes_comes_in_unchanged(registry, table, german):
     """Quotes where needed, CRLF, a byte order mark; in half of the world `;` and `4,5`."""
 
     def cell(value):
@@ -315,26 +317,26 @@ def test_any_table_that_excel_writes_comes_in_unchanged(catalogue, table, german
 
     lines = [COLUMNS, *([row[column] for column in COLUMNS] for row in table)]
     text = "".join((";" if german else ",").join(map(cell, line)) + "\r\n" for line in lines)
-    came_in(catalogue, table, b"\xef\xbb\xbf" + text.encode())
+    came_in(registry, table, b"\xef\xbb\xbf" + text.encode())
 
 
 @given(tables, st.sampled_from(",;\t"), st.sampled_from(["utf-8", "utf-8-sig"]))
 @few
-def test_any_table_that_pandas_writes_comes_in_unchanged(catalogue, table, delimiter, encoding):
+def test_any_table_that_pandas_writes_comes_in_unchanged(registry, table, delimiter, encoding):
     file = io.BytesIO()
     pd.DataFrame(table).to_csv(file, index=False, sep=delimiter, encoding=encoding)
-    came_in(catalogue, table, file.getvalue())
+    came_in(registry, table, file.getvalue())
 
 
 @given(st.lists(st.tuples(prompts, st.booleans()), min_size=1, max_size=30))
-def test_row_numbers_are_right_whatever_newlines_prompts_hold(catalogue, made):
+def test_row_numbers_are_right_whatever_newlines_prompts_hold(registry, made):
     file = io.StringIO(newline="")
     csv.writer(file).writerows(
         [["prompt", "seed"], *((text, "x" if bad else 1) for text, bad in made)]
     )
     wrong = [number for number, (_, bad) in enumerate(made, start=1) if bad]
     try:
-        assert len(read(catalogue, file.getvalue())) == len(made)
+        assert len(read(registry, file.getvalue())) == len(made)
         found = []
     except InvalidInput as invalid:
         found = [problem.loc[1] for problem in invalid.problems]
@@ -363,7 +365,7 @@ values = st.builds(lambda *parts: parts[0] | parts[1], words, shared)
 
 
 @given(st.lists(values, min_size=2, max_size=12))
-def test_what_a_row_shares_with_others_does_not_change_its_verdict(catalogue, rows_given):
+def test_what_a_row_shares_with_others_does_not_change_its_verdict(registry, rows_given):
     """Rows behind one another are judged by what is known of the earlier; alone, in full."""
 
     def verdict(judge, number, fields):
@@ -378,8 +380,8 @@ def test_what_a_row_shares_with_others_does_not_change_its_verdict(catalogue, ro
             row.recipe = None
         return [vars(row) for row in made]
 
-    plan = Plan(catalogue, POLICY)
-    together, seen = row_validator.Judge(plan), set()
+    plan = ImportOptions(registry, POLICY)
+    together, seen = row_validator.RowValidator(plan), set()
     for number, fields in enumerate(rows_given, start=1):
         doubled = fields.get("custom_id") in seen
         seen |= {fields["custom_id"]} if "custom_id" in fields else set()
@@ -387,14 +389,14 @@ def test_what_a_row_shares_with_others_does_not_change_its_verdict(catalogue, ro
         if doubled and isinstance(fields["custom_id"], str):
             assert [problem.code for problem in found] == ["not_unique"]
         else:
-            assert found == verdict(row_validator.Judge(plan), number, fields)
+            assert found == verdict(row_validator.RowValidator(plan), number, fields)
 
 
-def test_rows_may_come_as_lines_of_json(catalogue):
+def test_rows_may_come_as_lines_of_json(registry):
     text = (
         '\ufeff{"prompt": "a cat", "steps": 5, "num_images": 2, "seed": 1}\n\n{"prompt": "a\\ndog"}'
     )
-    made = read(catalogue, text, Format.JSON_LINES)
+    made = read(registry, text, Format.JSON_LINES)
 
     assert [(row.row_number, row.image_number) for row in made] == [(1, 0), (1, 1), (2, 0)]
     assert (made[0].num_inference_steps, made[2].prompt) == (5, "a\ndog")
@@ -405,11 +407,11 @@ def test_rows_may_come_as_lines_of_json(catalogue):
     [
         (b"{", ((), "malformed_json")),
         (b"7", ((), "not_an_object")),
-        (b'{"prompt": "a", "prompt": "b"}', ((), "doubled_field")),
-        (b'{"prompt": "a", "steps": 1, "num_inference_steps": 2}', ((), "doubled_field")),
+        (b'{"prompt": "a", "prompt": "b"}', ((), "duplicate_field")),
+        (b'{"prompt": "a", "steps": 1, "num_inference_steps": 2}', ((), "duplicate_field")),
         (b'{"prompt": "a", "colour": "red"}', (("colour",), "unknown_field")),
         (b'{"prompt": "a", "seed": "7"}', (("seed",), "int_type")),
-        (b'{"prompt": "a", "metadata": {"k": "v", "k": "w"}}', ((), "doubled_field")),
+        (b'{"prompt": "a", "metadata": {"k": "v", "k": "w"}}', ((), "duplicate_field")),
         (b'{"prompt": "nul \\u0000"}', (("prompt",), "control_character")),
         (b'{"prompt": "a", "seed": 99999999999999999999}', (("seed",), "less_than_equal")),
         (b'{"prompt": "a", "seed": -0.0}', (("seed",), "int_type")),
@@ -426,11 +428,11 @@ def test_rows_may_come_as_lines_of_json(catalogue):
         (b'{"prompt": "caf\xe9"}', ((), "not_utf8")),
     ],
 )
-def test_a_bad_line_of_json_is_its_own_rows_fault(catalogue, line, expected):
+def test_a_bad_line_of_json_is_its_own_rows_fault(registry, line, expected):
     text = b'{"prompt": "a"}\n' + line + b'\n{"prompt": "", "seed": 1}\n'
     where, code = expected
 
-    found = problems(catalogue, text, Format.JSON_LINES)
+    found = problems(registry, text, Format.JSON_LINES)
     assert found == [(("row", 2, *where), code), (("row", 3, "prompt"), "blank")]
 
 
@@ -440,14 +442,14 @@ def test_a_bad_line_of_json_is_its_own_rows_fault(catalogue, line, expected):
     st.booleans(),
 )
 @few
-def test_any_array_of_json_comes_in_unchanged(catalogue, made, ascii_only, wrapped):
+def test_any_array_of_json_comes_in_unchanged(registry, made, ascii_only, wrapped):
     jobs = [{"prompt": prompt, "seed": seed} for prompt, seed in made]
     text = json.dumps(
         {"jobs": jobs} if wrapped else jobs,
         ensure_ascii=ascii_only,
         indent=None if len(made) % 2 else 2,
     )
-    found = read(catalogue, text, Format.JSON)
+    found = read(registry, text, Format.JSON)
 
     assert [(row.prompt, row.seed) for row in found] == made
     assert [row.row_number for row in found] == list(range(1, len(made) + 1))
@@ -471,21 +473,21 @@ def test_any_array_of_json_comes_in_unchanged(catalogue, made, ascii_only, wrapp
         b'{"jobs": [{"prompt": "caf\xe9"}]}',
     ],
 )
-def test_what_is_no_array_of_jobs_is_refused_as_a_file(catalogue, text):
-    [(loc, code)] = problems(catalogue, text, Format.JSON)
+def test_what_is_no_array_of_jobs_is_refused_as_a_file(registry, text):
+    [(loc, code)] = problems(registry, text, Format.JSON)
     assert code in {"malformed_json", "unknown_field", "not_utf8"}, loc
 
 
-def test_in_an_array_each_bad_job_has_its_own_verdict(catalogue):
+def test_in_an_array_each_bad_job_has_its_own_verdict(registry):
     text = '{"jobs": [7, {"prompt": "a", "seed": 1, "seed": 2}, {"prompt": "a"}, {"prompt": ""}]}'
-    codes = [(loc[1], code) for loc, code in problems(catalogue, text, Format.JSON)]
+    codes = [(loc[1], code) for loc, code in problems(registry, text, Format.JSON)]
 
-    assert codes == [(1, "not_an_object"), (2, "doubled_field"), (4, "blank")]
+    assert codes == [(1, "not_an_object"), (2, "duplicate_field"), (4, "blank")]
 
 
-def test_a_sweep_is_the_product_of_its_choices(catalogue):
+def test_a_sweep_is_the_product_of_its_choices(registry):
     text = 'prompt,steps,seed\n"a {red|green} {cat|dog}, {really}",4|8,1\n'
-    made = read(catalogue, text, expand=Expand.PRODUCT)
+    made = read(registry, text, expand=Expand.PRODUCT)
 
     assert [(row.prompt, row.num_inference_steps) for row in made] == [
         (f"a {colour} {animal}, {{really}}", steps)
@@ -497,28 +499,28 @@ def test_a_sweep_is_the_product_of_its_choices(catalogue):
     assert {(row.row_number, row.seed) for row in made} == {(1, 1)}
 
 
-def test_a_sweep_may_go_in_step(catalogue):
-    made = read(catalogue, "prompt,seed\na {cat|dog},1|2\n", expand=Expand.ZIP)
+def test_a_sweep_may_go_in_step(registry):
+    made = read(registry, "prompt,seed\na {cat|dog},1|2\n", expand=Expand.ZIP)
     assert [(row.prompt, row.seed) for row in made] == [("a cat", 1), ("a dog", 2)]
 
 
-def test_what_is_not_swept_stays_the_same_even_the_seed_that_was_drawn(catalogue):
-    made = read(catalogue, "prompt\na {cat|dog|cow}\n", expand=Expand.PRODUCT)
+def test_what_is_not_swept_stays_the_same_even_the_seed_that_was_drawn(registry):
+    made = read(registry, "prompt\na {cat|dog|cow}\n", expand=Expand.PRODUCT)
     assert len({row.seed for row in made}) == 1
 
 
-def test_a_sweep_in_json_lists_its_numbers(catalogue):
+def test_a_sweep_in_json_lists_its_numbers(registry):
     made = read(
-        catalogue, '{"prompt": "a", "seed": [1, 2]}', Format.JSON_LINES, expand=Expand.PRODUCT
+        registry, '{"prompt": "a", "seed": [1, 2]}', Format.JSON_LINES, expand=Expand.PRODUCT
     )
     assert [row.seed for row in made] == [1, 2]
 
 
-def test_without_being_asked_for_nothing_is_swept(catalogue):
-    [row] = read(catalogue, "prompt\na {cat|dog}\n")
+def test_without_being_asked_for_nothing_is_swept(registry):
+    [row] = read(registry, "prompt\na {cat|dog}\n")
 
     assert row.prompt == "a {cat|dog}"
-    assert problems(catalogue, "prompt,steps\na,4|8\n") == [
+    assert problems(registry, "prompt,steps\na,4|8\n") == [
         (("row", 1, "num_inference_steps"), "not_a_number")
     ]
 
@@ -526,20 +528,20 @@ def test_without_being_asked_for_nothing_is_swept(catalogue):
 @pytest.mark.parametrize(
     ("row", "how", "code"),
     [
-        ("{a|b},1|2|3", Expand.ZIP, "unequal_choices"),
+        ("{a|b},1|2|3", Expand.ZIP, "unequal_list_lengths"),
         ("{a|b},1|x", Expand.PRODUCT, "not_a_number"),
         ("{|},1", Expand.PRODUCT, "blank"),
         ("{a|b}" * 20 + ",1", Expand.PRODUCT, "too_many_variants"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused(catalogue, row, how, code):
-    found = problems(catalogue, f"prompt,seed\n{row}\n", expand=how)
+def test_a_sweep_that_cannot_be_is_refused(registry, row, how, code):
+    found = problems(registry, f"prompt,seed\n{row}\n", expand=how)
     assert code in {code for _, code in found}
 
 
-def test_one_row_makes_no_more_jobs_than_it_may(catalogue):
+def test_one_row_makes_no_more_jobs_than_it_may(registry):
     text = "prompt,num_images\n" + "{a|b|c|d|e|f}" * 3 + ",100\n"
-    [(loc, code)] = problems(catalogue, text, expand=Expand.PRODUCT)
+    [(loc, code)] = problems(registry, text, expand=Expand.PRODUCT)
     assert (loc[-1], code) == ("num_images", "too_many_jobs")
 
 
@@ -580,17 +582,17 @@ def test_one_row_makes_no_more_jobs_than_it_may(catalogue):
     ],
 )
 @pytest.mark.parametrize("kind", Format)
-def test_what_only_claims_to_be_rows_is_refused_by_name(catalogue, body, name, kind):
+def test_what_only_claims_to_be_rows_is_refused_by_name(registry, body, name, kind):
     with pytest.raises(UnsupportedFile, match=name):
-        read(catalogue, body, kind)
+        read(registry, body, kind)
 
 
 @pytest.mark.parametrize(
     "text", ['{"prompt": "a"}\n', '[{"prompt": "a"}]', '\ufeff {"jobs": []}', "[]", "[[1]]"]
 )
-def test_json_that_is_called_csv_is_told_what_to_be_sent_as(catalogue, text):
+def test_json_that_is_called_csv_is_told_what_to_be_sent_as(registry, text):
     with pytest.raises(UnsupportedFile, match="application/json"):
-        read(catalogue, text)
+        read(registry, text)
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@a", "\ta", "\ra", "\0a", "'=1", "''=1"])

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from darkroom import batches
 from darkroom.db.tables import DEFAULT_TENANT, Event, Job
-from darkroom.errors import Deleted, NotEnded, NothingToRetry
+from darkroom.errors import Deleted, JobNotFinished, NothingToRetry
 from darkroom.jobs import deletion, lifecycle, queries
 from darkroom.queue import dispatches
 from darkroom.queue.outcomes import Failed, SentBack
@@ -30,11 +30,11 @@ def act(sessions):
 
 
 @pytest.fixture
-def queue_batch(sessions, catalogue):
+def queue_batch(sessions, registry):
     """Queues a batch of that many jobs; its id."""
 
     def queue(number, **fields):
-        made = [submission_of(catalogue, fields, row_number=n) for n in range(1, number + 1)]
+        made = [submission_of(registry, fields, row_number=n) for n in range(1, number + 1)]
         with sessions.begin() as session:
             batch = batches.create(session, DEFAULT_TENANT, total=number, label="mine")
             lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)
@@ -87,7 +87,7 @@ def test_a_running_job_ends_as_canceled_whatever_came_of_it(
     dispatch_id = jobs_[0].dispatch_id
     assert act(lifecycle.cancel, withdrawn).status == Status.RUNNING
     with sessions.begin() as session:
-        asked = dispatches.withdrawn(session, [dispatch_id])
+        asked = dispatches.canceled_jobs(session, [dispatch_id])
     assert asked == {dispatch_id: frozenset({withdrawn})}
     settle(sessions, dispatch_id, *map(outcome, jobs_))
 
@@ -201,7 +201,7 @@ def test_a_job_past_its_deadline_is_withdrawn_and_expires(sessions, queue_jobs, 
     [job] = claim()
     pass_by(sessions, Job.deadline_at)
     with sessions.begin() as session:
-        assert dispatches.withdrawn(session, [job.dispatch_id])
+        assert dispatches.canceled_jobs(session, [job.dispatch_id])
     settle(sessions, job.dispatch_id, drawn(job))
 
     assert act(queries.find, job_id).status == Status.EXPIRED
@@ -241,7 +241,7 @@ def test_a_retry_asks_for_the_same_and_is_one_job_however_often_asked(queue_jobs
 
 def test_what_has_not_ended_or_has_succeeded_is_not_retried(sessions, queue_jobs, claim, act):
     [job_id] = queue_jobs({})
-    with pytest.raises(NotEnded):
+    with pytest.raises(JobNotFinished):
         act(lifecycle.retry, job_id)
     [job] = claim()
     settle(sessions, job.dispatch_id, drawn(job))
@@ -270,7 +270,7 @@ def test_a_deleted_job_is_a_tombstone_without_a_word_of_its_client(
     secret = "the unreleased logo"
     fields = {"prompt": secret, "negative_prompt": secret, "label": secret}
     [job_id] = queue_jobs(fields | {"metadata": {"note": secret}})
-    with pytest.raises(NotEnded):
+    with pytest.raises(JobNotFinished):
         act(deletion.delete, job_id)
     [job] = claim()
     settle(sessions, job.dispatch_id, drawn(job, "t/j/1.png"))

@@ -10,13 +10,13 @@ from sqlalchemy.exc import DBAPIError
 from darkroom.db.tables import DEFAULT_TENANT, Job
 from darkroom.errors import Overloaded
 from darkroom.jobs import group_commit
-from darkroom.jobs.group_commit import Intake
+from darkroom.jobs.group_commit import GroupCommitter
 from tests.conftest import submission_of
 
 
 @pytest.fixture
 def door(sessions):
-    opened = Intake(sessions)
+    opened = GroupCommitter(sessions)
     yield opened
     opened.close()
 
@@ -31,8 +31,8 @@ def submit(door, *submissions):
     return asyncio.run(together())
 
 
-def test_jobs_that_arrive_together_are_committed_in_few_transactions(sessions, catalogue, door):
-    accepted = submit(door, *[submission_of(catalogue, {"seed": n}) for n in range(200)])
+def test_jobs_that_arrive_together_are_committed_in_few_transactions(sessions, registry, door):
+    accepted = submit(door, *[submission_of(registry, {"seed": n}) for n in range(200)])
     with sessions.begin() as session:
         moments = session.scalar(select(func.count(Job.created_at.distinct())))
         stored = {job.id: job for job in session.scalars(select(Job))}
@@ -45,8 +45,8 @@ def test_jobs_that_arrive_together_are_committed_in_few_transactions(sessions, c
             assert getattr(job, name) == getattr(stored[job.id], name), name
 
 
-def test_one_that_the_database_refuses_does_not_fail_its_company(sessions, catalogue, door):
-    good = submission_of(catalogue, {})
+def test_one_that_the_database_refuses_does_not_fail_its_company(sessions, registry, door):
+    good = submission_of(registry, {})
     bad = replace(good, params=good.params.model_copy(update={"width": 0}))
     outcomes = submit(door, good, good, bad, good)
 
@@ -56,22 +56,22 @@ def test_one_that_the_database_refuses_does_not_fail_its_company(sessions, catal
         assert session.scalar(select(func.count()).select_from(Job)) == 3
 
 
-def test_without_a_database_all_who_wait_are_told(catalogue, door, postgres_server):
+def test_without_a_database_all_who_wait_are_told(registry, door, postgres_server):
     postgres_server.kill()
-    outcomes = submit(door, *[submission_of(catalogue, {})] * 5)
+    outcomes = submit(door, *[submission_of(registry, {})] * 5)
 
     assert all(isinstance(outcome, DBAPIError) for outcome in outcomes)
     postgres_server.restart()
-    assert isinstance(submit(door, submission_of(catalogue, {}))[0], Job)
+    assert isinstance(submit(door, submission_of(registry, {}))[0], Job)
 
 
-def test_more_than_can_wait_are_turned_away(catalogue, door, postgres_server):
+def test_more_than_can_wait_are_turned_away(registry, door, postgres_server):
     postgres_server.freeze()
-    outcomes = submit_and_thaw(door, postgres_server, [submission_of(catalogue, {})] * 6000)
+    outcomes = submit_and_thaw(door, postgres_server, [submission_of(registry, {})] * 6000)
 
     turned_away = sum(isinstance(outcome, Overloaded) for outcome in outcomes)
     accepted = sum(isinstance(outcome, Job) for outcome in outcomes)
-    assert turned_away >= 6000 - group_commit.MAX_WAITING - group_commit.MAX_GROUP
+    assert turned_away >= 6000 - group_commit.MAX_PENDING - group_commit.MAX_GROUP
     assert turned_away + accepted == 6000
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, update
 from darkroom import idempotency
 from darkroom.db.connection import open_sessions
 from darkroom.db.tables import DEFAULT_TENANT, IdempotencyKey, Job, Tenant
-from darkroom.idempotency import KEPT, KeyReused
+from darkroom.idempotency import KEPT, IdempotencyKeyReused
 from tests.support.api_server import CSV, assert_problem
 
 
@@ -75,7 +75,7 @@ def test_a_key_is_forgotten_after_its_day(sessions):
             )
 
     assert ask(b"first").body == "first"
-    with pytest.raises(KeyReused):
+    with pytest.raises(IdempotencyKeyReused):
         ask(b"second")
     with sessions.begin() as session:
         yesterday = func.now() - KEPT - timedelta(seconds=1)
@@ -84,7 +84,7 @@ def test_a_key_is_forgotten_after_its_day(sessions):
     assert ask(b"second").body == "second"
     with sessions.begin() as session:
         session.execute(update(IdempotencyKey).values(created_at=yesterday))
-        idempotency.forget_old(session)
+        idempotency.delete_expired(session)
         assert session.scalar(select(func.count()).select_from(IdempotencyKey)) == 0
 
 
@@ -107,4 +107,4 @@ def test_a_key_is_one_tenants_own(sessions):
             answer = idempotency.once(
                 session, tenant, "key", request=said.encode(), act=lambda said=said: said
             )
-        assert answer == idempotency.Answer(said, replayed=False)
+        assert answer == idempotency.StoredResponse(said, replayed=False)

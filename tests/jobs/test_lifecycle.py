@@ -14,13 +14,13 @@ from darkroom.db.tables import DEFAULT_TENANT, Batch, Dispatch, Event, Job
 from darkroom.errors import NotFound
 from darkroom.jobs import lifecycle, queries
 from darkroom.queue import dispatches
-from darkroom.queue.outcomes import Drawn, Failed, SentBack
+from darkroom.queue.outcomes import Failed, SentBack, Succeeded
 from darkroom.status import FINISHED, TRANSITIONS, Status
 from tests.conftest import LEASE, submission_of
 
 
 def drawn(job, key="a/b/1.png"):
-    return Drawn(job.id, key, "0" * 64, 10, inference_ms=5, upload_ms=1)
+    return Succeeded(job.id, key, "0" * 64, 10, inference_ms=5, upload_ms=1)
 
 
 def status_of(sessions, job_id):
@@ -51,7 +51,7 @@ def sweep(sessions, max_attempts=3):
 def make_due(sessions):
     """Let every backoff be over."""
     with sessions.begin() as session:
-        session.execute(update(Job).values(run_after=func.now() - timedelta(seconds=1)))
+        session.execute(update(Job).values(scheduled_at=func.now() - timedelta(seconds=1)))
 
 
 def test_jobs_that_may_share_a_batch_are_claimed_together_and_in_order(queue_jobs, claim):
@@ -135,7 +135,7 @@ def test_a_job_whose_workers_keep_dying_fails_after_its_last_attempt(sessions, q
 
     with sessions.begin() as session:
         job = queries.find(session, DEFAULT_TENANT, job_id)
-    assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "crashed_worker", 3)
+    assert (job.status, job.error_code, job.attempt) == (Status.FAILED, "worker_crashed", 3)
 
 
 def die_with_both(sessions, claim):
@@ -197,7 +197,7 @@ def test_what_was_sent_back_waits_and_has_lost_no_attempt(sessions, queue_jobs, 
     assert claim() == []
     make_due(sessions)
     [again] = claim()
-    assert (again.attempt, again.setbacks) == (1, 1)
+    assert (again.attempt, again.requeue_count) == (1, 1)
 
 
 def draw_with_poison(sessions, claim, poison):
@@ -259,7 +259,7 @@ def test_the_backoff_grows_and_stays_below_its_cap(sessions, queue_jobs, claim):
         [job] = claim()
         settle(sessions, job.dispatch_id, SentBack(job.id))
         with sessions.begin() as session:
-            waiting = select(func.extract("epoch", Job.run_after - func.now()))
+            waiting = select(func.extract("epoch", Job.scheduled_at - func.now()))
             waits.append(float(session.scalar(waiting.where(Job.id == job_id))))
 
     assert 0.4 < waits[0] < 1.6
@@ -276,16 +276,16 @@ def test_a_leaving_worker_hands_its_jobs_back_at_once(sessions, queue_jobs, clai
     assert [job.attempt for job in claim("staying")] == [1, 1]
 
 
-def test_a_batch_ends_once_when_its_last_job_does(sessions, catalogue, claim):
+def test_a_batch_ends_once_when_its_last_job_does(sessions, registry, claim):
     with sessions.begin() as session:
         batch = batches.create(session, DEFAULT_TENANT, total=9, label=None)
-        made = [submission_of(catalogue, {}, row_number=row) for row in range(1, 10)]
+        made = [submission_of(registry, {}, row_number=row) for row in range(1, 10)]
         lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)
     first, last = claim("one"), claim("two")
     settle(sessions, first[0].dispatch_id, *[drawn(job) for job in first])
     with sessions.begin() as session:
         assert batches.find(session, DEFAULT_TENANT, batch.id).finished_at is None
-    settle(sessions, last[0].dispatch_id, Failed(last[0].id, "bad_output", "no picture"))
+    settle(sessions, last[0].dispatch_id, Failed(last[0].id, "invalid_output", "no picture"))
 
     with sessions.begin() as session:
         ended = batches.find(session, DEFAULT_TENANT, batch.id)
@@ -298,14 +298,14 @@ def test_a_batch_ends_once_when_its_last_job_does(sessions, catalogue, claim):
 
 
 def test_two_transactions_that_each_end_one_of_the_last_two_jobs_end_the_batch(
-    sessions, catalogue, claim
+    sessions, registry, claim
 ):
     import threading
 
     with sessions.begin() as session:
         batch = batches.create(session, DEFAULT_TENANT, total=2, label=None)
         made = [
-            submission_of(catalogue, {"width": width}, row_number=row)
+            submission_of(registry, {"width": width}, row_number=row)
             for row, width in enumerate((64, 128), start=1)
         ]
         lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)

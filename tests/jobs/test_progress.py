@@ -16,7 +16,7 @@ from darkroom.settings import Settings
 
 @pytest.fixture
 def board(redis_url):
-    with progress.open_board(Settings(redis_url=SecretStr(redis_url))) as opened:
+    with progress.open_progress_redis(Settings(redis_url=SecretStr(redis_url))) as opened:
         yield opened
 
 

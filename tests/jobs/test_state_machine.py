@@ -24,10 +24,10 @@ from sqlalchemy import text
 
 from darkroom import batches
 from darkroom.db.tables import DEFAULT_TENANT
-from darkroom.errors import Deleted, NotEnded, NothingToRetry
+from darkroom.errors import Deleted, JobNotFinished, NothingToRetry
 from darkroom.jobs import deletion, lifecycle
 from darkroom.queue import claims, dispatches
-from darkroom.queue.outcomes import Drawn, Failed, SentBack
+from darkroom.queue.outcomes import Failed, SentBack, Succeeded
 from darkroom.status import FINISHED
 from tests.conftest import LEASE, LIMITS, submission_of
 
@@ -57,9 +57,9 @@ class Known:
     has_deadline: bool
     status: str = "queued"
     attempt: int = 0
-    isolation: str = ""
+    isolation_group: str = ""
     dispatch: int | None = None
-    held: bool = False
+    paused: bool = False
     backing_off: bool = False
     cancel_asked: bool = False
     time_is_up: bool = False
@@ -69,7 +69,7 @@ class Known:
 
     @property
     def claimable(self) -> bool:
-        waits = self.held or self.backing_off or (self.time_is_up and self.expires)
+        waits = self.paused or self.backing_off or (self.time_is_up and self.expires)
         return self.status == "queued" and not waits
 
     @property
@@ -89,7 +89,7 @@ class JobLife(RuleBasedStateMachine):
     """Verbs in any order; `known` is what must be true."""
 
     sessions = None
-    catalogue = None
+    registry = None
     job = Bundle("job")
     batch = Bundle("batch")
     dispatch = Bundle("dispatch")
@@ -98,7 +98,7 @@ class JobLife(RuleBasedStateMachine):
     def begin(self):
         self.known: dict[str, Known] = {}
         self.batches: dict[str, KnownBatch] = {}
-        self.held: dict[int, list[str]] = {}  #: jobs of each dispatch ever opened
+        self.dispatched: dict[int, list[str]] = {}  #: jobs of each dispatch ever opened
         self.workers: dict[int, str] = {}
         self.open: set[int] = set()
 
@@ -133,7 +133,7 @@ class JobLife(RuleBasedStateMachine):
 
     def submission(self, width, *, start=False, end=False, **where):
         limits = {"start_within_s": 600 if start else None, "deadline_s": 600 if end else None}
-        return submission_of(self.catalogue, {"width": width, "height": 64} | limits, **where)
+        return submission_of(self.registry, {"width": width, "height": 64} | limits, **where)
 
     def learn_batch(self, batch_id, made, *, end=False):
         batch = self.batches[batch_id] = KnownBatch(batch_id)
@@ -173,25 +173,25 @@ class JobLife(RuleBasedStateMachine):
     @rule(batch_id=batch)
     def pause(self, batch_id):
         self.act(lifecycle.pause_batch, DEFAULT_TENANT, batch_id)
-        self.hold(self.batches[batch_id], held=True)
+        self.set_paused(self.batches[batch_id], paused=True)
 
     @rule(batch_id=batch)
     def resume(self, batch_id):
         self.act(lifecycle.resume_batch, DEFAULT_TENANT, batch_id)
-        self.hold(self.batches[batch_id], held=False)
+        self.set_paused(self.batches[batch_id], paused=False)
 
     @staticmethod
-    def hold(batch, *, held):
+    def set_paused(batch, *, paused):
         if not batch.finished and not batch.canceled:
-            batch.paused = held
+            batch.paused = paused
         for job in batch.jobs:
             if job.status == "queued":
-                job.held = held
+                job.paused = paused
 
     @rule(target=job, job_id=job)
     def retry(self, job_id):
         old = self.known[job_id]
-        refused = Deleted if old.deleted else None if old.status in FINISHED else NotEnded
+        refused = Deleted if old.deleted else None if old.status in FINISHED else JobNotFinished
         if refused is None and old.status == "succeeded":
             refused = NothingToRetry
         if refused is not None:
@@ -208,7 +208,7 @@ class JobLife(RuleBasedStateMachine):
     @rule(job_id=job)
     def delete(self, job_id):
         job = self.known[job_id]
-        refused = Deleted if job.deleted else None if job.status in FINISHED else NotEnded
+        refused = Deleted if job.deleted else None if job.status in FINISHED else JobNotFinished
         if refused is not None:
             with pytest.raises(refused):
                 self.act(deletion.delete, DEFAULT_TENANT, job_id)
@@ -225,13 +225,15 @@ class JobLife(RuleBasedStateMachine):
         if not taken:
             assert could == []
             return multiple()
-        [(width, isolation)] = {(job.width, job.isolation) for job in taken}
-        company = {job.id for job in could if (job.width, job.isolation) == (width, isolation)}
+        [(width, isolation_group)] = {(job.width, job.isolation_group) for job in taken}
+        company = {
+            job.id for job in could if (job.width, job.isolation_group) == (width, isolation_group)
+        }
         assert {job.id for job in taken} <= company
         assert len(taken) == min(SEATS, len(company))
         [dispatch_id] = {job.dispatch_id for job in taken}
-        assert dispatch_id > max(self.held, default=0)  # a fencing token only ever grows
-        self.held[dispatch_id] = [job.id for job in taken]
+        assert dispatch_id > max(self.dispatched, default=0)  # a fencing token only ever grows
+        self.dispatched[dispatch_id] = [job.id for job in taken]
         self.workers[dispatch_id] = worker
         self.open.add(dispatch_id)
         for job in taken:
@@ -252,7 +254,7 @@ class JobLife(RuleBasedStateMachine):
     )
     def settle(self, dispatch_id, kinds):
         """Also of dispatches that were closed long ago: a worker that wakes from the dead."""
-        ended = dict(zip(self.held[dispatch_id], kinds, strict=False))
+        ended = dict(zip(self.dispatched[dispatch_id], kinds, strict=False))
         outcomes = [_outcome(job_id, dispatch_id, kind) for job_id, kind in ended.items()]
         moved = self.act(dispatches.settle, dispatch_id, outcomes)
         assert moved == (dispatch_id in self.open)
@@ -276,7 +278,7 @@ class JobLife(RuleBasedStateMachine):
     def release(self, worker):
         mine = {each for each in self.open if self.workers[each] == worker}
         moved = self.act(dispatches.release, worker)
-        assert moved == sum(len(self.held[each]) for each in mine)
+        assert moved == sum(len(self.dispatched[each]) for each in mine)
         for dispatch_id in mine:
             for job in self.close(dispatch_id):
                 self.requeue(job, attempt=job.attempt - 1)
@@ -316,7 +318,7 @@ class JobLife(RuleBasedStateMachine):
     @rule()
     def backoffs_are_over(self):
         with self.sessions.begin() as session:
-            session.execute(text("UPDATE job SET run_after = now() - interval '1 s'"))
+            session.execute(text("UPDATE job SET scheduled_at = now() - interval '1 s'"))
         for job in self.known.values():
             job.backing_off = False
 
@@ -327,7 +329,7 @@ class JobLife(RuleBasedStateMachine):
         if dispatch_id not in self.open:
             return []
         self.open.discard(dispatch_id)
-        running = [self.known[job_id] for job_id in self.held[dispatch_id]]
+        running = [self.known[job_id] for job_id in self.dispatched[dispatch_id]]
         for job in running:
             if job.withdrawn:
                 self.end(job, job.withdrawn)
@@ -340,17 +342,17 @@ class JobLife(RuleBasedStateMachine):
             if job.attempt >= MAX_ATTEMPTS:
                 self.end(job, "failed")
             else:
-                job.isolation = f"{dispatch_id}{half}" if job.attempt == 1 else job.id
+                job.isolation_group = f"{dispatch_id}{half}" if job.attempt == 1 else job.id
                 self.requeue(job, attempt=job.attempt)
 
     @staticmethod
     def requeue(job, *, attempt):
         job.status, job.dispatch, job.attempt = "queued", None, attempt
-        job.held = job.batch is not None and job.batch.paused
+        job.paused = job.batch is not None and job.batch.paused
 
     def end(self, job, status):
         assert job.status not in FINISHED
-        job.status, job.held = status, False
+        job.status, job.paused = status, False
         job.ends += 1
         if job.batch is not None:
             job.batch.finished = all(each.status in FINISHED for each in job.batch.jobs)
@@ -361,10 +363,10 @@ class JobLife(RuleBasedStateMachine):
     def rows_are_as_known(self):
         with self.sessions.begin() as session:
             rows = session.execute(
-                text("SELECT id, status, attempt, isolation, dispatch_id, held FROM job")
+                text("SELECT id, status, attempt, isolation_group, dispatch_id, paused FROM job")
             ).all()
         expected = [
-            (job.id, job.status, job.attempt, job.isolation, job.dispatch, job.held)
+            (job.id, job.status, job.attempt, job.isolation_group, job.dispatch, job.paused)
             for job in getattr(self, "known", {}).values()
         ]
         assert sorted(map(tuple, rows)) == sorted(expected)
@@ -413,20 +415,20 @@ class JobLife(RuleBasedStateMachine):
 def _outcome(job_id, dispatch_id, kind):
     match kind:
         case "drawn":
-            return Drawn(job_id, f"a/{job_id}/{dispatch_id}.png", "0" * 64, 10, 5, 1)
+            return Succeeded(job_id, f"a/{job_id}/{dispatch_id}.png", "0" * 64, 10, 5, 1)
         case "failed":
             return Failed(job_id, "not_finite", "not a number")
     return SentBack(job_id)
 
 
 @pytest.fixture
-def life(sessions, catalogue):
+def life(sessions, registry):
     """The machine on an empty database of its own, which need not survive a power cut."""
     with sessions.begin() as session:
         name = session.scalar(text("SELECT current_database()"))
         session.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = off"))
     sessions.kw["bind"].dispose()
-    return type("JobLife", (JobLife,), {"sessions": sessions, "catalogue": catalogue})
+    return type("JobLife", (JobLife,), {"sessions": sessions, "registry": registry})
 
 
 @pytest.mark.timeout(600)  # 20 s when all is well; shrinking what is wrong takes longer

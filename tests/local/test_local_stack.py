@@ -18,11 +18,11 @@ import pytest
 
 from darkroom.errors import SetupError
 from darkroom.local import preflight, servers, watchdog
-from darkroom.local.data_dir import Layout, held, make_layout
+from darkroom.local.data_dir import DataDir, locked, make_data_dir
 from darkroom.local.linux import started_at
 from darkroom.local.ports import LOOPBACK, Listener, free_port, listeners
 from darkroom.local.postgres import postgres
-from darkroom.local.process import Child
+from darkroom.local.process import ProcessSpec
 from darkroom.local.up import run
 from tests.support.servers import Server
 
@@ -125,7 +125,7 @@ def test_a_killed_launcher_leaves_nothing_even_if_nobody_starts_another(tmp_path
 
 
 def test_a_recorded_pid_that_is_another_process_by_now_is_left_alone(tmp_path: Path) -> None:
-    layout = make_layout(tmp_path)
+    layout = make_data_dir(tmp_path)
     bystander = subprocess.Popen(["sleep", "60"])
     try:
         layout.processes.write_text(
@@ -271,7 +271,7 @@ PROGRAMS = {
 }
 
 
-def _children(layout: Layout) -> dict[str, Child]:
+def _children(layout: DataDir) -> dict[str, ProcessSpec]:
     stores = [
         postgres(
             layout.home / "postgres",
@@ -295,9 +295,9 @@ def _children(layout: Layout) -> dict[str, Child]:
     return {child.name: child for child in [*stores, *programs]}
 
 
-def _program(name: str, code: str, layout: Layout) -> Child:
+def _program(name: str, code: str, layout: DataDir) -> ProcessSpec:
     began = time.monotonic()
-    return Child(
+    return ProcessSpec(
         name=name,
         argv=(sys.executable, "-c", code),
         env=dict(os.environ),
@@ -311,9 +311,9 @@ def _program(name: str, code: str, layout: Layout) -> Child:
 
 def main(folder: str, *words: str) -> int:
     split = words.index("--") if "--" in words else len(words)
-    layout = make_layout(Path(folder))
+    layout = make_data_dir(Path(folder))
     try:
-        with held(layout):
+        with locked(layout):
             chosen = [_children(layout)[name] for name in words[:split]]
             return run(layout, chosen, api="http://api.test", command=words[split + 1 :])
     except SetupError as problem:

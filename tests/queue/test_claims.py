@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from sqlalchemy import func, insert, text, update
 
-from darkroom.db.tables import ClassTurn, Job, Tenant
+from darkroom.db.tables import Job, PriorityClass, Tenant
 from darkroom.jobs import lifecycle
 from darkroom.queue import claims, dispatches, fairness
 from darkroom.queue.outcomes import Failed
@@ -29,11 +29,11 @@ def tenant(sessions):
 
 
 @pytest.fixture
-def queue_for(sessions, catalogue):
+def queue_for(sessions, registry):
     """Queues a number of like jobs for a tenant, in one transaction; their ids."""
 
     def queue(tenant_id, number, **fields):
-        made = [submission_of(catalogue, ONE_STEP | fields)] * number
+        made = [submission_of(registry, ONE_STEP | fields)] * number
         with sessions.begin() as session:
             return lifecycle.submit(session, tenant_id, made)
 
@@ -135,8 +135,8 @@ def wait(sessions, priority, seconds):
     """Let a class have waited for so long."""
     with sessions.begin() as session:
         session.execute(
-            update(ClassTurn)
-            .where(ClassTurn.priority == priority)
+            update(PriorityClass)
+            .where(PriorityClass.priority == priority)
             .values(waiting_since=func.now() - timedelta(seconds=seconds))
         )
 
@@ -202,24 +202,24 @@ def test_a_claim_reads_its_indexes_and_no_more_however_long_the_queue_is(
 ):
     owner = tenant("ten_a")
     [first] = queue_for(owner, 1, priority="bulk")
-    changed = {"id", "fair_tag", "microbatch_key"}
+    changed = {"id", "start_tag", "microbatch_key"}
     columns = ", ".join(c.name for c in Job.__table__.columns if c.name not in changed)
     with sessions.begin() as session:
         session.execute(text("SET LOCAL statement_timeout = 0"))  # on a busy machine
         session.execute(
             text(
-                f"INSERT INTO job (id, fair_tag, microbatch_key, {columns}) SELECT 'job_' || "
+                f"INSERT INTO job (id, start_tag, microbatch_key, {columns}) SELECT 'job_' || "
                 f"md5(n::text), n, 'key ' || n % 20, {columns} "
                 "FROM job, generate_series(1, 50000) n WHERE id = :first"
             ),
             {"first": first},
         )
         session.execute(text("ANALYZE job"))
-        head = plan_of(session, claims.first_waiting(Job.priority == 2))
+        head = plan_of(session, claims.first_queued(Job.priority == 2))
         company = plan_of(
             session,
-            claims.seats(
-                Job.microbatch_key == "key 7", Job.isolation == "", Job.priority == 2
+            claims.candidates_query(
+                Job.microbatch_key == "key 7", Job.isolation_group == "", Job.priority == 2
             ).limit(8),
         )
     assert "job_next" in head

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, update
 from darkroom.db.tables import Dispatch
 from darkroom.queue import dispatches
 from tests.support.servers import Server
-from workers.generation.heartbeat import Leases
+from workers.generation.heartbeat import LeaseHeartbeat
 
 LEASE = timedelta(seconds=0.9)
 
@@ -27,7 +27,7 @@ class Call:
 
 @pytest.fixture
 def leases(sessions):
-    beating = Leases(sessions, lease=LEASE)
+    beating = LeaseHeartbeat(sessions, lease=LEASE)
     beating.start()
     yield beating
     beating.close()

@@ -47,7 +47,7 @@ def test_a_package_that_was_changed_is_refused(tmp_path: Path) -> None:
 def test_every_package_is_attributed_with_its_licence() -> None:
     text = sources.attribution_text()
     for package in sources.PACKAGES:
-        assert f"(npm {package.name} {package.version}): {package.licence}" in text
+        assert f"(npm {package.name} {package.version}): {package.license}" in text
 
 
 def test_the_sources_of_the_weights_it_started_from_are_attributed_too() -> None:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from workers.replica.admission import Turns
+from workers.replica.admission import AdmissionGate
 
 
 def test_a_few_are_let_in_together_or_one_that_is_alone():
@@ -20,7 +20,7 @@ def test_a_few_are_let_in_together_or_one_that_is_alone():
             present.remove((name, alone))
 
     async def crowd():
-        turns = Turns(2)
+        turns = AdmissionGate(2)
         dice = random.Random(3)
         async with asyncio.TaskGroup() as group:
             for name in range(200):
@@ -35,7 +35,7 @@ def test_a_few_are_let_in_together_or_one_that_is_alone():
 @pytest.mark.parametrize("alone", [False, True])
 def test_who_gives_up_in_line_leaves_no_place_taken(alone):
     async def given_up():
-        turns = Turns(2)
+        turns = AdmissionGate(2)
         async with turns.taken(alone=False):
             line = asyncio.create_task(turns.taken(alone=True).__aenter__())
             behind = asyncio.create_task(turns.taken(alone=alone).__aenter__())

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from darkroom.errors import SetupError
-from workers.replica.open_host import (
+from workers.replica.model_host import (
     BadRequest,
-    HostDown,
     ModelFailed,
     ModelHost,
-    Patience,
-    open_host,
+    TritonTimeouts,
+    TritonUnavailable,
 )
+from workers.replica.open_host import open_host
 from workers.replica.subprocess_host import SubprocessHost
 from workers.replica.triton_config import has_tritonserver
 from workers.replica.triton_runtime import SHARED_MEMORY, stubs_of, sweep_leftovers
@@ -35,7 +35,7 @@ ENV = {
     "DARKROOM_ENGINE_MODEL_DIR": str(ROOT / "models/darkroom-demo"),
     "DARKROOM_ENGINE_THREADS": "2",
 }
-IMPATIENT = Patience(check_s=2, exit_s=2, tidy_s=3)
+IMPATIENT = TritonTimeouts(check_s=2, exit_s=2, tidy_s=3)
 DEADLINE_S = 100  # a model on a GPU is warmed when it is loaded
 
 NAP_CONFIG = """
@@ -96,7 +96,7 @@ def flags_dir(tmp_path_factory) -> Path:
 def painter(kind, run, flags_dir) -> Iterator[ModelHost]:
     """A host with the real model."""
     env = ENV | {"DARKROOM_ENGINE_FLAGS_DIR": str(flags_dir)}
-    host = open_host(kind, ROOT / "model_repository", env, patience=Patience(exit_s=25))
+    host = open_host(kind, ROOT / "model_repository", env, patience=TritonTimeouts(exit_s=25))
     run(host.start())
     run(host.load("stable_diffusion"))
     yield host
@@ -420,7 +420,7 @@ def test_a_killed_model_process_is_noticed_without_a_request(napper, run):
         os.kill(stub, signal.SIGKILL)
     assert becomes_true(lambda: not any(map(is_alive, stubs_of(server_pid(napper)))))
 
-    with pytest.raises(HostDown):
+    with pytest.raises(TritonUnavailable):
         run(napper.check())
 
 
@@ -428,7 +428,7 @@ def test_a_request_to_a_killed_model_process_says_that_the_host_is_down(napper, 
     for stub in stubs_of(server_pid(napper)):
         os.kill(stub, signal.SIGKILL)
 
-    with pytest.raises(HostDown, match="not healthy"):
+    with pytest.raises(TritonUnavailable, match="not healthy"):
         run(responses(napper, "nap", nap(0)))
 
 
@@ -442,7 +442,7 @@ def test_a_frozen_model_process_ends_by_deadline_and_is_noticed(napper, run):
 
     with pytest.raises(TimeoutError):
         run(impatiently())
-    with pytest.raises(HostDown, match="dead or stopped"):
+    with pytest.raises(TritonUnavailable, match="dead or stopped"):
         run(napper.check())
 
 
@@ -454,9 +454,9 @@ def test_a_killed_server_is_noticed_and_breaks_its_streams(child, run):
         await asleep
 
     stubs = stubs_of(child._pid)
-    with pytest.raises(HostDown):
+    with pytest.raises(TritonUnavailable):
         run(killed_in_the_middle())
-    with pytest.raises(HostDown):
+    with pytest.raises(TritonUnavailable):
         run(child.check())
 
     run(child.stop())
@@ -467,7 +467,7 @@ def test_a_frozen_server_is_noticed_by_deadline_and_can_be_stopped(child, run):
     server, stubs = child._pid, stubs_of(child._pid)
     freeze(server)
 
-    with pytest.raises(HostDown, match="has not answered"):
+    with pytest.raises(TritonUnavailable, match="has not answered"):
         run(child.check())
     run(child.stop())
 
@@ -494,7 +494,7 @@ def test_a_stop_in_the_middle_of_a_request_is_in_time(child, run):
         asleep = asyncio.create_task(responses(child, "nap", nap(20)))
         await asyncio.sleep(0.2)
         await child.stop()
-        with contextlib.suppress(HostDown, asyncio.CancelledError):
+        with contextlib.suppress(TritonUnavailable, asyncio.CancelledError):
             await asleep
 
     stubs = stubs_of(child._pid)
@@ -549,7 +549,7 @@ def test_triton_dies_with_the_process_that_started_it(repository, own_temporary_
 
 def test_a_triton_that_cannot_start_is_a_host_that_is_down(run, tmp_path):
     host = open_host("subprocess", tmp_path / "nowhere", {}, patience=IMPATIENT)
-    with pytest.raises(HostDown, match="exited"):
+    with pytest.raises(TritonUnavailable, match="exited"):
         run(host.start())
 
 

@@ -15,17 +15,22 @@ from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed
 from darkroom.generation.params import GenerationParams
 from workers.generation.generator import (
     Accepted,
-    Begun,
+    Canceled,
     Finished,
-    Mishap,
+    Image,
     OutOfMemory,
-    Picture,
     Progress,
-    Withdrawn,
+    RowFailed,
+    Started,
 )
-from workers.replica.model_host import HostDown
+from workers.replica.model_host import TritonUnavailable
 from workers.replica.triton_runtime import stubs_of
-from workers.replica.triton_worker import CHECKS_BEFORE_DEATH, TOGETHER, Painter, PainterOptions
+from workers.replica.triton_worker import (
+    CHECKS_BEFORE_DEATH,
+    TOGETHER,
+    TritonWorker,
+    TritonWorkerOptions,
+)
 
 DEADLINE_S = 60
 LONG = 900  #: steps: far more than any test waits for
@@ -39,23 +44,23 @@ def run():
 
 
 @pytest.fixture(scope="module")
-def options(catalogue):
-    return PainterOptions(
-        model=catalogue.models[catalogue.default],
-        model_host="auto",
+def options(registry):
+    return TritonWorkerOptions(
+        model=registry.models[registry.default],
+        triton_mode="auto",
         device="cpu",
         runner="torch",
-        plans=None,
+        compiled_models=None,
         threads=1,
         replicas=1,
         timeout_s=DEADLINE_S,
-        silence_s=DEADLINE_S,
+        step_timeout_s=DEADLINE_S,
     )
 
 
 @pytest.fixture(scope="module")
 def painter(run, options):
-    opened = Painter(options)
+    opened = TritonWorker(options)
     run(opened.start())
     yield opened
     run(opened.stop())
@@ -67,7 +72,7 @@ def cramped(run, options):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DARKROOM_FAULT_MAX_ROWS", "4")
         patch.setenv("DARKROOM_FAULT_RAISE", "cyanide")
-        opened = Painter(options)
+        opened = TritonWorker(options)
         run(opened.start())
     yield opened
     run(opened.stop())
@@ -77,7 +82,7 @@ def cramped(run, options):
 def doomed(run, options, monkeypatch):
     """A painter of the test's own, whose model hangs at a word."""
     monkeypatch.setenv("DARKROOM_FAULT_HANG", "cyanide")
-    opened = Painter(replace(options, silence_s=5))
+    opened = TritonWorker(replace(options, step_timeout_s=5))
     run(opened.start())
     yield opened
     run(opened.stop())
@@ -139,7 +144,7 @@ def test_a_call_is_accepted_begun_and_ends_for_each(painter, run):
         return drawing.happenings
 
     first, second, *others = run(happenings())
-    assert (first, second) == (Accepted(), Begun())
+    assert (first, second) == (Accepted(), Started())
     assert [h.index for h in others if isinstance(h, Finished)] == [0, 1]
     steps = [h.steps for h in others if isinstance(h, Progress)]
     assert steps[0] == {0: (1, 2)}
@@ -156,7 +161,7 @@ def test_a_withdrawn_job_leaves_and_its_company_is_drawn_as_ever(painter, run):
         return await drawing.ended()
 
     accompanied, alone = run(one_withdrawn()), run(drawn(painter, *company))
-    assert kinds(accompanied) == {0: Withdrawn, 1: Picture, 2: Picture}
+    assert kinds(accompanied) == {0: Canceled, 1: Image, 2: Image}
     for place in (0, 1):
         difference = accompanied[place + 1].pixels.astype(int) - alone[place].pixels
         assert abs(difference).max() <= 1
@@ -182,7 +187,7 @@ def test_a_microbatch_joins_the_one_that_is_drawn(painter, run):
         return drawings, await long.ended()
 
     drawings, long = run(joined())
-    assert kinds(long) == {0: Withdrawn}
+    assert kinds(long) == {0: Canceled}
     alone = run(drawn(painter, wanted))
     assert abs(drawings[0].pixels.astype(int) - alone[0].pixels).max() <= 1
 
@@ -194,21 +199,21 @@ def test_a_suspect_is_drawn_while_nobody_else_is(painter, run):
         await suspect.has(Accepted)
         other = Drawing(painter, asked())
         for drawing in long:
-            assert not suspect.count(Begun)
+            assert not suspect.count(Started)
             painter.withdraw(drawing.call_id, [0])
             await drawing.ended()
         await suspect.has(Progress, times=3)
-        assert not other.count(Begun)
+        assert not other.count(Started)
         painter.withdraw(suspect.call_id, [0])
         return await suspect.ended(), await other.ended()
 
     suspect, other = run(told_apart())
-    assert kinds(suspect) == {0: Withdrawn}
-    assert kinds(other) == {0: Picture}
+    assert kinds(suspect) == {0: Canceled}
+    assert kinds(other) == {0: Image}
 
 
 def test_who_waits_in_the_model_for_seats_is_not_taken_for_hung(painter, run, monkeypatch):
-    impatient = replace(painter._options, silence_s=3)
+    impatient = replace(painter._options, step_timeout_s=3)
     monkeypatch.setattr(painter, "_options", impatient)
 
     async def waited():
@@ -216,19 +221,21 @@ def test_who_waits_in_the_model_for_seats_is_not_taken_for_hung(painter, run, mo
         await first.has(Progress)
         second = Drawing(painter, asked(width=128), asked(width=128, num_inference_steps=LONG))
         begun = time.monotonic()
-        await second.has(Begun, times=5)
-        assert time.monotonic() - begun > impatient.silence_s
+        await second.has(Started, times=5)
+        assert time.monotonic() - begun > impatient.step_timeout_s
         assert not second.count(Progress)
         assert painter.withdraw(second.call_id, [1])
         await second.has(Finished)
         assert painter.withdraw(first.call_id, [0])
         return await second.ended()
 
-    assert kinds(run(waited())) == {0: Picture, 1: Withdrawn}
+    assert kinds(run(waited())) == {0: Image, 1: Canceled}
 
 
 def test_the_models_card_says_how_wide_a_step_is(run, options):
-    narrow = Painter(replace(options, model=options.model.model_copy(update={"max_unet_rows": 2})))
+    narrow = TritonWorker(
+        replace(options, model=options.model.model_copy(update={"max_unet_rows": 2}))
+    )
     run(narrow.start())
 
     async def happenings():
@@ -254,7 +261,7 @@ def test_waiting_for_seats_is_no_time_of_the_drawing(painter, run, monkeypatch):
     monkeypatch.setattr(painter, "_options", replace(painter._options, timeout_s=1))
     monkeypatch.setattr(painter._host, "infer", slowly)
     drawings = run(drawn(painter, asked()))
-    assert kinds(drawings) == {0: Picture}
+    assert kinds(drawings) == {0: Image}
     assert drawings[0].inference_ms < 1000
 
 
@@ -263,7 +270,7 @@ def test_a_call_that_waits_in_the_model_for_seats_can_be_canceled(painter, run):
         first = Drawing(painter, asked(num_inference_steps=LONG))
         await first.has(Progress)
         second = Drawing(painter, asked(width=128, num_inference_steps=LONG))
-        await second.has(Begun, times=2)
+        await second.has(Started, times=2)
         second.task.cancel()
         third = await drawn(painter, asked())  # it would have to wait behind the second
         assert not first.count(Finished)
@@ -271,7 +278,7 @@ def test_a_call_that_waits_in_the_model_for_seats_can_be_canceled(painter, run):
         await first.ended()
         return third
 
-    assert kinds(run(canceled())) == {0: Picture}
+    assert kinds(run(canceled())) == {0: Image}
 
 
 def test_a_job_can_be_withdrawn_while_its_call_waits_for_its_turn(painter, run):
@@ -286,8 +293,8 @@ def test_a_job_can_be_withdrawn_while_its_call_waits_for_its_turn(painter, run):
         return await third.ended(), third.happenings
 
     third, happenings = run(withdrawn_in_line())
-    assert kinds(third) == {0: Withdrawn, 1: Picture}
-    assert happenings[2] == Finished(0, Withdrawn())  # before anything was drawn
+    assert kinds(third) == {0: Canceled, 1: Image}
+    assert happenings[2] == Finished(0, Canceled())  # before anything was drawn
 
 
 def test_a_call_that_is_not_there_cannot_be_withdrawn_from(painter, run):
@@ -316,14 +323,14 @@ def test_a_canceled_call_makes_room_for_the_next(painter, run, at):
         other.task.cancel()
         return drawings
 
-    assert kinds(run(canceled_then_another())) == {0: Picture}
-    assert kinds(run(drawn(painter, asked()))) == {0: Picture}
+    assert kinds(run(canceled_then_another())) == {0: Image}
+    assert kinds(run(drawn(painter, asked()))) == {0: Image}
     assert not list(painter._flags.folder.iterdir())
 
 
 def test_jobs_that_find_no_memory_together_are_told_so(cramped, run):
     assert kinds(run(drawn(cramped, *[asked()] * 3))) == dict.fromkeys(range(3), OutOfMemory)
-    assert kinds(run(drawn(cramped, *[asked()] * 2))) == dict.fromkeys(range(2), Picture)
+    assert kinds(run(drawn(cramped, *[asked()] * 2))) == dict.fromkeys(range(2), Image)
 
 
 def test_a_job_for_which_there_is_no_memory_beside_others_waits_for_it(cramped, run):
@@ -333,15 +340,15 @@ def test_a_job_for_which_there_is_no_memory_beside_others_waits_for_it(cramped, 
         return await drawn(cramped, asked()), await first.ended()
 
     assert [kinds(drawings) for drawings in run(joined())] == [
-        {0: Picture},
-        {0: Picture, 1: Picture},
+        {0: Image},
+        {0: Image, 1: Image},
     ]
 
 
 def test_a_bug_that_one_prompt_meets_is_a_crash_after_which_it_draws_on(cramped, run):
     with pytest.raises(MicrobatchCrashed, match="a bug"):
         run(drawn(cramped, asked("cyanide"), asked()))
-    assert kinds(run(drawn(cramped, asked()))) == {0: Picture}
+    assert kinds(run(drawn(cramped, asked()))) == {0: Image}
 
 
 def test_a_bug_that_one_prompt_meets_is_no_crash_of_its_company(cramped, run):
@@ -353,7 +360,7 @@ def test_a_bug_that_one_prompt_meets_is_no_crash_of_its_company(cramped, run):
         assert cramped.withdraw(first.call_id, [0])
         return await first.ended()
 
-    assert kinds(run(joined())) == {0: Withdrawn}
+    assert kinds(run(joined())) == {0: Canceled}
 
 
 def test_a_model_that_hangs_makes_suspects_of_its_company_and_fails_nobody_who_waits(doomed, run):
@@ -361,14 +368,14 @@ def test_a_model_that_hangs_makes_suspects_of_its_company_and_fails_nobody_who_w
         company = Drawing(doomed, asked(num_inference_steps=LONG))
         await company.has(Progress)
         poison = Drawing(doomed, asked("cyanide"))
-        await poison.has(Begun)
+        await poison.has(Started)
         waiting = [Drawing(doomed, asked()), Drawing(doomed, asked(), alone=True)]
         tasks = [drawing.task for drawing in (company, poison, *waiting)]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     ended = [type(one) for one in run(hung())]
     assert ended == [MicrobatchCrashed] * 2 + [GeneratorUnavailable] * 2
-    with pytest.raises(HostDown):
+    with pytest.raises(TritonUnavailable):
         run(doomed.check())
 
 
@@ -396,7 +403,7 @@ def test_a_frozen_model_is_given_up_after_a_few_checks(doomed, run):
         while failed < CHECKS_BEFORE_DEATH:  # a thread may be on a core until it is stopped
             try:
                 await doomed.check()
-            except HostDown:
+            except TritonUnavailable:
                 failed += 1
         await drawing.task
 
@@ -410,4 +417,4 @@ def test_a_model_that_says_nothing_of_a_job_fails_that_job(painter, run, monkeyp
             yield {}
 
     monkeypatch.setattr(painter._host, "infer", nothing)
-    assert kinds(run(drawn(painter, asked()))) == {0: Mishap}
+    assert kinds(run(drawn(painter, asked()))) == {0: RowFailed}

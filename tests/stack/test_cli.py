@@ -75,8 +75,8 @@ def test_a_mistake_exits_with_two(darkroom, words):
     assert darkroom(*words).returncode == 2
 
 
-def test_a_picture_is_asked_for_again_by_itself(darkroom, tmp_path, catalogue):
-    revision = catalogue.models["darkroom-demo"].revision
+def test_a_picture_is_asked_for_again_by_itself(darkroom, tmp_path, registry):
+    revision = registry.models["darkroom-demo"].revision
     params = GenerationParams(
         prompt="a red apple",
         negative_prompt="a pear",

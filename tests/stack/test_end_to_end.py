@@ -170,7 +170,7 @@ def test_a_worker_that_is_told_to_stop_hands_over_what_it_draws(stack):
         rows = session.scalars(select(Job).where(Job.id.in_(ids))).all()
         handed = session.get(Dispatch, held.id)
     assert handed.id not in {row.dispatch_id for row in rows}
-    assert {row.setbacks for row in rows} == {0}
+    assert {row.requeue_count for row in rows} == {0}
     assert handed.status == "released"  # by its own worker, long before its lease ran out
 
 
@@ -294,7 +294,7 @@ def test_a_prompt_that_kills_the_model_fails_alone(stack):
 
     poison = jobs.pop(5)
     assert (poison["status"], poison["attempt"]) == ("failed", 3)
-    assert poison["error"]["code"] == "crashed_worker"
+    assert poison["error"]["code"] == "worker_crashed"
     assert statuses(jobs) == ["succeeded"] * 23
     ended = stack.http.get(f"/v1/batches/{batch['id']}").json()
     assert (ended["status"], ended["outcome"]) == ("completed", "partial")
@@ -331,13 +331,13 @@ def test_replicas_follow_the_work_from_none_to_the_most_and_back(stack):
 
 @pytest.mark.chaos
 @pytest.mark.timeout(480)  # three engines start, one of them in vain, which Ray tries three times
-def test_an_engine_is_replaced_only_if_it_draws_the_same_pictures(stack, tmp_path, catalogue):
+def test_an_engine_is_replaced_only_if_it_draws_the_same_pictures(stack, tmp_path, registry):
     golden = tmp_path / "golden.jsonl"
     golden.write_text(json.dumps({"prompt": "a red apple", "seed": 1} | SMALL) + "\n")
-    model = catalogue.models["darkroom-demo"].folder
+    model = registry.models["darkroom-demo"].folder
     drawn_before = stack.image(stack.wait([stack.submit(seed=5)])[0]["id"])
 
-    refused = replaced(stack, catalogue.models["darkroom-demo-v1"].folder, golden)
+    refused = replaced(stack, registry.models["darkroom-demo-v1"].folder, golden)
     assert refused.returncode == 1, refused.stderr
     assert "DRIFTED" in refused.stdout
     assert not stack.find("ServeReplica", "~green")

@@ -355,12 +355,12 @@ class World:
 
 def outbound(folder: Path, *, timeout_s: float = 30, **policy):
     """Our transport as a sender uses it; with plain http too if `policy` says so."""
-    from darkroom.webhooks.url_policy import Policy
+    from darkroom.webhooks.url_policy import UrlPolicy
     from workers.webhooks.resolver import DnsResolver
-    from workers.webhooks.transport import Outbound, trust
+    from workers.webhooks.transport import WebhookTransport, tls_context
 
-    tls = trust(folder / "ca.pem")
-    return Outbound(Policy(**policy), DnsResolver(), tls=tls, timeout_s=timeout_s)
+    tls = tls_context(folder / "ca.pem")
+    return WebhookTransport(UrlPolicy(**policy), DnsResolver(), tls=tls, timeout_s=timeout_s)
 
 
 PLAIN_TOO = {"schemes": frozenset({"http", "https"}), "ports": frozenset({80, 443, 8443})}

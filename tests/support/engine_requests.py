@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.generate import draw
-from engine.requests import Event, Mishap, Picture, Pixels, Row
+from engine.generate import generate
+from engine.requests import Event, Image, Pixels, Row, RowFailed
 from engine.runner import NetworkRunner
 
 DEMO = Path(__file__).parents[2] / "models/darkroom-demo"
@@ -30,15 +30,15 @@ def row(prompt: str = "a lighthouse", **changed: object) -> Row:
 
 
 def events(runner: NetworkRunner, *rows: Row, max_unet_rows: int = 64) -> list[Event]:
-    return list(draw(runner, rows, max_unet_rows=max_unet_rows))
+    return list(generate(runner, rows, max_unet_rows=max_unet_rows))
 
 
 def pictures(happened: Iterable[Event]) -> dict[int, Pixels]:
-    return {event.index: event.pixels for event in happened if isinstance(event, Picture)}
+    return {event.index: event.pixels for event in happened if isinstance(event, Image)}
 
 
 def mishaps(happened: Iterable[Event]) -> dict[int, str]:
-    return {event.index: event.code for event in happened if isinstance(event, Mishap)}
+    return {event.index: event.code for event in happened if isinstance(event, RowFailed)}
 
 
 def alone(runner: NetworkRunner, wanted: Row) -> Pixels:

@@ -5,7 +5,7 @@ import time
 from datetime import timedelta
 
 from darkroom.queue import claims, dispatches
-from darkroom.queue.outcomes import Drawn, Failed
+from darkroom.queue.outcomes import Failed, Succeeded
 from darkroom.settings import Settings
 from darkroom.storage.images import S3Store, image_key
 
@@ -67,4 +67,4 @@ class Painter:
         key = image_key(job.tenant_id, job.id, job.dispatch_id, "png")
         self.store.put(key, image, "image/png")
         digest = hashlib.sha256(image).hexdigest()
-        return Drawn(job.id, key, digest, len(image), inference_ms=7, upload_ms=1)
+        return Succeeded(job.id, key, digest, len(image), inference_ms=7, upload_ms=1)

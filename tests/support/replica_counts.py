@@ -9,7 +9,7 @@ import time
 import ray
 from ray import serve
 
-from darkroom.generation.model_registry import load_catalogue
+from darkroom.generation.model_registry import load_registry
 from darkroom.settings import Settings
 from workers.deploy.autoscaling import publish
 from workers.deploy.serve_config import scale
@@ -17,7 +17,7 @@ from workers.ray_cluster.connection import connect_to_ray
 
 MODEL = "idle"
 CHANGED_WITHIN_S = 60
-SETTINGS = Settings(max_replicas=2, idle_replica_s=0.5, microbatches_per_replica=4)
+SETTINGS = Settings(max_replicas=2, replica_idle_timeout_s=0.5, target_microbatches_per_replica=4)
 
 
 @serve.deployment
@@ -43,7 +43,7 @@ def settled(wanted: int, *, waiting: int) -> int:
 def main(address: str, *steps: str) -> None:
     """Each step is WAITING:WANTED."""
     connect_to_ray(address)
-    models = load_catalogue(SETTINGS.models_dir, SETTINGS.default_model).models
+    models = load_registry(SETTINGS.models_dir, SETTINGS.default_model).models
     on_demand = models["darkroom-demo-v1"].model_copy(update={"name": MODEL})
     options = scale(SETTINGS, on_demand)
     serve.run(Idle.options(**options).bind(), name=MODEL, route_prefix=None)

@@ -17,7 +17,7 @@ from darkroom.local import servers
 from darkroom.local.data_dir import private_dir
 from darkroom.local.ports import free_port
 from darkroom.local.postgres import postgres
-from darkroom.local.process import Running
+from darkroom.local.process import RunningProcess
 from darkroom.settings import Settings
 from darkroom.storage.images import S3Store
 
@@ -26,7 +26,7 @@ from darkroom.storage.images import S3Store
 class Server:
     """A server that a test may freeze, kill or start again; its address never changes."""
 
-    running: Running
+    running: RunningProcess
 
     @property
     def url(self) -> str:
@@ -74,7 +74,7 @@ def server_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _server(spec: child_process.Child) -> Iterator[Server]:
+def _server(spec: child_process.ProcessSpec) -> Iterator[Server]:
     server = Server(child_process.launch(spec))
     try:
         child_process.wait_ready(server.running)

@@ -37,9 +37,9 @@ class Stack:
                 env=os.environ
                 | {
                     "DARKROOM_LEASE_S": str(LEASE_S),
-                    "DARKROOM_SWEEP_S": "1",
+                    "DARKROOM_MAINTENANCE_INTERVAL_S": "1",
                     "DARKROOM_SHUTDOWN_GRACE_S": "1",
-                    "DARKROOM_IDLE_REPLICA_S": "2",
+                    "DARKROOM_REPLICA_IDLE_TIMEOUT_S": "2",
                     "DARKROOM_FAULT_POISON": POISON,
                 },
                 stdout=log,

@@ -56,7 +56,7 @@ def receiver():
 
 @pytest.fixture(scope="module")
 def webhook_environment(api_environment):
-    return api_environment | PRIVATE | {"DARKROOM_WEBHOOK_KEY": "a long random text"}
+    return api_environment | PRIVATE | {"DARKROOM_WEBHOOK_ENCRYPTION_KEYS": "a long random text"}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A worker's workshop on real servers, and what draws for it: `pytest_plugins = ["workshop"]`."""
+"""Worker context on real servers, with fake generators."""
 
 import itertools
 import threading
@@ -14,15 +14,15 @@ from pydantic import SecretStr
 from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.errors import MicrobatchCanceled
 from darkroom.jobs import lifecycle, queries
-from darkroom.jobs.progress import open_board
-from darkroom.queue.notifier import Bell
+from darkroom.jobs.progress import open_progress_redis
+from darkroom.queue.notifier import WorkNotifier
 from darkroom.settings import Settings
 from tests.support.servers import store_of
-from workers.generation.context import Workshop
-from workers.generation.generator import Accepted, Begun, Finished, Picture, Progress, Withdrawn
-from workers.generation.heartbeat import Leases
-from workers.generation.memory_limits import Seats
-from workers.generation.progress_publisher import Noticeboard
+from workers.generation.context import WorkerContext
+from workers.generation.generator import Accepted, Canceled, Finished, Image, Progress, Started
+from workers.generation.heartbeat import LeaseHeartbeat
+from workers.generation.memory_limits import MemoryLimits
+from workers.generation.progress_publisher import ProgressPublisher
 
 LEASE = timedelta(seconds=30)
 
@@ -48,9 +48,9 @@ class Answer:
     def __init__(self, answer, microbatch):
         self._answer, self._microbatch = answer, microbatch
 
-    def happenings(self, *, timeout_s, silence_s):  # noqa: ARG002  # nothing here takes long
+    def happenings(self, *, timeout_s, step_timeout_s):  # noqa: ARG002  # nothing here takes long
         yield Accepted()
-        yield Begun()
+        yield Started()
         answer = self._answer(self._microbatch)
         places = itertools.count()
         for said in [answer] if isinstance(answer, Exception) else answer:
@@ -86,9 +86,9 @@ class Patient:
             self._happened.notify_all()
         return self
 
-    def happenings(self, *, timeout_s, silence_s):  # noqa: ARG002  # the test has the time
+    def happenings(self, *, timeout_s, step_timeout_s):  # noqa: ARG002  # the test has the time
         yield Accepted()
-        yield Begun()
+        yield Started()
         left = set(range(len(self.microbatch)))
         deadline = time.monotonic() + 30
         while left:
@@ -104,7 +104,7 @@ class Patient:
             place = min(due)
             left.remove(place)
             drawn = pictures_of(self.microbatch)[place]
-            yield Finished(place, Withdrawn() if place in self.withdrawn else drawn)
+            yield Finished(place, Canceled() if place in self.withdrawn else drawn)
             with self._happened:  # asked for the next, so this one was taken
                 self._drawn.add(place)
                 self._happened.notify_all()
@@ -144,49 +144,49 @@ class Patient:
 
 
 def pictures_of(microbatch):
-    return [Picture(np.zeros((p.height, p.width, 3), np.uint8), 1) for p in microbatch]
+    return [Image(np.zeros((p.height, p.width, 3), np.uint8), 1) for p in microbatch]
 
 
 @pytest.fixture
-def shop(sessions, catalogue, s3_settings, redis_url):
+def ctx(sessions, registry, s3_settings, redis_url):
     settings = Settings(redis_url=SecretStr(redis_url))
-    bell, board = Bell(settings), Noticeboard(open_board(settings))
-    leases = Leases(sessions, lease=LEASE)
+    notifier, board = WorkNotifier(settings), ProgressPublisher(open_progress_redis(settings))
+    leases = LeaseHeartbeat(sessions, lease=LEASE)
     leases.start()
     with ThreadPoolExecutor(4) as encoders:
-        yield Workshop(
+        yield WorkerContext(
             worker_id="worker",
             sessions=sessions,
-            catalogue=catalogue,
+            registry=registry,
             generator=ByHand(pictures_of),
             store=store_of(s3_settings),
             leases=leases,
-            bell=bell,
+            notifier=notifier,
             board=board,
-            seats=Seats(),
+            seats=MemoryLimits(),
             encoders=encoders,
             lease=LEASE,
-            generate_timeout_s=5,
-            silence_timeout_s=5,
+            microbatch_timeout_s=5,
+            step_timeout_s=5,
             max_attempts=3,
         )
     leases.close()
     board.close()
-    bell.close()
+    notifier.close()
 
 
 @pytest.fixture
-def patient_shop(shop):
-    """The workshop, with a generator that draws when the test says so."""
-    return replace(shop, generator=Patient())
+def patient_shop(ctx):
+    """The worker_context, with a generator that draws when the test says so."""
+    return replace(ctx, generator=Patient())
 
 
-def job(shop, job_id):
-    with shop.sessions.begin() as session:
+def job(ctx, job_id):
+    with ctx.sessions.begin() as session:
         return queries.find(session, DEFAULT_TENANT, job_id)
 
 
-def cancel(shop, *job_ids):
-    with shop.sessions.begin() as session:
+def cancel(ctx, *job_ids):
+    with ctx.sessions.begin() as session:
         for job_id in job_ids:
             lifecycle.cancel(session, DEFAULT_TENANT, job_id)

@@ -12,12 +12,12 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from darkroom.errors import SetupError
 from darkroom.webhooks import signatures
-from darkroom.webhooks.deliveries import Claim, Outcome
-from darkroom.webhooks.secret_box import Seal
-from workers.webhooks.circuit_breaker import AT_ONCE, Gate
-from workers.webhooks.transport import judge
+from darkroom.webhooks.deliveries import AttemptOutcome, Claim
+from darkroom.webhooks.secret_box import SecretBox
+from workers.webhooks.circuit_breaker import AT_ONCE, DestinationLimiter
+from workers.webhooks.transport import classify_response
 
-OK, FAILED, TIMEOUT = Outcome.HTTP_2XX, Outcome.HTTP_5XX, Outcome.TIMEOUT
+OK, FAILED, TIMEOUT = AttemptOutcome.HTTP_2XX, AttemptOutcome.HTTP_5XX, AttemptOutcome.TIMEOUT
 
 
 class Clock:
@@ -60,7 +60,7 @@ def admitted(gate, claims):
 
 
 def test_a_stranger_gets_one_place_and_a_known_good_one_many(clock):
-    gate = Gate(1000, clock=clock)
+    gate = DestinationLimiter(1000, clock=clock)
     crowd = [letter(number) for number in range(500)]
     assert len(admitted(gate, crowd)) == 1
     gate.learn(crowd[0], OK, 0.01)
@@ -70,7 +70,7 @@ def test_a_stranger_gets_one_place_and_a_known_good_one_many(clock):
 
 
 def test_a_slow_one_gets_no_more_than_it_can_take_soon(clock):
-    gate = Gate(1000, clock=clock)
+    gate = DestinationLimiter(1000, clock=clock)
     for number in range(20):
         sent(gate, letter(number), OK, seconds=10)
 
@@ -78,7 +78,7 @@ def test_a_slow_one_gets_no_more_than_it_can_take_soon(clock):
 
 
 def test_those_that_hang_hold_one_place_each(clock):
-    gate = Gate(2000, clock=clock)
+    gate = DestinationLimiter(2000, clock=clock)
     hanging = [letter(n, f"whk_{each}") for each in range(950) for n in range(3)]
     assert len(admitted(gate, hanging)) == 950
     good = [letter(n, f"whk_good{each}") for each in range(50) for n in range(3)]
@@ -92,7 +92,7 @@ def test_those_that_hang_hold_one_place_each(clock):
 
 
 def test_strangers_never_take_all_the_room(clock):
-    gate = Gate(100, clock=clock)
+    gate = DestinationLimiter(100, clock=clock)
     sent(gate, letter(0, "whk_good", "ten_b"), OK)
     strangers = [letter(1, f"whk_{each}", f"ten_{each}") for each in range(200)]
 
@@ -101,7 +101,7 @@ def test_strangers_never_take_all_the_room(clock):
 
 
 def test_no_tenant_takes_all_the_room(clock):
-    gate = Gate(100, clock=clock)
+    gate = DestinationLimiter(100, clock=clock)
     for each in range(200):
         sent(gate, letter(0, f"whk_{each}"), OK)
     mine = [letter(1, f"whk_{each}") for each in range(200)]
@@ -111,7 +111,7 @@ def test_no_tenant_takes_all_the_room(clock):
 
 
 def test_after_failures_in_a_row_it_rests_ever_longer_then_is_probed(clock):
-    gate = Gate(100, clock=clock)
+    gate = DestinationLimiter(100, clock=clock)
     sent(gate, letter(0), OK)
     for number in range(10):
         sent(gate, letter(number), FAILED)
@@ -130,7 +130,7 @@ def test_after_failures_in_a_row_it_rests_ever_longer_then_is_probed(clock):
 
 
 def test_a_receiver_that_asks_for_rest_gets_it_but_not_for_ever(clock):
-    gate = Gate(100, clock=clock)
+    gate = DestinationLimiter(100, clock=clock)
     first, second = letter(1), letter(2, "whk_other")
     for claim, rest_s in ((first, 60.0), (second, 10**6)):
         assert gate.admit(claim) is None
@@ -144,7 +144,7 @@ def test_a_receiver_that_asks_for_rest_gets_it_but_not_for_ever(clock):
 
 
 def test_the_first_good_answer_calls_those_who_were_put_off(clock):
-    gate = Gate(100, clock=clock)
+    gate = DestinationLimiter(100, clock=clock)
     first, second = letter(1), letter(2)
     assert gate.admit(first) is None
     assert gate.admit(second) > 0
@@ -156,7 +156,7 @@ def test_the_first_good_answer_calls_those_who_were_put_off(clock):
 
 
 def test_timeouts_count_for_more_than_refusals(clock):
-    gate = Gate(100, clock=clock)
+    gate = DestinationLimiter(100, clock=clock)
     for number in range(3):
         sent(gate, letter(number), TIMEOUT)
 
@@ -164,7 +164,7 @@ def test_timeouts_count_for_more_than_refusals(clock):
 
 
 def test_a_few_failures_among_successes_change_little(clock):
-    gate = Gate(1000, clock=clock)
+    gate = DestinationLimiter(1000, clock=clock)
     for number in range(100):
         sent(gate, letter(number), FAILED if number % 3 else OK)
 
@@ -174,7 +174,7 @@ def test_a_few_failures_among_successes_change_little(clock):
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([OK, FAILED, TIMEOUT, None]))))
 def test_the_books_balance_whatever_happens(steps):
     clock = Clock()
-    gate = Gate(16, clock=clock)
+    gate = DestinationLimiter(16, clock=clock)
     inside = []
     for number, (endpoint, outcome) in enumerate(steps):
         clock.now += 1
@@ -254,25 +254,25 @@ def test_a_key_that_is_none_is_told_at_the_start(text):
 
 
 def test_a_sealed_secret_says_nothing_without_its_key():
-    sealed = Seal("key").close("whsec_abc")
+    sealed = SecretBox("key").close("whsec_abc")
 
     assert "abc" not in sealed
-    assert Seal("key").open(sealed) == "whsec_abc"
+    assert SecretBox("key").open(sealed) == "whsec_abc"
     for keys in ("", "another"):
-        with pytest.raises(SetupError, match="DARKROOM_WEBHOOK_KEY"):
-            Seal(keys).open(sealed)
+        with pytest.raises(SetupError, match="DARKROOM_WEBHOOK_ENCRYPTION_KEYS"):
+            SecretBox(keys).open(sealed)
 
 
 def test_a_key_is_replaced_by_adding_one():
-    old = Seal("old").close("whsec_abc")
-    both = Seal("new, old")
+    old = SecretBox("old").close("whsec_abc")
+    both = SecretBox("new, old")
 
     assert both.open(old) == "whsec_abc"
-    assert Seal("new").open(both.close("whsec_def")) == "whsec_def"
+    assert SecretBox("new").open(both.close("whsec_def")) == "whsec_def"
 
 
 def test_what_was_kept_without_a_key_stays_readable_with_one():
-    assert Seal("key").open(Seal("").close("whsec_abc")) == "whsec_abc"
+    assert SecretBox("key").open(SecretBox("").close("whsec_abc")) == "whsec_abc"
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -291,12 +291,12 @@ def test_what_was_kept_without_a_key_stays_readable_with_one():
         (410, "http_410"),
         (429, "http_4xx"),
         (500, "http_5xx"),
-        (101, "bad_answer"),
-        (799, "bad_answer"),
+        (101, "invalid_response"),
+        (799, "invalid_response"),
     ],
 )
 def test_only_2xx_is_success(status, outcome):
-    assert judge(status, {}).outcome == outcome
+    assert classify_response(status, {}).outcome == outcome
 
 
 @pytest.mark.parametrize(
@@ -316,15 +316,15 @@ def test_only_2xx_is_success(status, outcome):
 def test_retry_after_is_seconds_or_a_date_or_nothing(text, seconds):
     headers = {b"Retry-After": text.encode("utf-8")}
 
-    assert judge(503, headers).retry_after_s == seconds
+    assert classify_response(503, headers).retry_after_s == seconds
 
 
 @pytest.mark.parametrize(("status", "overloaded"), [(429, True), (503, True), (500, False)])
 def test_some_wishes_are_meant_for_all_that_waits(status, overloaded):
-    assert judge(status, {}).overloaded is overloaded
+    assert classify_response(status, {}).overloaded is overloaded
 
 
 def test_retry_after_may_be_a_date():
     headers = {b"retry-after": b"Fri, 31 Dec 2100 23:59:59 GMT"}
 
-    assert judge(429, headers).retry_after_s > 10**9
+    assert classify_response(429, headers).retry_after_s > 10**9

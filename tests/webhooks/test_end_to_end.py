@@ -246,7 +246,8 @@ def only_delivery(webhook_api, webhook):
 def skip_wait(api_database, delivery_id, seconds=10**6):
     with psycopg.connect(api_database) as connection:
         connection.execute(
-            "UPDATE delivery SET due_at = due_at - make_interval(secs => %s) WHERE id = %s",
+            "UPDATE delivery SET next_attempt_at = next_attempt_at - make_interval(secs => %s)"
+            " WHERE id = %s",
             (seconds, delivery_id),
         )
 

@@ -20,17 +20,17 @@ from darkroom.events import fanout
 from darkroom.ids import is_id
 from darkroom.jobs import lifecycle
 from darkroom.queue import dispatches
-from darkroom.queue.outcomes import Drawn, Failed
+from darkroom.queue.outcomes import Failed, Succeeded
 from darkroom.webhooks import deliveries, delivery_log, endpoints, payloads
-from darkroom.webhooks.deliveries import DELAYS_S, Outcome, Result, delay_s
-from darkroom.webhooks.delivery_log import Which
+from darkroom.webhooks.deliveries import DELAYS_S, AttemptOutcome, Result, delay_s
+from darkroom.webhooks.delivery_log import DeliveryFilter
 from darkroom.webhooks.endpoints import EndpointDisabled, TooManyEndpoints
-from darkroom.webhooks.secret_box import Seal
+from darkroom.webhooks.secret_box import SecretBox
 from tests.conftest import submission_of
 
 OWN_URL = "https://mine.example/hook"
 LEASE = timedelta(seconds=60)
-SEAL = Seal("a key")
+SEAL = SecretBox("a key")
 
 
 @pytest.fixture
@@ -48,12 +48,12 @@ def endpoint(sessions):
 
 
 @pytest.fixture
-def queue_batch(sessions, catalogue):
+def queue_batch(sessions, registry):
     """Queues a batch; its id and its jobs'."""
 
     def queue(count, *, total=None, webhook_url=None, **fields):
         rows = [
-            submission_of(catalogue, {"seed": number} | fields, row_number=number)
+            submission_of(registry, {"seed": number} | fields, row_number=number)
             for number in range(1, count + 1)
         ]
         with sessions.begin() as session:
@@ -118,7 +118,9 @@ def later(sessions):
     def skip(seconds=10**7):
         with sessions.begin() as session:
             session.execute(
-                update(Delivery).values(due_at=Delivery.due_at - timedelta(seconds=seconds))
+                update(Delivery).values(
+                    next_attempt_at=Delivery.next_attempt_at - timedelta(seconds=seconds)
+                )
             )
 
     return skip
@@ -196,8 +198,8 @@ def test_the_url_of_a_job_is_told_of_its_ends_or_of_what_it_names(
     queue_jobs(*[{"webhook_url": OWN_URL} | ({"webhook_events": wanted} if wanted else {})] * 2)
     good, bad = claim()
     with sessions.begin() as session:
-        drawn = Drawn(good.id, "a/b/1.png", "0" * 64, 10, inference_ms=5, upload_ms=1)
-        failed = Failed(bad.id, "bad_output", "it is black")
+        drawn = Succeeded(good.id, "a/b/1.png", "0" * 64, 10, inference_ms=5, upload_ms=1)
+        failed = Failed(bad.id, "invalid_output", "it is black")
         dispatches.settle(session, good.dispatch_id, [drawn, failed])
 
     assert sorted(delivery.type for delivery in rows()) == told
@@ -261,8 +263,8 @@ def test_the_jobs_of_a_large_batch_are_told_of_together(sessions, queue_batch, e
     told = rows()
     assert sorted(len(delivery.event_ids) for delivery in told) == [50, 100, 100]
     assert len({delivery.message_id for delivery in told}) == 3
-    for_company = timedelta(seconds=fanout.GATHERING_S)
-    assert all(delivery.due_at - delivery.created_at >= for_company for delivery in told)
+    for_company = timedelta(seconds=fanout.GROUPING_S)
+    assert all(delivery.next_attempt_at - delivery.created_at >= for_company for delivery in told)
     with sessions.begin() as session:
         listed = select(Event.job_id).where(
             Event.id.in_([each for delivery in told for each in delivery.event_ids])
@@ -310,7 +312,7 @@ def test_what_was_sent_once_keeps_its_jobs(queue_batch, endpoint, cancel, later,
     _, ids = queue_batch(20, total=LARGE)
     cancel(*ids[:10])
     later(5)
-    settle(take(), Outcome.HTTP_5XX)
+    settle(take(), AttemptOutcome.HTTP_5XX)
     cancel(*ids[10:])
     later()
 
@@ -342,9 +344,9 @@ def test_a_late_sender_changes_nothing(
     later(60)
     fresh = take()
 
-    assert settle(stale, Outcome.HTTP_410) == 0
-    assert settle(fresh, Outcome.HTTP_2XX) == 1
-    assert settle(stale, Outcome.HTTP_2XX) == 0
+    assert settle(stale, AttemptOutcome.HTTP_410) == 0
+    assert settle(fresh, AttemptOutcome.HTTP_2XX) == 1
+    assert settle(stale, AttemptOutcome.HTTP_2XX) == 0
     [delivery] = rows()
     assert delivery.status == "accepted"
     assert attempts_of(sessions, delivery.id) == ["interrupted", "http_2xx"]
@@ -383,7 +385,7 @@ def test_what_was_put_off_comes_once_its_destination_has_answered(
 ):
     new, other = endpoint(EventType.JOB_CANCELED), endpoint(EventType.JOB_CANCELED)
     cancel(*queue_jobs(*[{}] * 4))
-    [failed] = [each for each in take(1) if settle([each], Outcome.HTTP_5XX)]
+    [failed] = [each for each in take(1) if settle([each], AttemptOutcome.HTTP_5XX)]
     seen = []
 
     def one_each(claim):
@@ -393,7 +395,7 @@ def test_what_was_put_off_comes_once_its_destination_has_answered(
     sent = {claim.endpoint_id: claim for claim in take(admit=one_each)}
     assert take() == []
     with sessions.begin() as session:
-        deliveries.hasten(session, sent[new], within=timedelta(seconds=15))
+        deliveries.make_due_now(session, sent[new], within=timedelta(seconds=15))
 
     came = take()
     assert {claim.endpoint_id for claim in came} == {new}
@@ -406,7 +408,7 @@ def test_what_is_handed_back_is_due_at_once(sessions, queue_jobs, cancel, endpoi
     cancel(*queue_jobs({}))
     claimed = take()
     with sessions.begin() as session:
-        deliveries.put_back(session, claimed)
+        deliveries.release(session, claimed)
 
     assert [claim.id for claim in take()] == [claim.id for claim in claimed]
 
@@ -434,7 +436,7 @@ def test_after_the_eighth_failure_it_is_exhausted(
     cancel(*queue_jobs({}))
     for attempt in range(8):
         assert rows()[0].status == "pending", attempt
-        settle(take(), Outcome.HTTP_5XX)
+        settle(take(), AttemptOutcome.HTTP_5XX)
         later()
 
     [delivery] = rows()
@@ -446,7 +448,7 @@ def test_after_the_eighth_failure_it_is_exhausted(
 def test_it_is_not_tried_before_its_time(queue_jobs, cancel, endpoint, take, later, settle):
     endpoint()
     cancel(*queue_jobs({}))
-    settle(take(), Outcome.HTTP_5XX, 1000.0)
+    settle(take(), AttemptOutcome.HTTP_5XX, 1000.0)
 
     assert take() == []
     later(900)
@@ -478,7 +480,7 @@ def test_an_endpoint_that_is_gone_is_called_no_more(
     gone = endpoint(EventType.JOB_CANCELED)
     cancel(*queue_jobs({}, {}, {}))
     first, *_others = take(1)
-    settle([first], Outcome.HTTP_410)
+    settle([first], AttemptOutcome.HTTP_410)
 
     assert endpoint_row(sessions, gone).disabled_reason == "gone"
     assert {delivery.status for delivery in rows()} == {"exhausted"}
@@ -494,15 +496,15 @@ def test_five_days_of_failure_end_it_and_others_are_told(
     watching = endpoint(EventType.WEBHOOK_DISABLED)
     cancel(*queue_jobs({}, {}))
     first, second = take()
-    settle([first], Outcome.TIMEOUT)
+    settle([first], AttemptOutcome.TIMEOUT)
     assert endpoint_row(sessions, tired).failing_since is not None
     failing_for(sessions, tired, 4.9)
-    settle([second], Outcome.TIMEOUT)
+    settle([second], AttemptOutcome.TIMEOUT)
     assert endpoint_row(sessions, tired).disabled_at is None
 
     failing_for(sessions, tired, 5.1)
     cancel(*queue_jobs({}))
-    settle(take(), Outcome.HTTP_4XX)
+    settle(take(), AttemptOutcome.HTTP_4XX)
 
     assert endpoint_row(sessions, tired).disabled_reason == "failing"
     told = [row for row in rows() if row.endpoint_id == watching]
@@ -517,9 +519,9 @@ def test_one_success_forgives_all_failures(sessions, queue_jobs, cancel, endpoin
     endpoint_id = endpoint()
     cancel(*queue_jobs({}, {}))
     first, second = take()
-    settle([first], Outcome.HTTP_5XX)
+    settle([first], AttemptOutcome.HTTP_5XX)
     failing_for(sessions, endpoint_id, 10)
-    settle([second], Outcome.HTTP_2XX)
+    settle([second], AttemptOutcome.HTTP_2XX)
 
     assert endpoint_row(sessions, endpoint_id).failing_since is None
     assert endpoint_row(sessions, endpoint_id).disabled_at is None
@@ -530,8 +532,8 @@ def test_a_410_from_the_url_of_a_job_ends_that_delivery_alone(
 ):
     cancel(*queue_jobs({"webhook_url": OWN_URL}, {"webhook_url": OWN_URL}))
     first, second = take()
-    settle([first], Outcome.HTTP_410)
-    settle([second], Outcome.HTTP_2XX)
+    settle([first], AttemptOutcome.HTTP_410)
+    settle([second], AttemptOutcome.HTTP_2XX)
 
     assert sorted(delivery.status for delivery in rows()) == ["accepted", "exhausted"]
 
@@ -544,8 +546,8 @@ def test_a_deleted_endpoint_is_told_nothing_and_its_secret_is_gone(
     flying, *_ = take(1)
     with sessions.begin() as session:
         endpoints.remove(session, DEFAULT_TENANT, endpoint_id)
-        deliveries.drop_waiting(session, endpoint_id)
-    settle([flying], Outcome.HTTP_5XX)
+        deliveries.drop_pending(session, endpoint_id)
+    settle([flying], AttemptOutcome.HTTP_5XX)
     later()
 
     assert take() == []
@@ -593,7 +595,7 @@ def test_many_who_register_at_once_do_not_get_past_it(sessions):
 
 def exhaust(take, settle, later):
     for _ in range(8):
-        settle(take(), Outcome.HTTP_5XX)
+        settle(take(), AttemptOutcome.HTTP_5XX)
         later()
 
 
@@ -610,7 +612,7 @@ def test_a_replay_is_the_same_message_with_all_attempts_before_it(
 
     [claim] = take()
     assert claim.message_id == before.message_id
-    settle([claim], Outcome.HTTP_2XX)
+    settle([claim], AttemptOutcome.HTTP_2XX)
     assert rows()[0].status == "accepted"
     assert attempts_of(sessions, before.id) == ["http_5xx"] * 8 + ["http_2xx"]
 
@@ -622,7 +624,7 @@ def test_all_that_failed_since_a_time_is_sent_anew(
     cancel(*queue_jobs({}, {}))
     exhaust(take, settle, later)
     cancel(*queue_jobs({}))
-    settle(take(), Outcome.HTTP_2XX)
+    settle(take(), AttemptOutcome.HTTP_2XX)
     now = datetime.now(UTC)
     ago = now - timedelta(hours=1)
 
@@ -643,7 +645,7 @@ def test_what_is_disabled_or_deleted_cannot_be_replayed(
 ):
     endpoint_id = endpoint()
     cancel(*queue_jobs({}))
-    settle(take(), Outcome.HTTP_410)
+    settle(take(), AttemptOutcome.HTTP_410)
     [delivery] = rows()
     with sessions.begin() as session, pytest.raises(EndpointDisabled):
         delivery_log.replay(session, DEFAULT_TENANT, delivery.id)
@@ -662,14 +664,14 @@ def test_a_failed_job_says_why(sessions, queue_jobs, claim, take):
     [job] = claim()
     with sessions.begin() as session:
         dispatches.settle(
-            session, job.dispatch_id, [Failed(job.id, "bad_output", "it is black " * 100)]
+            session, job.dispatch_id, [Failed(job.id, "invalid_output", "it is black " * 100)]
         )
     [claimed] = take()
     body = body_of(sessions, claimed)
 
     assert body.keys() == {"type", "timestamp", "data"}
     assert body["type"] == "job.failed"
-    assert body["data"]["error"]["code"] == "bad_output"
+    assert body["data"]["error"]["code"] == "invalid_output"
     assert len(body["data"]["error"]["message"]) == 500
     assert body["data"]["urls"] == {
         "self": f"/v1/jobs/{job.id}",
@@ -683,7 +685,7 @@ def test_an_event_says_what_was_true_when_it_happened(sessions, queue_jobs, clai
     queue_jobs({"webhook_url": OWN_URL, "webhook_events": ["job.started", "job.succeeded"]})
     [job] = claim()
     with sessions.begin() as session:
-        drawn = Drawn(job.id, "a/b/1.png", "0" * 64, 10, inference_ms=5, upload_ms=1)
+        drawn = Succeeded(job.id, "a/b/1.png", "0" * 64, 10, inference_ms=5, upload_ms=1)
         dispatches.settle(session, job.dispatch_id, [drawn])
 
     said = {body_of(sessions, each)["type"]: body_of(sessions, each) for each in take()}
@@ -741,9 +743,13 @@ def test_the_log_finds_a_job_also_among_many(sessions, queue_batch, endpoint, ca
     cancel(*ids[5:])
 
     with sessions.begin() as session:
-        [found] = delivery_log.page(session, DEFAULT_TENANT, Which(job_id=ids[7]), limit=10)
+        [found] = delivery_log.page(
+            session, DEFAULT_TENANT, DeliveryFilter(job_id=ids[7]), limit=10
+        )
         assert len(found.event_ids) == 1
-        both = delivery_log.page(session, DEFAULT_TENANT, Which(batch_id=batch_id), limit=10)
+        both = delivery_log.page(
+            session, DEFAULT_TENANT, DeliveryFilter(batch_id=batch_id), limit=10
+        )
         assert len(both) == 6
 
 
@@ -753,7 +759,7 @@ def test_the_log_is_each_tenants_own(sessions, queue_jobs, cancel, endpoint, row
     [delivery] = rows()
 
     with sessions.begin() as session:
-        assert delivery_log.page(session, "ten_other", Which(), limit=10) == []
+        assert delivery_log.page(session, "ten_other", DeliveryFilter(), limit=10) == []
         for act in (delivery_log.find, delivery_log.replay):
             with pytest.raises(NotFound):
                 act(session, "ten_other", delivery.id)
@@ -768,14 +774,14 @@ def test_the_log_is_kept_for_a_month(sessions, queue_jobs, cancel, endpoint, tak
     endpoint()
     cancel(*queue_jobs({}, {}))
     old, young = take()
-    settle([old, young], Outcome.HTTP_2XX)
+    settle([old, young], AttemptOutcome.HTTP_2XX)
     with sessions.begin() as session:
         session.execute(
             update(Delivery)
             .where(Delivery.id == old.id)
             .values(finished_at=func.now() - timedelta(days=31))
         )
-        delivery_log.forget_old(session)
+        delivery_log.delete_old(session)
 
     assert [delivery.id for delivery in rows()] == [young.id]
 

@@ -20,20 +20,20 @@ from darkroom.db.webhook_tables import Delivery, DeliveryAttempt, WebhookEndpoin
 from darkroom.event_types import JOB_ENDS, EventType
 from darkroom.jobs import lifecycle
 from darkroom.queue import claims, dispatches
-from darkroom.queue.outcomes import Drawn, Failed
+from darkroom.queue.outcomes import Failed, Succeeded
 from darkroom.settings import Settings
 from darkroom.webhooks import delivery_log, endpoints
-from darkroom.webhooks.secret_box import Seal
+from darkroom.webhooks.secret_box import SecretBox
 from darkroom.webhooks.url_policy import policy_of
 from tests.conftest import submission_of
 from tests.support.many_receivers import crowd
 from tests.support.webhook_servers import SenderProcess
-from workers.webhooks.circuit_breaker import Gate
+from workers.webhooks.circuit_breaker import DestinationLimiter
 from workers.webhooks.resolver import SystemResolver
 from workers.webhooks.sender import Sender
-from workers.webhooks.transport import Outbound, trust
+from workers.webhooks.transport import WebhookTransport, tls_context
 
-SEAL = Seal("")
+SEAL = SecretBox("")
 pytestmark = pytest.mark.timeout(400)
 
 
@@ -107,7 +107,7 @@ def test_a_sender_killed_between_the_answer_and_the_mark_sends_again_under_the_s
             assert statuses(sessions) == {"sending": 1}
 
             with sessions.begin() as session:  # its lease has ended
-                session.execute(update(Delivery).values(due_at=func.now()))
+                session.execute(update(Delivery).values(next_attempt_at=func.now()))
             there.reply = lambda _: 200
             sender_process.start()
             until(lambda: statuses(sessions) == {"accepted": 1})
@@ -190,9 +190,11 @@ class World:
         self._sessions = sessions
         self.skipped_s = 0.0
         policy = policy_of(Settings(webhook_allow_private=True))
-        outbound = Outbound(policy, SystemResolver(), tls=trust(None), timeout_s=timeout_s)
+        outbound = WebhookTransport(
+            policy, SystemResolver(), tls=tls_context(None), timeout_s=timeout_s
+        )
         self._make = lambda: Sender(
-            sessions, outbound.post, Gate(1000, clock=self.clock), seal=SEAL
+            sessions, outbound.post, DestinationLimiter(1000, clock=self.clock), seal=SEAL
         )
         self._loop = asyncio.new_event_loop()
         self._began = threading.Event()
@@ -225,7 +227,8 @@ class World:
         Late, never early: so those that failed together are tried together, whatever the jitter.
         """
         soonest = text(
-            "SELECT extract(epoch FROM min(due_at) - now()) FROM delivery WHERE status = 'pending'"
+            "SELECT extract(epoch FROM min(next_attempt_at) - now()) FROM delivery"
+            " WHERE status = 'pending'"
         )
         until(self._is_idle)
         with self._sessions.begin() as session:
@@ -236,16 +239,16 @@ class World:
             session.execute(
                 update(Delivery)
                 .where(Delivery.status == "pending")
-                .values(due_at=Delivery.due_at - timedelta(seconds=seconds))
+                .values(next_attempt_at=Delivery.next_attempt_at - timedelta(seconds=seconds))
             )
         self.skipped_s += seconds
         return True
 
     def _is_idle(self):
-        """Whether nothing is on its way, or due. If not, the bell is rung."""
+        """Whether nothing is on its way, or due. If not, the notifier is rung."""
         due = text(
             "SELECT count(*) FROM delivery WHERE finished_at IS NULL"
-            " AND (status = 'sending' OR due_at <= now())"
+            " AND (status = 'sending' OR next_attempt_at <= now())"
         )
         self._loop.call_soon_threadsafe(self._sender.wake)
         with self._sessions.begin() as session:
@@ -303,7 +306,7 @@ def test_one_that_stays_away_exhausts_them_and_a_replay_delivers_them(sessions, 
 
 
 @pytest.mark.parametrize("count", [250, pytest.param(2000, marks=pytest.mark.chaos)])
-def test_each_end_of_many_jobs_is_accepted_or_exhausted(sessions, catalogue, count):
+def test_each_end_of_many_jobs_is_accepted_or_exhausted(sessions, registry, count):
     """One receiver answers at random; another does too, and leaves for good in the course."""
     dice = random.Random(2)
     accepted = []
@@ -319,7 +322,7 @@ def test_each_end_of_many_jobs_is_accepted_or_exhausted(sessions, catalogue, cou
     with crowd(reply) as there, World(sessions) as world:
         [well] = register(sessions, [there.url("/well")], *JOB_ENDS)
         [leaves] = register(sessions, [there.url("/leaves")], EventType.JOB_FAILED)
-        ends = end_jobs(sessions, catalogue, dice, count)
+        ends = end_jobs(sessions, registry, dice, count)
         world.run_out()
 
     assert sum(ends.values()) == count
@@ -342,10 +345,10 @@ def endpoint_reason(session, endpoint_id):
     return session.get(WebhookEndpoint, endpoint_id).disabled_reason
 
 
-def end_jobs(sessions, catalogue, dice, count):
+def end_jobs(sessions, registry, dice, count):
     """Draws, fails and cancels them as workers would; how many came to which end."""
     with sessions.begin() as session:
-        made = [submission_of(catalogue, {"seed": number}) for number in range(count)]
+        made = [submission_of(registry, {"seed": number}) for number in range(count)]
         ids = lifecycle.submit(session, DEFAULT_TENANT, made)
     cancel(sessions, dice.sample(ids, count // 20))
     while True:
@@ -363,5 +366,5 @@ def end_jobs(sessions, catalogue, dice, count):
 
 def _end(job, dice):
     if dice.random() < 0.1:
-        return Failed(job.id, "bad_output", "it is black")
-    return Drawn(job.id, "a/b/1.png", "0" * 64, 10, inference_ms=5, upload_ms=1)
+        return Failed(job.id, "invalid_output", "it is black")
+    return Succeeded(job.id, "a/b/1.png", "0" * 64, 10, inference_ms=5, upload_ms=1)

@@ -36,7 +36,7 @@ def published(model: str) -> int | None:
     return int(content["microbatches"])
 
 
-class ByQueuedWork:
+class BacklogAutoscaler:
     """A policy of Ray Serve: a replica for each `per_replica` microbatches, at least one for any.
 
     Serve keeps the result within the deployment's bounds, and waits its delays. While nobody says

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from darkroom.db.connection import Sessions
 from darkroom.forecast import backlog
-from darkroom.generation.model_registry import Catalogue
+from darkroom.generation.model_registry import ModelRegistry
 
 _EVERY_S: Final = 1.0
 _COUNTED: Final = 10_000  #: jobs of one key: more would not make more replicas
@@ -21,30 +21,30 @@ _COUNTED: Final = 10_000  #: jobs of one key: more would not make more replicas
 logger = logging.getLogger(__name__)
 
 
-def microbatches(session: Session, catalogue: Catalogue) -> dict[str, int]:
+def microbatches(session: Session, registry: ModelRegistry) -> dict[str, int]:
     """How many microbatches each model has before it, those under way included."""
-    found = Counter(dict.fromkeys(catalogue.models, 0))
+    found = Counter(dict.fromkeys(registry.models, 0))
     for key, jobs in backlog.waiting(session, most=_COUNTED).items():
-        if model := catalogue.painter_of_key(key):
+        if model := registry.model_for_key(key):
             found[model.name] += math.ceil(jobs / model.max_microbatch)
     for key, dispatches in backlog.under_way(session).items():
-        if model := catalogue.painter_of_key(key):
+        if model := registry.model_for_key(key):
             found[model.name] += dispatches
     return dict(found)
 
 
-class DemandReporter:
+class BacklogReporter:
     """A thread of every worker: they say the same, so that any one is enough."""
 
     def __init__(
         self,
         sessions: Sessions,
-        catalogue: Catalogue,
+        registry: ModelRegistry,
         publish: Callable[[Mapping[str, int]], None],
         *,
         every_s: float = _EVERY_S,
     ) -> None:
-        self._sessions, self._catalogue, self._publish = sessions, catalogue, publish
+        self._sessions, self._registry, self._publish = sessions, registry, publish
         self._every_s = every_s
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="demand", daemon=True)
@@ -62,7 +62,7 @@ class DemandReporter:
         while not self._closing.wait(self._every_s):
             try:
                 with self._sessions.begin() as session:
-                    found = microbatches(session, self._catalogue)
+                    found = microbatches(session, self._registry)
                 self._publish(found)
             except (DBAPIError, PoolTimeout) as error:
                 logger.debug("nobody counts what waits: %s", error)

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from darkroom.errors import DarkroomError
-from darkroom.generation.model_registry import Catalogue
+from darkroom.generation.model_registry import ModelRegistry
 from darkroom.generation.params import GenerationParams, JobInput
-from workers.generation.generator import Finished, ImageGenerator, Picture
+from workers.generation.generator import Finished, Image, ImageGenerator
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -25,32 +25,32 @@ GOLDEN: Final[tuple[dict[str, object], ...]] = (
 )
 
 
-class GoldenNotDrawn(DarkroomError):
+class GoldenImagesFailed(DarkroomError):
     """A golden prompt could not be drawn at all."""
 
 
 @dataclass(frozen=True)
-class Drift:
+class ImageDifference:
     """One golden prompt, and how alike both pictures of it are."""
 
     prompt: str
     psnr_db: float  #: infinite where they are equal
 
 
-def golden(
-    catalogue: Catalogue, model: str, jobs: Sequence[Mapping[str, object]] = GOLDEN
+def golden_jobs(
+    registry: ModelRegistry, model: str, jobs: Sequence[Mapping[str, object]] = GOLDEN
 ) -> list[GenerationParams]:
     """The jobs with the model's defaults. Raises InvalidInput, and pydantic's ValidationError."""
     asked = (JobInput.model_validate({**fields, "model": model}) for fields in jobs)
-    return [catalogue.resolve(job) for job in asked]
+    return [registry.resolve(job) for job in asked]
 
 
-def drift(
+def difference(
     prompts: Sequence[GenerationParams], before: ImageGenerator, after: ImageGenerator
-) -> list[Drift]:
+) -> list[ImageDifference]:
     """Draw all with both. Raises GoldenNotDrawn, and what a generator raises."""
-    pairs = zip(prompts, _drawn(prompts, before), _drawn(prompts, after), strict=True)
-    return [Drift(params.prompt, psnr_db(one, other)) for params, one, other in pairs]
+    pairs = zip(prompts, _generate(prompts, before), _generate(prompts, after), strict=True)
+    return [ImageDifference(params.prompt, psnr_db(one, other)) for params, one, other in pairs]
 
 
 def psnr_db(one: Pixels, other: Pixels) -> float:
@@ -61,13 +61,13 @@ def psnr_db(one: Pixels, other: Pixels) -> float:
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
-def _drawn(prompts: Sequence[GenerationParams], generator: ImageGenerator) -> Iterator[Pixels]:
+def _generate(prompts: Sequence[GenerationParams], generator: ImageGenerator) -> Iterator[Pixels]:
     """One call for each prompt: what is compared is the engine, not its company."""
     for params in prompts:
         call = generator.begin([params])
-        for happening in call.happenings(timeout_s=600, silence_s=120):
+        for happening in call.happenings(timeout_s=600, step_timeout_s=120):
             match happening:
-                case Finished(_, Picture(pixels)):
+                case Finished(_, Image(pixels)):
                     yield pixels
                 case Finished(_, mishap):
-                    raise GoldenNotDrawn(f"{params.prompt!r} was not drawn: {mishap}")
+                    raise GoldenImagesFailed(f"{params.prompt!r} was not drawn: {mishap}")

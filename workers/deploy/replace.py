@@ -16,10 +16,10 @@ from typing import Final
 from ray import serve
 
 from darkroom.errors import DarkroomError, InvalidInput, SetupError
-from darkroom.generation.model_registry import Model, load_catalogue, load_model
+from darkroom.generation.model_registry import Model, load_model, load_registry
 from darkroom.generation.params import GenerationParams
 from darkroom.settings import Settings, load_settings
-from workers.deploy.golden_images import GOLDEN, Drift, drift, golden
+from workers.deploy.golden_images import GOLDEN, ImageDifference, difference, golden_jobs
 from workers.deploy.serve import deploy
 from workers.generation.ray_generator import RayGenerator
 from workers.ray_cluster import routing
@@ -44,7 +44,7 @@ def replace(
     agrees = False
     try:
         deploy(settings, green_model, application=green)
-        found = drift(
+        found = difference(
             prompts,
             RayGenerator(settings.ray_address, application=lambda _: blue),
             RayGenerator(settings.ray_address, application=lambda _: green),
@@ -66,7 +66,7 @@ def _other_name(model: str, blue: str) -> str:
     return model if blue != model else f"{model}~green"
 
 
-def _report(found: Sequence[Drift], least_psnr_db: float) -> None:
+def _report(found: Sequence[ImageDifference], least_psnr_db: float) -> None:
     for one in found:
         verdict = "agrees" if one.psnr_db >= least_psnr_db else "DRIFTED"
         print(f"{one.psnr_db:6.1f} dB  {verdict:<8} {one.prompt}")
@@ -79,7 +79,7 @@ def _jobs(file: Path) -> list[dict[str, object]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: the new engine draws. 1: it drifted, or could not draw; the old one goes on. 2: usage."""
     parser = argparse.ArgumentParser(prog="python -m workers.replace", description=__doc__)
-    parser.add_argument("model", help="its name in the catalogue")
+    parser.add_argument("model", help="its name in the registry")
     parser.add_argument("--folder", type=Path, required=True, help="the model folder to draw from")
     parser.add_argument(
         "--least-psnr", type=float, default=LEAST_PSNR_DB, metavar="DB",
@@ -93,12 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = load_settings()
     try:
-        catalogue = load_catalogue(settings.models_dir, settings.default_model)
-        model = catalogue.find(asked.model)
+        registry = load_registry(settings.models_dir, settings.default_model)
+        model = registry.find(asked.model)
         if model is None:
             parser.error(f"no model {asked.model!r} in {settings.models_dir}")
         green_model = load_model(asked.folder.resolve())
-        prompts = golden(catalogue, model.name, _jobs(asked.golden) if asked.golden else GOLDEN)
+        prompts = golden_jobs(registry, model.name, _jobs(asked.golden) if asked.golden else GOLDEN)
     except (SetupError, InvalidInput, ValueError, OSError) as error:
         parser.error(str(error))
     connect_to_ray(settings.ray_address)

@@ -13,9 +13,9 @@ import ray
 import yaml
 from ray import serve
 
-from darkroom.generation.model_registry import Model, load_catalogue
+from darkroom.generation.model_registry import Model, load_registry
 from darkroom.settings import Settings, load_settings
-from workers.deploy.serve_config import config_file, painter_options, scale
+from workers.deploy.serve_config import config_file, scale, worker_options
 from workers.ray_cluster import routing
 from workers.ray_cluster.connection import check_ray, connect_to_ray
 from workers.replica.deployment import Replica
@@ -33,7 +33,7 @@ def deploy(settings: Settings, model: Model, *, application: str | None = None) 
     """
     options = scale(settings, model)
     bound = Replica.options(**options).bind(  # type: ignore[attr-defined]  # the decorator's class
-        painter_options(settings, model)
+        worker_options(settings, model)
     )
     serve.run(bound, name=application or model.name, route_prefix=None)
     logger.info("%s can draw", application or model.name)
@@ -46,7 +46,7 @@ def run(settings: Settings, *, ready_file: Path | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs its own
         signal.signal(number, lambda *_: stop.set())
     serve.start(proxy_location="Disabled")  # handles only: no HTTP port is opened
-    models = load_catalogue(settings.models_dir, settings.default_model).models
+    models = load_registry(settings.models_dir, settings.default_model).models
     for model in models.values():
         if routing.application_of(model.name) == model.name:  # else it was replaced meanwhile
             deploy(settings, model)
@@ -73,11 +73,11 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = load_settings()
     if arguments.config:
-        catalogue = load_catalogue(settings.models_dir, settings.default_model)
-        print(yaml.safe_dump(config_file(settings, catalogue), sort_keys=False), end="")
+        registry = load_registry(settings.models_dir, settings.default_model)
+        print(yaml.safe_dump(config_file(settings, registry), sort_keys=False), end="")
         return 0
     if arguments.check:
-        print(*load_catalogue(settings.models_dir, settings.default_model).models, sep="\n")
+        print(*load_registry(settings.models_dir, settings.default_model).models, sep="\n")
         check_ray(settings.ray_address)
         return 0
     ready_file = os.environ.get("DARKROOM_READY_FILE")

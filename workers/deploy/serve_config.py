@@ -2,27 +2,27 @@
 
 from typing import Any, Final
 
-from darkroom.generation.model_registry import Catalogue, Model
+from darkroom.generation.model_registry import Model, ModelRegistry
 from darkroom.settings import Settings
-from workers.replica.triton_worker import PainterOptions
+from workers.replica.triton_worker import TritonWorkerOptions
 
 POLICY: Final = "workers.deploy.autoscaling:ByQueuedWork"
 APPLICATION: Final = "workers.replica.deployment:application"
 DEPLOYMENT: Final = "Replica"
 
 
-def painter_options(settings: Settings, model: Model) -> PainterOptions:
+def worker_options(settings: Settings, model: Model) -> TritonWorkerOptions:
     """Nothing secret: Ray keeps and shows it."""
-    return PainterOptions(
+    return TritonWorkerOptions(
         model=model,
-        model_host=settings.model_host,
+        triton_mode=settings.triton_mode,
         device=settings.device,
         runner=settings.runner,
-        plans=settings.plans,
+        compiled_models=settings.compiled_models,
         threads=settings.torch_threads,
         replicas=most_replicas(settings, model),
-        timeout_s=settings.generate_timeout_s,
-        silence_s=settings.silence_timeout_s,
+        timeout_s=settings.microbatch_timeout_s,
+        step_timeout_s=settings.step_timeout_s,
     )
 
 
@@ -37,12 +37,12 @@ def scale(settings: Settings, model: Model) -> dict[str, Any]:
             "min_replicas": least,
             "max_replicas": most,
             "upscale_delay_s": 2.0,
-            "downscale_delay_s": settings.idle_replica_s,
+            "downscale_delay_s": settings.replica_idle_timeout_s,
             "policy": {
                 "policy_function": POLICY,
                 "policy_kwargs": {
                     "model": model.name,
-                    "per_replica": settings.microbatches_per_replica,
+                    "per_replica": settings.target_microbatches_per_replica,
                 },
             },
         }
@@ -51,14 +51,14 @@ def scale(settings: Settings, model: Model) -> dict[str, Any]:
 
 def least_replicas(settings: Settings, model: Model) -> int:
     """None of a model that is drawn with on demand."""
-    return 0 if model.on_demand else settings.replicas
+    return 0 if model.on_demand else settings.min_replicas
 
 
 def most_replicas(settings: Settings, model: Model) -> int:
     """One of a model that is drawn with on demand, unless the settings allow more of each."""
     if model.on_demand:
         return settings.max_replicas or 1
-    return max(settings.replicas, settings.max_replicas or 0)
+    return max(settings.min_replicas, settings.max_replicas or 0)
 
 
 def _share_of_a_node(settings: Settings, model: Model) -> dict[str, Any]:
@@ -67,16 +67,16 @@ def _share_of_a_node(settings: Settings, model: Model) -> dict[str, Any]:
     return {"num_cpus": 0 if model.on_demand and not on_gpu else 1, "num_gpus": int(on_gpu)}
 
 
-def config_file(settings: Settings, catalogue: Catalogue) -> dict[str, Any]:
+def config_file(settings: Settings, registry: ModelRegistry) -> dict[str, Any]:
     """All models as `serve deploy` and KubeRay's `serveConfigV2` take them."""
     return {
         "proxy_location": "Disabled",
-        "applications": [_application(settings, model) for model in catalogue.models.values()],
+        "applications": [_application(settings, model) for model in registry.models.values()],
     }
 
 
 def _application(settings: Settings, model: Model) -> dict[str, Any]:
-    options = painter_options(settings, model)
+    options = worker_options(settings, model)
     arguments = {
         "folder": str(model.folder),
         **{name: getattr(options, name) for name in _PLAIN if getattr(options, name) is not None},
@@ -91,12 +91,12 @@ def _application(settings: Settings, model: Model) -> dict[str, Any]:
 
 
 _PLAIN: Final = (
-    "model_host",
+    "triton_mode",
     "device",
     "runner",
-    "plans",
+    "compiled_models",
     "threads",
     "replicas",
     "timeout_s",
-    "silence_s",
+    "step_timeout_s",
 )

@@ -9,17 +9,17 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from darkroom.db.connection import Sessions
 from darkroom.queue import dispatches
-from workers.generation.heartbeat import Leases
+from workers.generation.heartbeat import LeaseHeartbeat
 
 POLL_S: Final = 0.5  #: one indexed query; how long a canceled job is drawn on at most, and a step
 
 logger = logging.getLogger(__name__)
 
 
-class Withdrawals:
+class CancellationWatcher:
     """A thread that asks the database twice a second while anything is held."""
 
-    def __init__(self, sessions: Sessions, leases: Leases) -> None:
+    def __init__(self, sessions: Sessions, leases: LeaseHeartbeat) -> None:
         self._sessions = sessions
         self._leases = leases
         self._closing = threading.Event()
@@ -48,6 +48,6 @@ class Withdrawals:
         if not held:
             return
         with self._sessions.begin() as session:
-            unwanted = dispatches.withdrawn(session, held.keys())
+            unwanted = dispatches.canceled_jobs(session, held.keys())
         for dispatch_id, job_ids in unwanted.items():
             held[dispatch_id].withdraw(job_ids)

@@ -14,7 +14,7 @@ from celery import bootsteps, signals
 _FREED_S: Final = 0.005  # from a task's return until its slot counts as free
 
 
-class Nudge(bootsteps.StartStopStep):
+class SlotFreedWakeup(bootsteps.StartStopStep):
     """A step of Celery's consumer: an event file that tasks write to and the loop listens to."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)

@@ -5,30 +5,30 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from darkroom.db.connection import Sessions
-from darkroom.generation.model_registry import Catalogue
-from darkroom.queue.notifier import Bell
+from darkroom.generation.model_registry import ModelRegistry
+from darkroom.queue.notifier import WorkNotifier
 from darkroom.storage.images import ImageStore
 from workers.generation.generator import ImageGenerator
-from workers.generation.heartbeat import Leases
-from workers.generation.memory_limits import Seats
-from workers.generation.progress_publisher import Noticeboard
+from workers.generation.heartbeat import LeaseHeartbeat
+from workers.generation.memory_limits import MemoryLimits
+from workers.generation.progress_publisher import ProgressPublisher
 
 
 @dataclass(frozen=True)
-class Workshop:
+class WorkerContext:
     """Everything that is made once and used for each microbatch."""
 
     worker_id: str
     sessions: Sessions
-    catalogue: Catalogue
+    registry: ModelRegistry
     generator: ImageGenerator
     store: ImageStore
-    leases: Leases
-    bell: Bell
-    board: Noticeboard
-    seats: Seats
+    leases: LeaseHeartbeat
+    notifier: WorkNotifier
+    board: ProgressPublisher
+    seats: MemoryLimits
     encoders: ThreadPoolExecutor
     lease: timedelta
-    generate_timeout_s: float
-    silence_timeout_s: float
+    microbatch_timeout_s: float
+    step_timeout_s: float
     max_attempts: int

@@ -16,31 +16,31 @@ from darkroom.errors import MicrobatchCrashed, StorageUnavailable
 from darkroom.generation import image_codec
 from darkroom.generation.params import GenerationParams
 from darkroom.queue import dispatches
-from darkroom.queue.outcomes import Drawn, Failed, HandedBack, Outcome, SentBack
+from darkroom.queue.outcomes import Failed, HandedBack, Outcome, SentBack, Succeeded
 from darkroom.storage.images import image_key
-from workers.generation.context import Workshop
+from workers.generation.context import WorkerContext
 from workers.generation.generator import (
-    Drawing,
+    Canceled,
     Finished,
     GenerateCall,
-    Mishap,
+    Image,
     OutOfMemory,
-    Picture,
     Progress,
-    Withdrawn,
+    RowFailed,
+    RowResult,
 )
-from workers.generation.in_flight import Hold
+from workers.generation.in_flight import InFlightDispatch
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Work:
+class MicrobatchRun:
     """A dispatch, and what has become of its jobs so far."""
 
     dispatch_id: int
     jobs: Sequence[Job]
-    hold: Hold
+    hold: InFlightDispatch
     done: dict[str, Future[Outcome]] = field(default_factory=dict)  #: by job id
     settled: set[str] = field(default_factory=set)  #: of those, committed already
 
@@ -57,44 +57,48 @@ class Work:
         return outcomes
 
 
-def draw(shop: Workshop, work: Work) -> None:
+def generate(ctx: WorkerContext, work: MicrobatchRun) -> None:
     """Have all jobs drawn. Whatever is raised, `work` says what was done before.
 
     Raises GeneratorUnavailable, MicrobatchCrashed and MicrobatchCanceled.
     """
     waiting = list(work.jobs)
     while waiting:
-        seats = shop.seats.of(waiting[0].microbatch_key, len(waiting))
+        seats = ctx.seats.of(waiting[0].microbatch_key, len(waiting))
         company, waiting = waiting[:seats], waiting[seats:]
-        waiting = _draw_together(shop, work, company) + waiting
+        waiting = _generate_together(ctx, work, company) + waiting
 
 
-def _draw_together(shop: Workshop, work: Work, company: Sequence[Job]) -> list[Job]:
+def _generate_together(
+    ctx: WorkerContext, work: MicrobatchRun, company: Sequence[Job]
+) -> list[Job]:
     """One call of the replica. Those for which it had no memory, to be drawn with fewer others."""
-    model = shop.catalogue.painter_of(company[0].model, company[0].microbatch_key)
+    model = ctx.registry.model_for(company[0].model, company[0].microbatch_key)
     asked = [_params(job).model_copy(update={"model": model.name}) for job in company]
     # After a crash every job of those that were drawn is in isolation: see `dispatches.crash`.
-    call = shop.generator.begin(asked, alone=any(job.isolation for job in company))
-    fault_points.reach("in-generate")
+    call = ctx.generator.begin(asked, alone=any(job.isolation_group for job in company))
+    fault_points.fault_point("in-generate")
     with work.hold.drawing(call, [job.id for job in company]):
-        crowded = _followed(shop, work, company, call)
+        crowded = _consume_events(ctx, work, company, call)
     if crowded:
-        shop.seats.halve(company[0].microbatch_key, len(company))
+        ctx.seats.halve(company[0].microbatch_key, len(company))
         logger.warning("%d jobs together found too little memory", len(company))
     return crowded
 
 
-def _followed(shop: Workshop, work: Work, company: Sequence[Job], call: GenerateCall) -> list[Job]:
+def _consume_events(
+    ctx: WorkerContext, work: MicrobatchRun, company: Sequence[Job], call: GenerateCall
+) -> list[Job]:
     left = dict(enumerate(company))
     crowded = []
     for happening in call.happenings(
-        timeout_s=shop.generate_timeout_s, silence_s=shop.silence_timeout_s
+        timeout_s=ctx.microbatch_timeout_s, step_timeout_s=ctx.step_timeout_s
     ):
         match happening:
             case Progress(steps):
                 by_id = {company[place].id: done for place, done in steps.items()}
-                shop.board.note(work.dispatch_id, by_id)
-                settle_early(shop, work)
+                ctx.board.note(work.dispatch_id, by_id)
+                settle_early(ctx, work)
             case Finished(place) if place not in left:
                 raise MicrobatchCrashed(f"place {place} of {len(company)} was finished twice")
             case Finished(place, OutOfMemory()) if len(company) > 1:
@@ -102,19 +106,19 @@ def _followed(shop: Workshop, work: Work, company: Sequence[Job], call: Generate
             case Finished(place, drawing):
                 job = left.pop(place)
                 work.hold.finished(job.id)
-                work.done[job.id] = shop.encoders.submit(_kept, shop, work, job, drawing)
+                work.done[job.id] = ctx.encoders.submit(_outcome_of, ctx, work, job, drawing)
     if left:
         raise MicrobatchCrashed(f"nothing was said of {len(left)} of {len(company)} jobs")
     return crowded
 
 
-def settle_early(shop: Workshop, work: Work) -> None:
+def settle_early(ctx: WorkerContext, work: MicrobatchRun) -> None:
     """Commit what is done with while others are still drawn: nobody waits for a longer company."""
     outcomes = work.unsettled()
     if not outcomes:
         return
     try:
-        with shop.sessions.begin() as session:
+        with ctx.sessions.begin() as session:
             still_ours = dispatches.settle_early(session, work.dispatch_id, outcomes)
     except (DBAPIError, PoolTimeout) as error:
         logger.warning("dispatch %d will be settled in one: %s", work.dispatch_id, error)
@@ -124,36 +128,38 @@ def settle_early(shop: Workshop, work: Work) -> None:
         work.hold.give_up()
 
 
-def _kept(shop: Workshop, work: Work, job: Job, drawing: Drawing) -> Outcome:
+def _outcome_of(ctx: WorkerContext, work: MicrobatchRun, job: Job, drawing: RowResult) -> Outcome:
     """What becomes of the job; its picture is in the store."""
     if not work.hold.wants(job.id):
         return HandedBack(job.id)  # settling ends it, whatever it is handed
     match drawing:
-        case Withdrawn():
+        case Canceled():
             return SentBack(job.id)  # nobody asked for that
         case OutOfMemory():
             message = "the replica's memory does not even hold this picture alone"
             return Failed(job.id, "out_of_memory", message, retryable=True)
-        case Mishap(code, message):
+        case RowFailed(code, message):
             return Failed(job.id, code, message)
-        case Picture(pixels) if pixels.shape != (job.height, job.width, 3):
-            return Failed(job.id, "bad_output", "the model returned a picture of the wrong size")
-        case Picture():
-            return _stored(shop, job, drawing)
+        case Image(pixels) if pixels.shape != (job.height, job.width, 3):
+            return Failed(
+                job.id, "invalid_output", "the model returned a picture of the wrong size"
+            )
+        case Image():
+            return _store_result(ctx, job, drawing)
 
 
-def _stored(shop: Workshop, job: Job, picture: Picture) -> Outcome:
+def _store_result(ctx: WorkerContext, job: Job, picture: Image) -> Outcome:
     params = _params(job)
-    revision = shop.catalogue.painter_of(job.model, job.microbatch_key).revision
+    revision = ctx.registry.model_for(job.model, job.microbatch_key).revision
     image = image_codec.encode(picture.pixels, params, job_id=job.id, revision=revision)
     key = image_key(job.tenant_id, job.id, job.dispatch_id or 0, params.output_format)
     begun = time.monotonic()
     try:
-        shop.store.put(key, image, image_codec.CONTENT_TYPES[params.output_format])
+        ctx.store.put(key, image, image_codec.CONTENT_TYPES[params.output_format])
     except StorageUnavailable as error:
         logger.warning("job %s goes back to the queue: %s", job.id, error)
         return SentBack(job.id)
-    return Drawn(
+    return Succeeded(
         job_id=job.id,
         image_key=key,
         image_sha256=hashlib.sha256(image).hexdigest(),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """One drawn image: `pixels` are uint8 [height, width, 3]."""
 
     pixels: "npt.NDArray[np.uint8]"
@@ -21,7 +21,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Mishap:
+class RowFailed:
     """Why one job of the microbatch could not be drawn; the others are not affected."""
 
     code: str
@@ -29,7 +29,7 @@ class Mishap:
 
 
 @dataclass(frozen=True)
-class Withdrawn:
+class Canceled:
     """It was left out, as asked by `GenerateCall.withdraw`."""
 
 
@@ -38,7 +38,7 @@ class OutOfMemory:
     """There was not enough memory for so many together; fewer may fit."""
 
 
-Drawing: TypeAlias = Picture | Mishap | Withdrawn | OutOfMemory
+RowResult: TypeAlias = Image | RowFailed | Canceled | OutOfMemory
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Accepted:
 
 
 @dataclass(frozen=True)
-class Begun:
+class Started:
     """The microbatch's turn has come: what happens to the replica now may be its jobs' doing.
 
     Said again now and then while none of its jobs has a seat beside those who are drawn already.
@@ -66,22 +66,22 @@ class Finished:
     """The job at this place of the microbatch is done with."""
 
     index: int
-    drawing: Drawing
+    drawing: RowResult
 
 
-Happening: TypeAlias = Accepted | Begun | Progress | Finished
+GenerationEvent: TypeAlias = Accepted | Started | Progress | Finished
 
 
 class GenerateCall(Protocol):
     """A microbatch under way. Every method but `happenings` may be called from any thread."""
 
-    def happenings(self, *, timeout_s: float, silence_s: float) -> Iterator[Happening]:
+    def happenings(self, *, timeout_s: float, step_timeout_s: float) -> Iterator[GenerationEvent]:
         """What becomes of the jobs, as it happens: exactly one Finished for each, in any order.
 
         `timeout_s` bounds the waiting for its turn, and then the drawing, from the last Begun on;
-        `silence_s` the time between two happenings of the drawing. Raises GeneratorUnavailable when
-        it was not drawn through no fault of the jobs, MicrobatchCrashed when one of those not yet
-        finished may have killed the replica or hung it, and MicrobatchCanceled after `cancel`.
+        `step_timeout_s` the time between two happenings of the drawing. Raises GeneratorUnavailable
+        when it was not drawn through no fault of the jobs, MicrobatchCrashed when one of those not
+        yet finished may have killed the replica or hung it, and MicrobatchCanceled after `cancel`.
         """
 
     def withdraw(self, indices: Collection[int]) -> None:

@@ -9,12 +9,12 @@ from datetime import timedelta
 
 from darkroom.db.connection import Sessions
 from darkroom.queue import dispatches
-from workers.generation.in_flight import Hold
+from workers.generation.in_flight import InFlightDispatch
 
 logger = logging.getLogger(__name__)
 
 
-class Leases:
+class LeaseHeartbeat:
     """A thread that renews what is held, three times a lease, while the process lives.
 
     Only what is held: a dispatch whose pump fell over must run out, or its jobs would stay
@@ -25,7 +25,7 @@ class Leases:
     def __init__(self, sessions: Sessions, *, lease: timedelta) -> None:
         self._sessions = sessions
         self._lease = lease
-        self._held: dict[int, Hold] = {}
+        self._held: dict[int, InFlightDispatch] = {}
         self._lock = threading.Lock()
         self._let_go = threading.Condition(self._lock)
         self._retired = False
@@ -55,7 +55,7 @@ class Leases:
         """Whether anything is held."""
         return bool(self._held)
 
-    def held(self) -> dict[int, Hold]:
+    def held(self) -> dict[int, InFlightDispatch]:
         """What is held now, by dispatch."""
         with self._lock:
             return dict(self._held)
@@ -76,9 +76,9 @@ class Leases:
             hold.give_up()
 
     @contextmanager
-    def holding(self, dispatch_id: int) -> Iterator[Hold]:
+    def holding(self, dispatch_id: int) -> Iterator[InFlightDispatch]:
         """While the block runs, the dispatch is renewed."""
-        hold = Hold()
+        hold = InFlightDispatch()
         with self._lock:
             self._held[dispatch_id] = hold
             retired = self._retired

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from workers.generation.generator import GenerateCall
 
 
-class Hold:
+class InFlightDispatch:
     """Which call draws which of the dispatch's jobs now, and which of them are still wanted."""
 
     def __init__(self) -> None:

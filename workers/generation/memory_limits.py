@@ -9,7 +9,7 @@ from typing import Final
 REMEMBERED_S: Final = 600.0
 
 
-class Seats:
+class MemoryLimits:
     """Limits by microbatch key, each for a while. Threads may share it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

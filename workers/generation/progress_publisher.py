@@ -15,7 +15,7 @@ _PAUSE_S: Final = 0.25  #: so often at most, however many jobs there are
 logger = logging.getLogger(__name__)
 
 
-class Noticeboard:
+class ProgressPublisher:
     """A thread that publishes the latest news and drops what Redis does not take."""
 
     def __init__(self, redis: Redis) -> None:

@@ -21,9 +21,9 @@ from darkroom.errors import (
     MicrobatchCrashed,
 )
 from darkroom.generation.params import GenerationParams
-from workers.generation.generator import Accepted, Begun, GenerateCall, Happening
+from workers.generation.generator import Accepted, GenerateCall, GenerationEvent, Started
 from workers.ray_cluster.connection import connect_to_ray
-from workers.ray_cluster.routing import Pointers
+from workers.ray_cluster.routing import RoutingCache
 
 _ACCEPTED_WITHIN_S: Final = 60.0  # longer than a replica takes to be replaced
 _STARTED_WITHIN_S: Final = 300.0  # a replica that is not there before there is work for it
@@ -50,7 +50,7 @@ class RayGenerator:
         `workers.ray_cluster.routing` says.
         """
         self._address = address
-        self._application = application or Pointers()
+        self._application = application or RoutingCache()
         self._on_demand = frozenset(on_demand)
         self._handles: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -93,10 +93,10 @@ class _RayCall:
         self._response = handle.options(stream=True).generate.remote(
             self._call_id, list(microbatch), alone=alone
         )
-        self._stage: Accepted | Begun | None = None
+        self._stage: Accepted | Started | None = None
         self._canceled = False
 
-    def happenings(self, *, timeout_s: float, silence_s: float) -> Iterator[Happening]:
+    def happenings(self, *, timeout_s: float, step_timeout_s: float) -> Iterator[GenerationEvent]:
         deadline = time.monotonic() + timeout_s
         patience_s = self._accepted_within_s
         with asyncio.Runner() as runner:  # Ray's own iteration knows no timeout
@@ -104,15 +104,15 @@ class _RayCall:
                 match happening:
                     case Accepted():
                         self._stage, patience_s = happening, timeout_s
-                    case Begun():
-                        self._stage, patience_s = happening, silence_s
+                    case Started():
+                        self._stage, patience_s = happening, step_timeout_s
                         deadline = time.monotonic() + timeout_s
                 yield happening
 
-    def _next(self, runner: asyncio.Runner, patience_s: float) -> Happening | None:
+    def _next(self, runner: asyncio.Runner, patience_s: float) -> GenerationEvent | None:
         """None when that was all."""
         try:
-            happening: Happening | None = runner.run(self._awaited(patience_s))
+            happening: GenerationEvent | None = runner.run(self._awaited(patience_s))
         except (GeneratorUnavailable, MicrobatchCrashed):  # in the replica's own words
             raise
         except TimeoutError as error:
@@ -122,9 +122,9 @@ class _RayCall:
             raise self._translated(error) from error
         return happening
 
-    async def _awaited(self, patience_s: float) -> Happening | None:
+    async def _awaited(self, patience_s: float) -> GenerationEvent | None:
         async with asyncio.timeout(patience_s):
-            happening: Happening | None = await anext(self._response, None)
+            happening: GenerationEvent | None = await anext(self._response, None)
         return happening
 
     def _overdue(self, waited_s: float) -> GeneratorUnavailable | MicrobatchCrashed:
@@ -133,14 +133,14 @@ class _RayCall:
                 return GeneratorGone(f"no replica took it within {waited_s:.0f} s")
             case Accepted():
                 return GeneratorUnavailable(f"its turn did not come within {waited_s:.0f} s")
-            case Begun():
+            case Started():
                 return MicrobatchCrashed(f"the replica said nothing for {waited_s:.0f} s")
 
     def _translated(self, error: BaseException) -> DarkroomError:
         match error:
             case RequestCancelledError() | asyncio.CancelledError() if self._canceled:
                 return MicrobatchCanceled()
-            case ActorDiedError() | ActorUnavailableError() if isinstance(self._stage, Begun):
+            case ActorDiedError() | ActorUnavailableError() if isinstance(self._stage, Started):
                 return MicrobatchCrashed("the replica died")
             case RayTaskError():  # a RayError, but of what runs there
                 return MicrobatchCrashed(f"the replica failed: {error.cause!r}")

@@ -25,7 +25,7 @@ _CHUNK: Final = 500
 logger = logging.getLogger(__name__)
 
 
-class Janitor:
+class Cleaner:
     """A thread that cleans until closed."""
 
     def __init__(

@@ -16,27 +16,27 @@ from darkroom import idempotency
 from darkroom.db.connection import Sessions
 from darkroom.jobs import lifecycle
 from darkroom.queue import claims, dispatches
-from darkroom.queue.notifier import Bell
+from darkroom.queue.notifier import WorkNotifier
 
 _LEADER_LOCK: Final = 7_261_002  # advisory lock; see darkroom.db.connection for the other
 
 logger = logging.getLogger(__name__)
 
 
-class Sweeper:
+class Reaper:
     """A thread that sweeps until closed."""
 
     def __init__(
         self,
         sessions: Sessions,
-        bell: Bell,
+        notifier: WorkNotifier,
         *,
         every: timedelta,
         lease: timedelta,
         max_attempts: int,
     ) -> None:
         self._sessions = sessions
-        self._bell = bell
+        self._notifier = notifier
         self._every_s = every.total_seconds()
         self._lease_s = lease.total_seconds()
         self._max_attempts = max_attempts
@@ -73,10 +73,10 @@ class Sweeper:
                         "%d dispatches went silent; their jobs are queued again", expired
                     )
             lifecycle.expire_overdue(session)
-            idempotency.forget_old(session)
-            waiting = claims.waiting(session)
+            idempotency.delete_expired(session)
+            waiting = claims.has_claimable(session)
         if waiting:
-            self._bell.ring()
+            self._notifier.notify_workers()
 
 
 def _leads(session: Session) -> bool:

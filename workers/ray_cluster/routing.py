@@ -27,7 +27,7 @@ def move(model: str, application: str) -> None:
     kv.write(f"serving:{model}", application)
 
 
-class Pointers:
+class RoutingCache:
     """What was read, kept for a second: each microbatch asks. Threads may share it.
 
     While the cluster does not answer, the last known application is the one to try.

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
+class AdmissionGate:
     """Places, given in the order in which they were asked for. For one event loop."""
 
     def __init__(self, places: int) -> None:

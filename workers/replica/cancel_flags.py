@@ -13,7 +13,7 @@ from pathlib import Path
 from workers.replica.triton_runtime import owned_prefix
 
 
-class RowFlags:
+class CancelFlags:
     """The files of one replica, in a folder that only its user can enter."""
 
     def __init__(self) -> None:

@@ -10,8 +10,8 @@ from ray.serve import Application
 
 from darkroom.generation.model_registry import load_model
 from darkroom.generation.params import GenerationParams
-from workers.generation.generator import Happening
-from workers.replica.triton_worker import Painter, PainterOptions
+from workers.generation.generator import GenerationEvent
+from workers.replica.triton_worker import TritonWorker, TritonWorkerOptions
 
 #: Serve waits this long for requests in flight; longer than any microbatch plus Triton's own exit
 GRACEFUL_SHUTDOWN_S: Final = 60
@@ -28,13 +28,13 @@ GRACEFUL_SHUTDOWN_S: Final = 60
 class Replica:
     """One Triton with one model. It knows nothing of jobs, tenants or storage."""
 
-    async def __init__(self, options: PainterOptions) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._painter = Painter(options)
+    async def __init__(self, options: TritonWorkerOptions) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._painter = TritonWorker(options)
         await self._painter.start()
 
     async def generate(
         self, call_id: str, microbatch: Sequence[GenerationParams], *, alone: bool = False
-    ) -> AsyncGenerator[Happening, None]:
+    ) -> AsyncGenerator[GenerationEvent, None]:
         """See Painter.draw."""
         drawing = self._painter.draw(call_id, microbatch, alone=alone)
         async with aclosing(drawing) as happenings:
@@ -46,7 +46,7 @@ class Replica:
         return self._painter.withdraw(call_id, indices)
 
     async def check_health(self) -> None:
-        """Ray replaces a replica whose painter is down. Raises HostDown."""
+        """Ray replaces a replica whose painter is down. Raises TritonUnavailable."""
         await self._painter.check()
 
     async def __del__(self) -> None:
@@ -58,4 +58,4 @@ def application(arguments: dict[str, Any]) -> Application:
     """What a config file names: the model in `folder` on the node, and the painter's options."""
     model = load_model(Path(arguments.pop("folder")))
     options = {"threads": None, **arguments}
-    return Replica.bind(PainterOptions(model=model, **options))  # type: ignore[attr-defined]
+    return Replica.bind(TritonWorkerOptions(model=model, **options))  # type: ignore[attr-defined]

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from darkroom.errors import DarkroomError, SetupError
 from workers.replica.model_host import (
-    HostDown,
     LoadedModels,
     ModelFailed,
-    Patience,
     Tensors,
+    TritonTimeouts,
+    TritonUnavailable,
 )
 from workers.replica.triton_config import _python_backend, has_tritonserver
 from workers.replica.triton_runtime import (
@@ -34,7 +34,7 @@ class InProcessHost:
         repository: Path,
         env: Mapping[str, str],
         *,
-        patience: Patience,
+        patience: TritonTimeouts,
         backends: Path = Path("/opt/tritonserver/backends"),
     ) -> None:
         if not has_tritonserver():
@@ -64,7 +64,7 @@ class InProcessHost:
         try:
             await asyncio.to_thread(self._server.start, wait_until_ready=True)
         except tritonserver.TritonError as failure:
-            raise HostDown(str(failure)) from None
+            raise TritonUnavailable(str(failure)) from None
 
     async def load(self, name: str) -> None:
         import tritonserver
@@ -86,7 +86,7 @@ class InProcessHost:
                 self._server.unload, name, wait_until_unloaded=True, timeout=self._patience.unload_s
             )
         except tritonserver.TritonError as failure:
-            raise HostDown(f"{name} does not unload: {failure}") from None
+            raise TritonUnavailable(f"{name} does not unload: {failure}") from None
 
     async def infer(
         self, name: str, inputs: Tensors
@@ -126,10 +126,10 @@ class InProcessHost:
     async def check(self) -> None:
         self._models.check(os.getpid())
         if self._server is None or not self._server.live():
-            raise HostDown("Triton is not live")
+            raise TritonUnavailable("Triton is not live")
         for name in self._models.configs:
             if not self._server.model(name).ready():
-                raise HostDown(f"{name} is not ready")
+                raise TritonUnavailable(f"{name} is not ready")
 
     def kill(self) -> None:
         self._models.kill(os.getpid())

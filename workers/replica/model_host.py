@@ -27,7 +27,7 @@ DTYPES: Final[Mapping[str, type[np.generic]]] = {
 
 
 @dataclass(frozen=True)
-class Patience:
+class TritonTimeouts:
     """How long a host waits, in seconds, before it takes Triton for broken."""
 
     start_s: float = 30  # 0.1 s measured; a cold disk may take seconds
@@ -37,7 +37,7 @@ class Patience:
     tidy_s: float = 5  # on top of that, before it is killed
 
 
-class HostDown(DarkroomError):
+class TritonUnavailable(DarkroomError):
     """Triton, or the process that runs a model for it, is dead or frozen: start another host."""
 
 
@@ -53,15 +53,15 @@ class ModelHost(Protocol):
     """One Triton. No method blocks the event loop; all belong to one loop."""
 
     async def start(self) -> None:
-        """Bring Triton up, with no model. Raises HostDown."""
+        """Bring Triton up, with no model. Raises TritonUnavailable."""
         ...
 
     async def load(self, name: str) -> None:
-        """Load a model of the repository. Raises ModelFailed, HostDown."""
+        """Load a model of the repository. Raises ModelFailed, TritonUnavailable."""
         ...
 
     async def unload(self, name: str) -> None:
-        """Unload it, and wait until it is gone. Raises HostDown when it does not go."""
+        """Unload it, and wait until it is gone. Raises TritonUnavailable when it does not go."""
         ...
 
     def infer(self, name: str, inputs: Tensors) -> AsyncGenerator[dict[str, NDArray[Any]], None]:
@@ -70,12 +70,12 @@ class ModelHost(Protocol):
         Cancelling the task, or closing the iterator (`contextlib.aclosing`), cancels the request.
         There is no deadline inside, because only the caller knows the work: put `asyncio.timeout`
         around each response, and take its end for a frozen model.
-        Raises BadRequest, ModelFailed, HostDown.
+        Raises BadRequest, ModelFailed, TritonUnavailable.
         """
         ...
 
     async def check(self) -> None:
-        """Raises HostDown unless Triton answers and every model's process is alive.
+        """Raises TritonUnavailable unless Triton answers and every model's process is alive.
 
         It asks the processes and not the model, so it says the same while the model is busy.
         """
@@ -137,7 +137,7 @@ class LoadedModels:
         """The error for what Triton said. 2.51 keeps a model "ready" whose process has died."""
         if "is not healthy" in message:
             self._unhealthy = message
-            return HostDown(message)
+            return TritonUnavailable(message)
         return ModelFailed(message)
 
     def kill(self, parent: int) -> None:
@@ -148,8 +148,8 @@ class LoadedModels:
 
     def check(self, parent: int) -> None:
         if self._unhealthy:
-            raise HostDown(self._unhealthy)
+            raise TritonUnavailable(self._unhealthy)
         for name, stubs in self._stubs.items():
             for pid in stubs:
                 if not is_running(pid, parent):
-                    raise HostDown(f"the process {pid} of {name} is dead or stopped")
+                    raise TritonUnavailable(f"the process {pid} of {name} is dead or stopped")

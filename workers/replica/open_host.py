@@ -5,28 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from workers.replica.inprocess_host import InProcessHost
-from workers.replica.model_host import (
-    BadRequest,
-    HostDown,
-    ModelFailed,
-    ModelHost,
-    Patience,
-    Tensors,
-)
+from workers.replica.model_host import ModelHost, TritonTimeouts
 from workers.replica.subprocess_host import SubprocessHost
 from workers.replica.triton_config import has_tritonserver
-
-__all__ = [
-    "BadRequest",
-    "HostDown",
-    "InProcessHost",
-    "ModelFailed",
-    "ModelHost",
-    "Patience",
-    "SubprocessHost",
-    "Tensors",
-    "open_host",
-]
 
 
 def open_host(
@@ -34,7 +15,7 @@ def open_host(
     repository: Path,
     env: Mapping[str, str],
     *,
-    patience: Patience = Patience(),  # noqa: B008  # frozen
+    patience: TritonTimeouts = TritonTimeouts(),  # noqa: B008  # frozen
 ) -> ModelHost:
     """A host that is not started yet. `env` is added to the environment of the models.
 

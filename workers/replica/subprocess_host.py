@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.replica.model_host import (
-    HostDown,
     LoadedModels,
-    Patience,
     Tensors,
+    TritonTimeouts,
+    TritonUnavailable,
 )
 from workers.replica.triton_config import _python_backend
 from workers.replica.triton_runtime import (
@@ -42,7 +42,9 @@ class SubprocessHost:
     so that must be one that lives as long as the host, as an event loop's thread does.
     """
 
-    def __init__(self, repository: Path, env: Mapping[str, str], *, patience: Patience) -> None:
+    def __init__(
+        self, repository: Path, env: Mapping[str, str], *, patience: TritonTimeouts
+    ) -> None:
         self._bundle = find_bundle()
         self._repository, self._env, self._patience = repository, env, patience
         self._models = LoadedModels()
@@ -69,12 +71,14 @@ class SubprocessHost:
         )
         try:
             async with asyncio.timeout(self._patience.start_s):
-                while not await self._answers():  # noqa: ASYNC110  # Triton rings no bell
+                while not await self._answers():  # noqa: ASYNC110  # Triton rings no notifier
                     await asyncio.sleep(0.05)
         except TimeoutError:
             await self.stop()
-            raise HostDown(f"Triton did not come up in {self._patience.start_s} s") from None
-        except HostDown:
+            raise TritonUnavailable(
+                f"Triton did not come up in {self._patience.start_s} s"
+            ) from None
+        except TritonUnavailable:
             await self.stop()
             raise
 
@@ -107,12 +111,12 @@ class SubprocessHost:
         )
 
     async def _answers(self) -> bool:
-        """Whether Triton is up. Raises HostDown when its process is not."""
+        """Whether Triton is up. Raises TritonUnavailable when its process is not."""
         import grpc
         from tritonclient.utils import InferenceServerException
 
         if self._has_exited():
-            raise HostDown("Triton has exited; its last words are in the log")
+            raise TritonUnavailable("Triton has exited; its last words are in the log")
         try:
             return bool(await self._client.is_server_ready())
         except (InferenceServerException, grpc.RpcError):
@@ -129,10 +133,10 @@ class SubprocessHost:
         await self._call(self._client.unload_model(name))
         try:
             async with asyncio.timeout(self._patience.unload_s):
-                while name in await self._standing():  # noqa: ASYNC110  # Triton rings no bell
+                while name in await self._standing():  # noqa: ASYNC110  # Triton rings no notifier
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            raise HostDown(f"{name} does not unload") from None
+            raise TritonUnavailable(f"{name} does not unload") from None
 
     async def _standing(self) -> set[str]:
         """The models that are loaded, or on their way in or out."""
@@ -162,21 +166,23 @@ class SubprocessHost:
             if error is not None:
                 raise self._models.failure(error.message())
         except grpc.RpcError as broken:
-            raise HostDown(f"the stream broke: {broken.details()}") from None
+            raise TritonUnavailable(f"the stream broke: {broken.details()}") from None
         finally:
             responses.cancel()
 
     async def check(self) -> None:
         if self._process is None or self._has_exited():
-            raise HostDown("Triton is not running")
+            raise TritonUnavailable("Triton is not running")
         self._models.check(self._pid)
         try:
             async with asyncio.timeout(self._patience.check_s):
                 live = await self._call(self._client.is_server_live())
         except TimeoutError:
-            raise HostDown(f"Triton has not answered for {self._patience.check_s} s") from None
+            raise TritonUnavailable(
+                f"Triton has not answered for {self._patience.check_s} s"
+            ) from None
         if not live:
-            raise HostDown("Triton is not live")
+            raise TritonUnavailable("Triton is not live")
 
     def kill(self) -> None:
         if self._process is not None:
@@ -197,7 +203,7 @@ class SubprocessHost:
     @property
     def _pid(self) -> int:
         if self._process is None:
-            raise HostDown("Triton is not running")
+            raise TritonUnavailable("Triton is not running")
         return self._process.pid
 
     def _has_exited(self) -> bool:
@@ -211,7 +217,7 @@ class SubprocessHost:
             return await reply
         except InferenceServerException as failure:
             if failure.status() == "StatusCode.UNAVAILABLE":
-                raise HostDown(failure.message()) from None
+                raise TritonUnavailable(failure.message()) from None
             raise self._models.failure(failure.message()) from None
 
 

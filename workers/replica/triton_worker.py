@@ -20,19 +20,20 @@ from darkroom.settings import HOME
 from darkroom.storage import compiled_models
 from workers.generation.generator import (
     Accepted,
-    Begun,
-    Drawing,
+    Canceled,
     Finished,
-    Happening,
-    Mishap,
+    GenerationEvent,
+    Image,
     OutOfMemory,
-    Picture,
     Progress,
-    Withdrawn,
+    RowFailed,
+    RowResult,
+    Started,
 )
-from workers.replica.admission import Turns
-from workers.replica.cancel_flags import RowFlags
-from workers.replica.open_host import HostDown, ModelFailed, Tensors, open_host
+from workers.replica.admission import AdmissionGate
+from workers.replica.cancel_flags import CancelFlags
+from workers.replica.model_host import ModelFailed, Tensors, TritonUnavailable
+from workers.replica.open_host import open_host
 
 TRITON_MODEL: Final = "stable_diffusion"
 REPOSITORY: Final = HOME / "model_repository"
@@ -43,40 +44,48 @@ REPORT_EVERY_S: Final = 0.25  #: at most so often, and after the first step of a
 Response: TypeAlias = Mapping[str, npt.NDArray[Any]]  #: see the model's config.pbtxt
 
 #: the model's codes that do not fail the job
-_WORDS: Final[Mapping[str, Drawing]] = {"canceled": Withdrawn(), "out_of_memory": OutOfMemory()}
+_ERROR_CODES: Final[Mapping[str, RowResult]] = {
+    "canceled": Canceled(),
+    "out_of_memory": OutOfMemory(),
+}
 
 
 @dataclass(frozen=True)
-class PainterOptions:
+class TritonWorkerOptions:
     """What it is told when it is deployed. Nothing secret: Ray keeps and shows it."""
 
     model: Model
-    model_host: Literal["auto", "inprocess", "subprocess"]
+    triton_mode: Literal["auto", "inprocess", "subprocess"]
     device: Literal["cpu", "cuda"]
     runner: Literal["torch", "tensorrt"]
-    plans: str | None  #: where compiled models are: a folder, s3://BUCKET/PREFIX, None: plans/
+    compiled_models: (
+        str | None
+    )  #: where compiled models are: a folder, s3://BUCKET/PREFIX, None: plans/
     threads: int | None  #: of PyTorch on a CPU; None shares the machine's among its replicas
     replicas: int
     timeout_s: float  #: of one microbatch; shorter than the worker's
-    silence_s: float  #: longest that the model may say nothing; shorter than the worker's
+    step_timeout_s: float  #: longest that the model may say nothing; shorter than the worker's
 
 
-class Painter:
+class TritonWorker:
     """All methods belong to one event loop."""
 
-    def __init__(self, options: PainterOptions) -> None:
+    def __init__(self, options: TritonWorkerOptions) -> None:
         self._options = options
         self._frozen = False
         self._failed_checks = 0
         # A microbatch joins the one that is drawn, as far as there are seats; the next waits here.
         # When a prompt kills the model, all that are with it are suspects, and who waited is not.
-        self._turns = Turns(TOGETHER)
-        self._flags = RowFlags()
+        self._turns = AdmissionGate(TOGETHER)
+        self._flags = CancelFlags()
         environment = _engine_environment(options, self._flags.folder)
-        self._host = open_host(options.model_host, REPOSITORY, environment)
+        self._host = open_host(options.triton_mode, REPOSITORY, environment)
 
     async def start(self) -> None:
-        """Bring Triton up and load the model. Raises HostDown, ModelFailed, StorageUnavailable."""
+        """Start Triton and load the model.
+
+        Raises TritonUnavailable, ModelFailed, StorageUnavailable.
+        """
         source = _plans(self._options)
         if self._options.runner == "tensorrt" and compiled_models.is_url(source):
             await asyncio.to_thread(
@@ -87,7 +96,7 @@ class Painter:
 
     async def draw(
         self, call_id: str, microbatch: Sequence[GenerationParams], *, alone: bool = False
-    ) -> AsyncGenerator[Happening, None]:
+    ) -> AsyncGenerator[GenerationEvent, None]:
         """What becomes of the jobs, as it happens; one call of the model for all.
 
         `alone`: nobody else is with the model meanwhile, so that a crash is these jobs' doing.
@@ -98,7 +107,7 @@ class Painter:
             yield Accepted()
             async with self._turns.taken(alone=alone):
                 await self._refuse_when_down()
-                yield Begun()
+                yield Started()
                 async with aclosing(self._drawn(call_id, microbatch)) as happenings:
                     async for happening in happenings:
                         yield happening
@@ -109,8 +118,8 @@ class Painter:
 
     async def _drawn(
         self, call_id: str, microbatch: Sequence[GenerationParams]
-    ) -> AsyncGenerator[Happening, None]:
-        reporter = Reporter()
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        reporter = ResponseTranslator()
         unanswered = set(range(len(microbatch)))
         inputs = _inputs(call_id, microbatch, self._options.model.scheduler)
         async with (
@@ -124,13 +133,13 @@ class Painter:
                 if happening is not None:
                     yield happening
         for index in unanswered:
-            yield Finished(index, Mishap("no_answer", "the model said nothing of it"))
+            yield Finished(index, RowFailed("model_no_output", "the model said nothing of it"))
 
     async def _timely(self, responses: AsyncIterator[Response]) -> AsyncGenerator[Response, None]:
         """The responses, as long as they keep coming. Raises MicrobatchCrashed."""
         deadline = time.monotonic() + self._options.timeout_s
         while True:
-            patience_s = min(self._options.silence_s, deadline - time.monotonic())
+            patience_s = min(self._options.step_timeout_s, deadline - time.monotonic())
             try:
                 async with asyncio.timeout(patience_s):
                     response = await anext(responses, None)
@@ -138,7 +147,7 @@ class Painter:
                 self._frozen = True
                 self._host.kill()
                 raise MicrobatchCrashed("the model hung") from error
-            except HostDown as error:
+            except TritonUnavailable as error:
                 raise MicrobatchCrashed(str(error)) from error
             except ModelFailed as error:
                 raise MicrobatchCrashed(f"the model failed: {error}") from error
@@ -151,16 +160,16 @@ class Painter:
     async def _refuse_when_down(self) -> None:
         try:
             await self.check()
-        except HostDown as error:
+        except TritonUnavailable as error:
             raise GeneratorUnavailable(str(error)) from error
 
     async def check(self) -> None:
-        """Raises HostDown when Triton is dead, or the model hung: start another painter."""
+        """Raise TritonUnavailable if Triton is dead or the model hung: Ray replaces the replica."""
         if self._frozen:
-            raise HostDown("a microbatch hung")
+            raise TritonUnavailable("a microbatch hung")
         try:
             await self._host.check()
-        except HostDown:
+        except TritonUnavailable:
             self._failed_checks += 1
             if self._failed_checks == CHECKS_BEFORE_DEATH:
                 self._host.kill()  # so that nobody waits for it: neither who draws now, nor `stop`
@@ -173,7 +182,7 @@ class Painter:
         self._flags.remove()
 
 
-class Reporter:
+class ResponseTranslator:
     """Puts the model's responses into a worker's words, and its many steps into few."""
 
     def __init__(self) -> None:
@@ -181,20 +190,20 @@ class Reporter:
         self._reported = 0.0
         self._steps: dict[int, Steps] = {}
 
-    def happening(self, response: Response) -> Happening | None:
+    def happening(self, response: Response) -> GenerationEvent | None:
         """None when it is too small to be told now."""
         index = int(response["index"][0])
         if _waits(response):
             self._begun = time.monotonic()
-            return Begun()
+            return Started()
         if "step" in response:
             step, steps = response["step"].tolist()
             return self._step(index, (step, steps))
         if "image" in response:
             elapsed_ms = round((time.monotonic() - self._begun) * 1000)
-            return Finished(index, Picture(response["image"], elapsed_ms))
+            return Finished(index, Image(response["image"], elapsed_ms))
         code, message = (text.decode() for text in response["error"])
-        return Finished(index, _WORDS.get(code) or Mishap(code, message))
+        return Finished(index, _ERROR_CODES.get(code) or RowFailed(code, message))
 
     def _step(self, index: int, steps: Steps) -> Progress | None:
         self._steps[index] = steps
@@ -210,12 +219,12 @@ def _waits(response: Response) -> bool:
     return "step" in response and int(response["step"][0]) == 0
 
 
-def _plans(options: PainterOptions) -> str:
+def _plans(options: TritonWorkerOptions) -> str:
     """The compiled model: a folder, or in S3."""
-    return f"{(options.plans or str(HOME / 'plans')).rstrip('/')}/{options.model.name}"
+    return f"{(options.compiled_models or str(HOME / 'plans')).rstrip('/')}/{options.model.name}"
 
 
-def _engine_environment(options: PainterOptions, flags: Path) -> dict[str, str]:
+def _engine_environment(options: TritonWorkerOptions, flags: Path) -> dict[str, str]:
     # Said in any case: Ray starts its actors with OMP_NUM_THREADS=1, and the model inherits that.
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // options.replicas)
     rows = options.model.max_unet_rows

@@ -26,11 +26,11 @@ from darkroom.health import database_check, print_results, run_checks
 from darkroom.queue import celery_app, notifier
 from darkroom.settings import Settings, load_settings
 from darkroom.webhooks import signatures, url_policy
-from darkroom.webhooks.secret_box import Seal
-from workers.webhooks.circuit_breaker import Gate
+from darkroom.webhooks.secret_box import SecretBox
+from workers.webhooks.circuit_breaker import DestinationLimiter
 from workers.webhooks.resolver import DnsResolver, SystemResolver
 from workers.webhooks.sender import Sender
-from workers.webhooks.transport import Outbound, trust
+from workers.webhooks.transport import WebhookTransport, tls_context
 
 _OTHER_FILES: Final = 100  #: descriptors for the database, Redis, logs
 _STOP_WITHIN_S: Final = 30.0
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class PostRoom:
+class SenderThread:
     """The sender in its thread with its event loop."""
 
     settings: Settings
@@ -85,17 +85,17 @@ class PostRoom:
 def open_sender(settings: Settings) -> Sender:
     """A sender as the settings say. Raises SetupError, OSError."""
     policy = url_policy.policy_of(settings)
-    outbound = Outbound(
+    outbound = WebhookTransport(
         policy,
         SystemResolver() if policy.private else DnsResolver(),
-        tls=trust(settings.webhook_ca_file),
+        tls=tls_context(settings.webhook_ca_file),
         timeout_s=settings.webhook_timeout_s,
     )
     return Sender(
         open_sessions(settings.database_url.get_secret_value(), pool_size=2),
         outbound.post,
-        Gate(_sockets(settings.webhook_connections)),
-        seal=Seal(settings.webhook_key.get_secret_value()),
+        DestinationLimiter(_sockets(settings.webhook_max_connections)),
+        seal=SecretBox(settings.webhook_encryption_keys.get_secret_value()),
         private=signatures.private_keys(settings.webhook_signing_key.get_secret_value()),
     )
 
@@ -114,16 +114,16 @@ def _sockets(wanted: int) -> int:
     return possible
 
 
-def delivery_app(settings: Settings, room: PostRoom, *, ready_file: Path | None) -> Celery:
+def delivery_app(settings: Settings, room: SenderThread, *, ready_file: Path | None) -> Celery:
     """The Celery app with its task and its life wired up."""
     app = celery_app.celery_app(settings, socket_timeout_s=5)
 
-    @app.task(name=celery_app.DELIVER)
+    @app.task(name=celery_app.SEND_WEBHOOKS)
     def _deliver() -> None:
         room.wake()
 
     def _init(**_: object) -> None:
-        notifier.clear(settings, celery_app.DELIVERIES)
+        notifier.clear_queue(settings, celery_app.WEBHOOK_QUEUE)
 
     def _ready(**_: object) -> None:
         room.start()
@@ -140,12 +140,12 @@ def delivery_app(settings: Settings, room: PostRoom, *, ready_file: Path | None)
 
 
 def celery_arguments() -> Sequence[str]:
-    """One thread: its task only rings the sender's bell."""
+    """One thread: its task only rings the sender's notifier."""
     return [
         "worker",
         "--pool=threads",
         "--concurrency=1",
-        f"--queues={celery_app.DELIVERIES}",
+        f"--queues={celery_app.WEBHOOK_QUEUE}",
         f"--hostname=delivery-{os.getpid()}@%h",
         "--without-gossip",
         "--without-mingle",
@@ -172,7 +172,7 @@ def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
         }
         return print_results(run_checks(checks))
     ready_file = os.environ.get("DARKROOM_READY_FILE")
-    room = PostRoom(settings)
+    room = SenderThread(settings)
     try:
         asyncio.run(_try_out(settings))
     except (SetupError, OSError) as error:

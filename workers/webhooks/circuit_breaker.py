@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from darkroom.webhooks.deliveries import Claim, Outcome
+from darkroom.webhooks.deliveries import AttemptOutcome, Claim
 
 AT_ONCE: Final = 8  #: attempts in flight to one destination that answers
 _AHEAD_S: Final = 2.0  #: of work may wait for these, so that claims need not keep its pace
@@ -25,7 +25,7 @@ _OPEN_AFTER: Final = 10  #: failures in a row, a timeout being worth four: then 
 _TIMEOUT_WEIGHT: Final = 4
 _FIRST_REST_S: Final = 5.0
 _LONGEST_REST_S: Final = 300.0
-LONGEST_PUT_OFF_S: Final = 15.0  #: because of a crowd; a rest may be longer
+MAX_DEFER_S: Final = 15.0  #: because of a crowd; a rest may be longer
 _REMEMBERED: Final = 50_000  #: destinations; those that are doing nothing are forgotten first
 
 
@@ -53,7 +53,7 @@ class _Destination:
         return int(AT_ONCE * ahead) if self.good else 1
 
 
-class Gate:
+class DestinationLimiter:
     """Counts who is inside. `admit` may be called from another thread than the rest."""
 
     def __init__(self, capacity: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -109,7 +109,7 @@ class Gate:
         """
         pace_s = known.seconds / AT_ONCE if known.good else max(now - known.probed_at, 0.1)
         head = now + (known.places * pace_s / 2 if known.good else 0)
-        known.tail = min(max(known.tail, head) + pace_s, now + LONGEST_PUT_OFF_S)
+        known.tail = min(max(known.tail, head) + pace_s, now + MAX_DEFER_S)
         return max(known.tail - now, 0.02)
 
     def _enter(self, claim: Claim, known: _Destination) -> None:
@@ -138,7 +138,7 @@ class Gate:
                 self._doubtful -= 1
 
     def learn(
-        self, claim: Claim, outcome: Outcome, seconds: float, *, rest_s: float | None = None
+        self, claim: Claim, outcome: AttemptOutcome, seconds: float, *, rest_s: float | None = None
     ) -> bool:
         """How its destination behaved, and for how long it asked to be left alone.
 
@@ -146,7 +146,7 @@ class Gate:
         """
         with self._lock:
             known = self._destinations[claim.destination]
-            if outcome is Outcome.HTTP_2XX:
+            if outcome is AttemptOutcome.HTTP_2XX:
                 vouched = not known.good and known.tail > self._clock()
                 known.seconds += (seconds - known.seconds) / (4 if known.answered else 1)
                 known.answered, known.failures, known.rests = True, 0, 0
@@ -155,7 +155,7 @@ class Gate:
             if rest_s:
                 until = self._clock() + min(rest_s, _LONGEST_REST_S)
                 known.rest_until = max(known.rest_until, until)
-            known.failures += _TIMEOUT_WEIGHT if outcome is Outcome.TIMEOUT else 1
+            known.failures += _TIMEOUT_WEIGHT if outcome is AttemptOutcome.TIMEOUT else 1
             if known.failures >= _OPEN_AFTER and known.rest_until <= self._clock():
                 rest_s = min(_FIRST_REST_S * 2**known.rests, _LONGEST_REST_S)
                 known.rest_until = self._clock() + rest_s

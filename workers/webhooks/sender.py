@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 
 from darkroom.db.connection import Sessions, is_unavailable
 from darkroom.webhooks import deliveries, delivery_log, endpoints, payloads, signatures
-from darkroom.webhooks.deliveries import Claim, Outcome, Result
-from darkroom.webhooks.secret_box import Seal
-from workers.webhooks.circuit_breaker import LONGEST_PUT_OFF_S, Gate
-from workers.webhooks.transport import Answer
+from darkroom.webhooks.deliveries import AttemptOutcome, Claim, Result
+from darkroom.webhooks.secret_box import SecretBox
+from workers.webhooks.circuit_breaker import MAX_DEFER_S, DestinationLimiter
+from workers.webhooks.transport import WebhookResponse
 
 LEASE: Final = timedelta(seconds=120)
 _BEGIN_WITHIN_S: Final = 60.0  #: of its claim; later, the lease might end before the answer
@@ -44,11 +44,13 @@ logger = logging.getLogger(__name__)
 class Post(Protocol):
     """Sends one body; never raises for what a receiver does."""
 
-    async def __call__(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer: ...
+    async def __call__(
+        self, url: str, body: bytes, headers: Mapping[str, str]
+    ) -> WebhookResponse: ...
 
 
 @dataclass(frozen=True)
-class Letter:
+class OutgoingWebhook:
     """A claimed delivery, ready to go."""
 
     claim: Claim
@@ -64,9 +66,9 @@ class Sender:
         self,
         sessions: Sessions,
         post: Post,
-        gate: Gate,
+        gate: DestinationLimiter,
         *,
-        seal: Seal,
+        seal: SecretBox,
         private: Sequence[Ed25519PrivateKey] = (),
     ) -> None:
         self._sessions = sessions
@@ -122,7 +124,7 @@ class Sender:
             task.add_done_callback(self._sending.discard)
         return due
 
-    def _open_mail(self, limit: int) -> tuple[list[Letter], int]:
+    def _open_mail(self, limit: int) -> tuple[list[OutgoingWebhook], int]:
         """Claim, and all that the letters need, in one transaction."""
         admitted: list[Claim] = []
 
@@ -147,7 +149,7 @@ class Sender:
                 self._gate.leave(claim)
         return letters, due
 
-    def _letters(self, session: Session, claims: Sequence[Claim]) -> list[Letter]:
+    def _letters(self, session: Session, claims: Sequence[Claim]) -> list[OutgoingWebhook]:
         """Those that can be sent. What they are about may be gone, or a seal not be ours."""
         secrets = endpoints.secrets_of(
             session,
@@ -161,23 +163,25 @@ class Sender:
             known = (claim.endpoint_id or claim.tenant_id) in secrets
             (signed if known else unsigned).append(claim)
         if unsigned:
-            deliveries.put_back(session, unsigned, wait_s=_UNSEALED_WAIT_S)
+            deliveries.release(session, unsigned, wait_s=_UNSEALED_WAIT_S)
         bodies = payloads.bodies(session, signed)
         gone = [claim for claim in signed if claim.id not in bodies]
-        deliveries.settle(session, [Result(claim, Outcome.DROPPED) for claim in gone])
+        deliveries.settle(session, [Result(claim, AttemptOutcome.DROPPED) for claim in gone])
         begin_by = time.monotonic() + _BEGIN_WITHIN_S
         return [
-            Letter(claim, bodies[claim.id], secrets[claim.endpoint_id or claim.tenant_id], begin_by)
+            OutgoingWebhook(
+                claim, bodies[claim.id], secrets[claim.endpoint_id or claim.tenant_id], begin_by
+            )
             for claim in signed
             if claim.id in bodies
         ]
 
     def _forget_old(self, session: Session) -> None:
         if time.monotonic() > self._forget_at:
-            delivery_log.forget_old(session)
+            delivery_log.delete_old(session)
             self._forget_at = time.monotonic() + _FORGET_EVERY_S
 
-    async def _send(self, letter: Letter) -> None:
+    async def _send(self, letter: OutgoingWebhook) -> None:
         claim = letter.claim
         try:
             async with self._gate.turns(claim):
@@ -199,7 +203,7 @@ class Sender:
             self._gate.leave(claim)
             self._woken.set()
 
-    def _signed(self, letter: Letter) -> dict[str, str]:
+    def _signed(self, letter: OutgoingWebhook) -> dict[str, str]:
         return signatures.headers(
             letter.claim.message_id,
             int(time.time()),
@@ -211,13 +215,13 @@ class Sender:
     async def _hand_back(self, claim: Claim) -> None:
         def put_back() -> None:
             with self._sessions.begin() as session:
-                deliveries.put_back(session, [claim])
+                deliveries.release(session, [claim])
 
         await self._patiently(put_back)
 
     def _hasten(self, claim: Claim) -> None:
         with self._sessions.begin() as session:
-            deliveries.hasten(session, claim, within=timedelta(seconds=LONGEST_PUT_OFF_S))
+            deliveries.make_due_now(session, claim, within=timedelta(seconds=MAX_DEFER_S))
 
     async def _settle_all(self) -> None:
         while True:

@@ -17,11 +17,18 @@ from typing import Any, Final
 
 import httpcore2
 
-from darkroom.webhooks.deliveries import Outcome
-from darkroom.webhooks.url_policy import Blocked, Policy, Target, is_address, vet_address, vet_url
+from darkroom.webhooks.deliveries import AttemptOutcome
+from darkroom.webhooks.url_policy import (
+    UrlNotAllowed,
+    UrlPolicy,
+    VettedUrl,
+    check_address,
+    check_url,
+    is_address,
+)
 from workers.webhooks.resolver import NoAddress, Resolver
 
-MAX_ANSWER_BYTES: Final = 128 * 2**10  #: of all that is read of an answer, its headers included
+MAX_RESPONSE_BYTES: Final = 128 * 2**10  #: of all that is read of an answer, its headers included
 _MAX_BODY_BYTES: Final = 64 * 2**10
 _BODY_S: Final = 2.0  #: the status has decided; the rest is read out of politeness
 _CONNECT_S: Final = 5.0  #: to one address, so that the next one has its chance
@@ -30,44 +37,48 @@ _OVERLOADED: Final = frozenset({429, 503})
 
 
 @dataclass(frozen=True)
-class Answer:
+class WebhookResponse:
     """What a receiver said, in a word, and when it wants to be asked again."""
 
-    outcome: Outcome
+    outcome: AttemptOutcome
     retry_after_s: float | None = None
     overloaded: bool = False  #: then the wish is meant for all that waits for it
 
 
-class TooMuch(Exception):
+class ResponseTooLarge(Exception):
     """The answer has no end."""
 
 
-class Outbound:
+class WebhookTransport:
     """Sends POSTs. Holds no connection between them."""
 
     def __init__(
-        self, policy: Policy, resolver: Resolver, *, tls: ssl.SSLContext, timeout_s: float
+        self, policy: UrlPolicy, resolver: Resolver, *, tls: ssl.SSLContext, timeout_s: float
     ) -> None:
         self._policy = policy
         self._backend = VettedBackend(policy, resolver)
         self._tls = tls
         self._timeout_s = timeout_s
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> WebhookResponse:
         """How it went; every way in which it can go wrong is an outcome."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._post(vet_url(url, self._policy), body, headers)
-        except Blocked:
-            return Answer(Outcome.BLOCKED)
+                return await self._post(check_url(url, self._policy), body, headers)
+        except UrlNotAllowed:
+            return WebhookResponse(AttemptOutcome.BLOCKED)
         except TimeoutError:
-            return Answer(Outcome.TIMEOUT)
-        except (TooMuch, httpcore2.ProtocolError):
-            return Answer(Outcome.BAD_ANSWER)
+            return WebhookResponse(AttemptOutcome.TIMEOUT)
+        except (ResponseTooLarge, httpcore2.ProtocolError):
+            return WebhookResponse(AttemptOutcome.INVALID_RESPONSE)
         except (NoAddress, httpcore2.NetworkError, httpcore2.TimeoutException, OSError) as error:
-            return Answer(Outcome.TLS if _is_tls(error) else Outcome.UNREACHABLE)
+            return WebhookResponse(
+                AttemptOutcome.TLS if _is_tls(error) else AttemptOutcome.UNREACHABLE
+            )
 
-    async def _post(self, target: Target, body: bytes, headers: Mapping[str, str]) -> Answer:
+    async def _post(
+        self, target: VettedUrl, body: bytes, headers: Mapping[str, str]
+    ) -> WebhookResponse:
         url = httpcore2.URL(
             scheme=target.scheme, host=target.host, port=target.port, target=target.path
         )
@@ -79,17 +90,17 @@ class Outbound:
         )
         try:
             response = await connection.handle_async_request(request)
-            await _skim(response)
-            return judge(response.status, dict(response.headers))
+            await _drain_body(response)
+            return classify_response(response.status, dict(response.headers))
         finally:
             await connection.aclose()
 
 
-async def _skim(response: httpcore2.Response) -> None:
+async def _drain_body(response: httpcore2.Response) -> None:
     """Read a short body to its end, so that its sender is not cut off; leave a long one."""
     read = 0
     with contextlib.suppress(
-        TimeoutError, TooMuch, httpcore2.NetworkError, httpcore2.ProtocolError
+        TimeoutError, ResponseTooLarge, httpcore2.NetworkError, httpcore2.ProtocolError
     ):
         async with asyncio.timeout(_BODY_S):
             async for chunk in response.aiter_stream():
@@ -98,14 +109,21 @@ async def _skim(response: httpcore2.Response) -> None:
                     return
 
 
-def judge(status: int, headers: Mapping[bytes, bytes]) -> Answer:
+def classify_response(status: int, headers: Mapping[bytes, bytes]) -> WebhookResponse:
     """Only 2xx is success; a redirect is a failure as any other."""
     if status == 410:  # noqa: PLR2004  # Gone
-        return Answer(Outcome.HTTP_410)
-    named = {2: Outcome.HTTP_2XX, 3: Outcome.HTTP_3XX, 4: Outcome.HTTP_4XX, 5: Outcome.HTTP_5XX}
+        return WebhookResponse(AttemptOutcome.HTTP_410)
+    named = {
+        2: AttemptOutcome.HTTP_2XX,
+        3: AttemptOutcome.HTTP_3XX,
+        4: AttemptOutcome.HTTP_4XX,
+        5: AttemptOutcome.HTTP_5XX,
+    }
     lowered = {name.lower(): value for name, value in headers.items()}
     wish = _retry_after_s(lowered.get(b"retry-after", b"").decode("latin-1"))
-    return Answer(named.get(status // 100, Outcome.BAD_ANSWER), wish, status in _OVERLOADED)
+    return WebhookResponse(
+        named.get(status // 100, AttemptOutcome.INVALID_RESPONSE), wish, status in _OVERLOADED
+    )
 
 
 def _retry_after_s(text: str) -> float | None:
@@ -120,7 +138,7 @@ def _retry_after_s(text: str) -> float | None:
 
 
 def _headers(
-    target: Target, body: bytes, headers: Mapping[str, str]
+    target: VettedUrl, body: bytes, headers: Mapping[str, str]
 ) -> dict[bytes | str, bytes | str]:
     usual = {"https": 443, "http": 80}[target.scheme] == target.port
     host = _bracketed(target.host)
@@ -152,7 +170,7 @@ def _is_tls(error: BaseException | None) -> bool:
 class VettedBackend(httpcore2.AsyncNetworkBackend):
     """Connects to vetted addresses and nowhere else; httpcore2 does the rest."""
 
-    def __init__(self, policy: Policy, resolver: Resolver) -> None:
+    def __init__(self, policy: UrlPolicy, resolver: Resolver) -> None:
         self._policy = policy
         self._resolver = resolver
         self._inner = httpcore2.AnyIOBackend()
@@ -178,17 +196,17 @@ class VettedBackend(httpcore2.AsyncNetworkBackend):
     async def _vetted(self, host: str) -> list[str]:
         literal = is_address(host)
         found = [host] if literal else await self._resolver.addresses(host)
-        return [str(vet_address(address, self._policy)) for address in found]
+        return [str(check_address(address, self._policy)) for address in found]
 
     async def _connect(self, address: str, port: int) -> httpcore2.AsyncNetworkStream:
         stream = await self._inner.connect_tcp(address, port, timeout=_CONNECT_S)
         try:
             peer = stream.get_extra_info("server_addr")
-            vet_address(str(peer[0]), self._policy)  # where we are, not where we meant to go
+            check_address(str(peer[0]), self._policy)  # where we are, not where we meant to go
         except BaseException:
             await stream.aclose()
             raise
-        return Metered(stream, MAX_ANSWER_BYTES)
+        return LimitedStream(stream, MAX_RESPONSE_BYTES)
 
     async def connect_unix_socket(
         self,
@@ -197,13 +215,13 @@ class VettedBackend(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002
     ) -> httpcore2.AsyncNetworkStream:
         """Never."""
-        raise Blocked(f"{path} is a socket of this machine")
+        raise UrlNotAllowed(f"{path} is a socket of this machine")
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
 
 
-class Metered(httpcore2.AsyncNetworkStream):
+class LimitedStream(httpcore2.AsyncNetworkStream):
     """A stream that ends by force once it brought more than it may: headers, 1xx answers, body."""
 
     def __init__(self, inner: httpcore2.AsyncNetworkStream, budget: int) -> None:
@@ -212,7 +230,7 @@ class Metered(httpcore2.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         if self._left <= 0:
-            raise TooMuch
+            raise ResponseTooLarge
         read = await self._inner.read(min(max_bytes, self._left, 16 * 2**10), timeout)
         self._left -= len(read)
         return read
@@ -234,13 +252,13 @@ class Metered(httpcore2.AsyncNetworkStream):
         except BaseException:  # a deadline too: httpcore2 closes for its own exceptions only
             await self._inner.aclose()
             raise
-        return Metered(inner, self._left)
+        return LimitedStream(inner, self._left)
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 
-def trust(ca_file: Path | None) -> ssl.SSLContext:
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
     """The system's authorities, and those in the file. Raises OSError."""
     context = ssl.create_default_context()
     if ca_file is not None:

@@ -20,9 +20,9 @@ import numpy as np
 import triton_python_backend_utils as pb  # type: ignore[import-not-found]  # lives in the backend
 from transformers.utils import logging
 
-from engine.generate import draw
-from engine.loop import DrawingLoop
-from engine.requests import Event, Mishap, Picture, Row, Step
+from engine.generate import generate
+from engine.loop import InferenceLoop
+from engine.requests import Event, Image, Row, RowFailed, Step
 from engine.runner import NetworkRunner
 from engine.torch_runner import TorchRunner
 
@@ -40,7 +40,7 @@ class TritonPythonModel:
         self._flags_dir = os.environ.get("DARKROOM_ENGINE_FLAGS_DIR")
         self._thread = ThreadPoolExecutor(1)  # a runner's calls all come from one
         runner = self._thread.submit(_ready_runner, parameters, max_unet_rows).result()
-        self._loop = DrawingLoop(runner, max_unet_rows=max_unet_rows)
+        self._loop = InferenceLoop(runner, max_unet_rows=max_unet_rows)
         self._thread.submit(self._loop.run)
 
     def execute(self, requests: list[Any]) -> None:
@@ -118,8 +118,8 @@ def _ready_runner(parameters: dict[str, dict[str, str]], max_unet_rows: int) -> 
     runner = _runner(parameters, max_unet_rows)
     width, height = min(runner.sizes or {(64, 64)})
     trial = Row("", "", 0, num_inference_steps=1, guidance_scale=2, width=width, height=height)
-    *_, end = draw(runner, [trial], max_unet_rows=max_unet_rows)
-    if isinstance(end, Mishap):
+    *_, end = generate(runner, [trial], max_unet_rows=max_unet_rows)
+    if isinstance(end, RowFailed):
         raise RuntimeError(f"the model cannot draw: {end.message}")  # noqa: TRY004  # no type error
     if isinstance(runner, TorchRunner) and runner.device.type == "cuda":
         runner.warm(max_unet_rows)  # nor any other job for a first of its kind
@@ -179,8 +179,8 @@ def _outputs(event: Event) -> dict[str, np.ndarray[Any, Any]]:
     match event:
         case Step():
             return index | {"step": np.array([event.step, event.steps], np.int32)}
-        case Picture():
+        case Image():
             return index | {"image": event.pixels}
-        case Mishap():
+        case RowFailed():
             words = [event.code.encode(), event.message.encode()]
             return index | {"error": np.array(words, np.object_)}
