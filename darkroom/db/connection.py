@@ -114,7 +114,8 @@ def _alembic_config() -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of `python -m darkroom.db.connection`."""
     parser = argparse.ArgumentParser(
-        prog="python -m darkroom.database", description="Bring the database's schema up to date."
+        prog="python -m darkroom.db.connection",
+        description="Bring the database's schema up to date.",
     )
     parser.add_argument("command", choices=["migrate"])
     parser.add_argument("--check", action="store_true", help="only say whether it is up to date")

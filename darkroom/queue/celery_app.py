@@ -1,4 +1,4 @@
-"""Celery app."""
+"""Celery configuration, and the names of tasks and queues that sender and worker share."""
 
 from typing import Final
 
@@ -7,18 +7,10 @@ from kombu import Queue
 
 from darkroom.settings import Settings
 
-PROCESS_QUEUE: Final = "darkroom.pump"  #: the task that claims until nothing is left
-
-
+PROCESS_QUEUE: Final = "darkroom.process_queue"  #: task that claims until the queue is empty
 GENERATE_QUEUE: Final = "generate"  #: its queue
-
-
-SEND_WEBHOOKS: Final = "darkroom.deliver"  #: the task that wakes a sender of webhooks
-
-
-WEBHOOK_QUEUE: Final = "deliver"  #: its queue
-
-
+SEND_WEBHOOKS: Final = "darkroom.send_webhooks"  #: task that wakes a webhook sender
+WEBHOOK_QUEUE: Final = "webhooks"  #: its queue
 _PREFIX: Final = "darkroom:"
 
 
