@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.chaos.evidence import Evidence, JobRow
-from tests.chaos.replica import colour_of
+from tests.chaos.replica import color_of
 
 FINISHED = frozenset({"succeeded", "failed", "canceled", "expired"})
 _NOT_FOUND = 404
@@ -29,9 +29,9 @@ def violations(evidence: Evidence) -> list[Violation]:
     checks = (
         every_accepted_job_ended_once,
         nothing_was_counted_twice,
-        every_picture_is_there_and_its_own,
-        every_end_was_told,
-        nobody_sees_anothers,
+        every_image_is_stored_and_its_own,
+        every_finish_has_its_event,
+        no_tenant_sees_anothers_jobs,
         errors_are_documented,
         counts_are_those_of_the_rows,
         nothing_is_left_over,
@@ -78,7 +78,7 @@ def nothing_was_counted_twice(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("I2", f"{batch_id}#{number}", f"is there {times} times")
 
 
-def every_picture_is_there_and_its_own(evidence: Evidence) -> Iterator[Violation]:
+def every_image_is_stored_and_its_own(evidence: Evidence) -> Iterator[Violation]:
     """I3: the object is there, its hash is the row's, and it shows what the job asked for."""
     for job in evidence.jobs:
         if job.status != "succeeded":
@@ -90,11 +90,11 @@ def every_picture_is_there_and_its_own(evidence: Evidence) -> Iterator[Violation
             yield Violation("I3", job.id, "its object has another hash")
         elif image.job_id != job.id:
             yield Violation("I3", job.id, f"its object says that it is {image.job_id}'s")
-        elif evidence.colours_known and image.colour != colour_of(job.prompt, job.seed):
+        elif evidence.colors_known and image.color != color_of(job.prompt, job.seed):
             yield Violation("I3", job.id, "its object shows something else")
 
 
-def every_end_was_told(evidence: Evidence) -> Iterator[Violation]:
+def every_finish_has_its_event(evidence: Evidence) -> Iterator[Violation]:
     """I4: each end reached its receiver, all attempts of it under one id. Where one listens."""
     if evidence.deliveries is None:
         return
@@ -104,7 +104,7 @@ def every_end_was_told(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("I4", job.id, f"its end was told under {len(told)} ids")
 
 
-def nobody_sees_anothers(evidence: Evidence) -> Iterator[Violation]:
+def no_tenant_sees_anothers_jobs(evidence: Evidence) -> Iterator[Violation]:
     """I5: another tenant's object is not found, and every row is its owner's."""
     for path, status in evidence.trespasses:
         if status != _NOT_FOUND:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from darkroom.db.connection import Sessions
 from darkroom.generation.image_codec import METADATA_KEY
-from tests.chaos.client import Answer, Client, Submission
+from tests.chaos.client import Client, RecordedResponse, SentRequest
 from tests.support.webhook_receiver import Received
 
 ENDS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
@@ -49,19 +49,19 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """What lies in the store: its hash, whose it says it is, its colour when it has only one."""
+    """What lies in the store: its hash, whose it says it is, its color when it has only one."""
 
     sha256: str
     job_id: str | None
-    colour: tuple[int, ...] | None
+    color: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class Evidence:
     """All that the checks look at."""
 
-    submissions: Sequence[Submission]
-    answers: Sequence[Answer]
+    submissions: Sequence[SentRequest]
+    answers: Sequence[RecordedResponse]
     tenants: Sequence[str]
     jobs: Sequence[JobRow]
     batches: Mapping[str, BatchRow]
@@ -70,8 +70,8 @@ class Evidence:
     trespasses: Sequence[tuple[str, int]] = ()
     #: what should not be there any more: open dispatches, orphans, forgotten transactions
     leftovers: Sequence[str] = ()
-    #: whether pictures are those of `tests.chaos.replica`, whose colour is known
-    colours_known: bool = True
+    #: whether pictures are those of `tests.chaos.replica`, whose color is known
+    colors_known: bool = True
     #: accepted deliveries of each job's webhook, by webhook-id; None where nobody listens
     deliveries: Mapping[str, Sequence[str]] | None = field(default=None)
 
@@ -122,10 +122,10 @@ def _image(file: Path) -> StoredImage:
     try:
         with Image.open(io.BytesIO(stored)) as picture:
             about = json.loads(picture.text[METADATA_KEY])
-            [(_, colour), *others] = picture.getcolors(picture.width * picture.height)
+            [(_, color), *others] = picture.getcolors(picture.width * picture.height)
     except (OSError, KeyError, ValueError, SyntaxError):
         return StoredImage(sha256, None, None)
-    return StoredImage(sha256, about["id"], None if others else colour)
+    return StoredImage(sha256, about["id"], None if others else color)
 
 
 def read_deliveries(got: Sequence[Received]) -> dict[str, list[str]]:
