@@ -6,11 +6,11 @@ from html import unescape
 from pathlib import Path
 
 
-def page(root: Path) -> str:
+def commands(root: Path) -> str:
     """Return every command with its arguments and options."""
     argv = [sys.executable, "-m", "typer", "darkroom.cli", "utils", "docs", "--name", "darkroom"]
     printed = subprocess.run(argv, cwd=root, check=True, capture_output=True, text=True).stdout
-    return "\n".join(_readable(line) for line in printed.splitlines()) + "\n"
+    return "\n".join(_readable(line) for line in printed.splitlines()[1:])  # without its title
 
 
 def _readable(line: str) -> str:

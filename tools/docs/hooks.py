@@ -1,5 +1,6 @@
 """MkDocs hooks: the reference pages, made from the code, and the pages that lie outside docs/."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,12 @@ FROM_ROOT: Final = {
     "security.md": "SECURITY.md",
     "upgrading.md": "UPGRADING.md",
 }
+#: What `<!-- generated: NAME -->` stands for.
+GENERATED: Final[dict[str, Callable[[], str]]] = {
+    "cli": lambda: cli.commands(ROOT),
+    "http": lambda: openapi.index(openapi.document()),
+    "settings": settings.table,
+}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -34,13 +41,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the generated pages."""
-    document = openapi.document()
+    """Add the pages that docs/ does not have."""
     pages = {
         **{name: (ROOT / source).read_text("utf-8") for name, source in FROM_ROOT.items()},
-        **openapi.pages(document),
-        "reference/cli.md": cli.page(ROOT),
-        "reference/settings.md": settings.page(),
+        **openapi.pages(openapi.document()),
     }
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
@@ -48,8 +52,12 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links at pages of the site; a link to another file of the repository becomes text."""
+    """Fill in what is generated, and point links at pages of the site."""
     del config, files
+    for name, text in GENERATED.items():
+        marker = f"<!-- generated: {name} -->"
+        if marker in markdown:
+            markdown = markdown.replace(marker, text())
     source = FROM_ROOT.get(page.file.src_uri, f"docs/{page.file.src_uri}")
     pages = {source: page for page, source in FROM_ROOT.items()}
     return links.rewrite(markdown, page=page.file.src_uri, source=source, pages=pages, root=ROOT)

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-LINK: Final = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
-_ELSEWHERE: Final = ("http:", "https:", "mailto:")
+_INLINE: Final = re.compile(
+    r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)"
+)
+_DEFINITION: Final = re.compile(
+    r"^(?P<label>\[[^\]]+\]: )(?P<target>[^\s#]+)(?P<anchor>#\S*)?$", re.MULTILINE
+)
 
 
 def rewrite(markdown: str, *, page: str, source: str, pages: Mapping[str, str], root: Path) -> str:
@@ -16,19 +20,26 @@ def rewrite(markdown: str, *, page: str, source: str, pages: Mapping[str, str], 
     `pages` names the site's page for a file outside docs/. A link to a file that the site lacks
     becomes its path; a link to a file that does not exist stays, and MkDocs reports it.
     """
+    folder = posixpath.dirname(page) or "."
 
-    def replaced(match: re.Match[str]) -> str:
-        text, target, anchor = match["text"], match["target"], match["anchor"] or ""
-        if target.startswith(_ELSEWHERE):
-            return match[0]
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+    def path_of(match: re.Match[str]) -> str:
+        return posixpath.normpath(posixpath.join(posixpath.dirname(source), match["target"]))
+
+    def inline(match: re.Match[str]) -> str:
+        path, text, anchor = path_of(match), match["text"], match["anchor"] or ""
         if goal := _page_of(path, pages, root):
-            return f"[{text}]({posixpath.relpath(goal, posixpath.dirname(page) or '.')}{anchor})"
-        if (root / path).exists() and not path.startswith(".."):
+            return f"[{text}]({posixpath.relpath(goal, folder)}{anchor})"
+        if _is_file(path, root):
             return f"`{path}`" if text.strip("`") == path else f"{text} (`{path}`)"
         return match[0]
 
-    return LINK.sub(replaced, markdown)
+    def definition(match: re.Match[str]) -> str:
+        goal = _page_of(path_of(match), pages, root)
+        if goal is None:
+            return match[0]
+        return f"{match['label']}{posixpath.relpath(goal, folder)}{match['anchor'] or ''}"
+
+    return _DEFINITION.sub(definition, _INLINE.sub(inline, markdown))
 
 
 def _page_of(path: str, pages: Mapping[str, str], root: Path) -> str | None:
@@ -38,3 +49,7 @@ def _page_of(path: str, pages: Mapping[str, str], root: Path) -> str | None:
         return None
     inside = path.removeprefix("docs/")
     return f"{inside}/README.md" if (root / path).is_dir() else inside
+
+
+def _is_file(path: str, root: Path) -> bool:
+    return not path.startswith("..") and (root / path).exists()

@@ -34,7 +34,6 @@ def pages(document: Json) -> dict[str, str]:
         tag = operation["tags"][0]
         tagged.setdefault(tag, []).append(_operation(path, method, operation))
     return {
-        f"{_FOLDER}/README.md": _index(document),
         **{f"{_FOLDER}/{tag}.md": f"# {tag}\n\n" + "\n".join(of) for tag, of in tagged.items()},
         f"{_FOLDER}/webhook-events.md": _webhooks(document["webhooks"]),
         f"{_FOLDER}/schemas.md": _schemas(document["components"]["schemas"]),
@@ -48,24 +47,14 @@ def _operations(paths: Json) -> Iterator[tuple[str, str, Json]]:
                 yield path, method, item[method]
 
 
-def _index(document: Json) -> str:
+def index(document: Json) -> str:
+    """Return a table of all operations, for the page above the others."""
     rows = [
-        f"| [`{method.upper()} {path}`]({operation['tags'][0]}.md#{operation['operationId']}) "
+        f"| [`{method.upper()} {path}`](http/{operation['tags'][0]}.md#{operation['operationId']}) "
         f"| {_line(operation.get('description') or operation['summary'])} |"
         for path, method, operation in _operations(document["paths"])
     ]
-    return "\n".join(
-        [
-            f"# HTTP API {document['info']['version']}\n",
-            document["info"]["description"],
-            "A running server has the same as `/openapi.json`, and `/docs` to try it.",
-            "Every operation can also answer with a [Problem](schemas.md#Problem).\n",
-            "| operation | |",
-            "|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    return "\n".join(["| operation | effect |", "|---|---|", *rows])
 
 
 def _operation(path: str, method: str, operation: Json) -> str:

@@ -8,22 +8,12 @@ from pydantic.fields import FieldInfo
 
 from darkroom.settings import HOME, Settings
 
-_INTRODUCTION: Final = """\
-# Settings
-
-Every process reads its settings once, at its start, from the environment.
-A secret can instead be a file, named like the variable in lower case, in the folder that
-`DARKROOM_SECRETS_DIR` names.
-An unusable value ends the process with exit code 2 and a message that names the variable.
-
-| variable | type | default | effect |
-|---|---|---|---|
-"""
+_HEAD: Final = "| variable | type | default | effect |\n|---|---|---|---|\n"
 
 
-def page() -> str:
-    """Return a table with a row for each setting, in the order of the code."""
-    return _INTRODUCTION + "".join(_row(*each) for each in Settings.model_fields.items())
+def table() -> str:
+    """Return a row for each setting, in the order of the code."""
+    return _HEAD + "".join(_row(*each) for each in Settings.model_fields.items())
 
 
 def _row(name: str, field: FieldInfo) -> str:
