@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Final
 
 _INLINE: Final = re.compile(
-    r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)"
+    r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>(?!\w+:)[^)\s#]+)(?P<anchor>#[^)\s]*)?\)"
 )
 _DEFINITION: Final = re.compile(
-    r"^(?P<label>\[[^\]]+\]: )(?P<target>[^\s#]+)(?P<anchor>#\S*)?$", re.MULTILINE
+    r"^(?P<label>\[[^\]]+\]: )(?P<target>(?!\w+:)[^\s#]+)(?P<anchor>#\S*)?$", re.MULTILINE
 )
 
 

@@ -34,7 +34,7 @@ def pages(document: Json) -> dict[str, str]:
         tag = operation["tags"][0]
         tagged.setdefault(tag, []).append(_operation(path, method, operation))
     return {
-        **{f"{_FOLDER}/{tag}.md": f"# {tag}\n\n" + "\n".join(of) for tag, of in tagged.items()},
+        **{f"{_FOLDER}/{tag}.md": f"# {tag.capitalize()}\n\n" + "\n".join(of) for tag, of in tagged.items()},
         f"{_FOLDER}/webhook-events.md": _webhooks(document["webhooks"]),
         f"{_FOLDER}/schemas.md": _schemas(document["components"]["schemas"]),
     }
