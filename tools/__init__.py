@@ -1,1 +1,1 @@
-"""Scripts for those who change the repository; nothing here is installed."""
+"""Scripts for contributors; nothing here is installed."""

@@ -32,9 +32,11 @@ def pages(document: Json) -> dict[str, str]:
     tagged: dict[str, list[str]] = {}
     for path, method, operation in _operations(document["paths"]):
         tag = operation["tags"][0]
-        tagged.setdefault(tag, []).append(_operation(path, method, operation))
+        tagged.setdefault(tag, [f"# {tag.capitalize()}\n"]).append(
+            _operation(path, method, operation)
+        )
     return {
-        **{f"{_FOLDER}/{tag}.md": f"# {tag.capitalize()}\n\n" + "\n".join(of) for tag, of in tagged.items()},
+        **{f"{_FOLDER}/{tag}.md": "\n".join(parts) for tag, parts in tagged.items()},
         f"{_FOLDER}/webhook-events.md": _webhooks(document["webhooks"]),
         f"{_FOLDER}/schemas.md": _schemas(document["components"]["schemas"]),
     }
