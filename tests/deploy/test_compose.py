@@ -510,5 +510,6 @@ def test_packages_can_be_installed_before_they_are_copied(tmp_path):
 
     subprocess.run([sys.executable, script, HOME / "pyproject.toml"], cwd=tmp_path, check=True)
 
-    assert (tmp_path / "darkroom" / "cli" / "__init__.py").exists()
-    assert (tmp_path / "workers" / "__init__.py").exists()
+    made = {folder.parent.name for folder in tmp_path.glob("*/__init__.py")}
+    ours = {folder.parent.name for folder in HOME.glob("*/__init__.py")}
+    assert made == ours - {"benchmarks"}  # an editable install finds what is below them later
