@@ -1,1 +1,1 @@
-"""Files of rows: read, validated, and turned into a batch."""
+"""Imports: reading a file of rows, validating it, and creating a batch of it."""

@@ -1,7 +1,7 @@
-"""CSV as spreadsheets and programs write it, read one row at a time.
+"""Reader of CSV as spreadsheets and programs write it, one row at a time.
 
 RFC 4180 with a header row; comma, semicolon or tab; UTF-8 with or without a byte order mark.
-Rows are numbered from 1, the header not counted, whatever newlines their quoted fields hold.
+Rows are numbered from 1, without the header; newlines in quoted fields do not count.
 """
 
 import codecs
@@ -14,37 +14,37 @@ from typing import IO, Final
 from darkroom import csv_escape
 from darkroom.errors import InputProblem, InvalidInput
 from darkroom.imports import columns
-from darkroom.imports.columns import Kind, Style, canonical
+from darkroom.imports.columns import ColumnType, NumberStyle, canonical
 from darkroom.imports.records import ERROR_COLUMNS, BorrowedText, Record, Table, file_problem
 
 MAX_COLUMNS: Final = 64
-# What bounds the memory; a cell past `columns.MAX_CELL_CHARS` costs only its own row.
+# These bound memory and end the import; past `columns.MAX_CELL_CHARS` only the row is rejected.
 _MAX_FIELD_CHARS: Final = 2**20
 _MAX_LINE_CHARS: Final = 2**21
-_SHORT: Final = 16  #: characters, of numbers
+_SHORT_NUMBER_CHARS: Final = 16
 _DELIMITERS: Final = ",;\t"
-_BAD_BYTE: Final = re.compile("[\udc80-\udcff]")  # as `surrogateescape` decodes it
+_BAD_BYTE: Final = re.compile("[\udc80-\udcff]")  # what `surrogateescape` makes of one
 
 
 def read_csv(file: IO[bytes], *, lists: bool = False) -> Table:
-    """The table in `file`, which must outlive it. Raises InvalidInput when the header is wrong."""
+    """Return the table in `file`, which must stay open. Raise InvalidInput for a bad header."""
     csv.field_size_limit(_MAX_FIELD_CHARS)
     lines = _Lines(file)
     first = next(lines, "")
     delimiter = _delimiter(first)
     rows = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
     header = _header(rows)
-    style = Style(lists=lists, decimal_comma=delimiter != ",")
+    style = NumberStyle(lists=lists, decimal_comma=delimiter != ",")
     return Table(header, _records(rows, lines, _CellReader(header, style)))
 
 
 class _Lines:
-    """The lines of the text, each bounded and known to be UTF-8."""
+    """Lines of the text, each of bounded length and valid UTF-8."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._text = BorrowedText(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        self.row = 0  #: that is being read; 0 is the header
+        self.row = 0  #: number of the row being read; 0 is the header
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -80,43 +80,43 @@ def _first_bad_byte(file: IO[bytes]) -> int:
 
 
 def _delimiter(first_line: str) -> str:
-    """The one under which most of the header's names are known."""
+    """Return the delimiter under which most names of the header are known."""
     excel = re.fullmatch(r"\"?sep=(.?)\"?\s*", first_line, re.IGNORECASE)
     if excel:
         message = (
             f"looks like {excel[1]}: the first line is Excel's `sep={excel[1]}`; remove it: "
-            "comma, semicolon and tab are told apart by the header row"
+            "comma, semicolon and tab are detected from the header row"
         )
         raise file_problem("delimiter", message, row=0)
 
-    def known(delimiter: str) -> int:
+    def known_names(delimiter: str) -> int:
         try:
             names = next(csv.reader([first_line], delimiter=delimiter), [])
         except csv.Error:
             return 0
-        return sum(canonical(name) in columns.kinds() for name in names)
+        return sum(canonical(name) in columns.column_types() for name in names)
 
-    return max(_DELIMITERS, key=known)
+    return max(_DELIMITERS, key=known_names)
 
 
 def _header(rows: Iterator[list[str]]) -> list[str]:
-    """The first row, if it can name columns."""
+    """Read the first row. Raise InvalidInput unless it names known columns, `prompt` among them."""
     try:
         header = next(rows, [])
     except csv.Error as error:
-        raise file_problem("malformed_csv", _why(error), row=0) from error
+        raise file_problem("malformed_csv", _reason(error), row=0) from error
     if len(header) > MAX_COLUMNS:
-        message = f"the header has {len(header):,} columns; at most {MAX_COLUMNS} make sense"
+        message = f"the header has {len(header):,} columns; at most {MAX_COLUMNS} are allowed"
         raise file_problem("too_many_columns", message, row=0)
     names = [canonical(name) for name in header]
-    known = columns.kinds().keys() | (ERROR_COLUMNS if _returns(names) else ())
+    known = columns.column_types().keys() | (ERROR_COLUMNS if _is_rejected_rows_file(names) else ())
     problems = [
-        _unknown(place, name)
-        for place, name in enumerate(header, start=1)
+        _unknown(position, name)
+        for position, name in enumerate(header, start=1)
         if canonical(name) not in known
     ]
     problems += [
-        InputProblem(("header", name), "duplicate_column", f"column {name!r} stands twice")
+        InputProblem(("header", name), "duplicate_column", f"column {name!r} is named twice")
         for name in sorted(known & set(names))
         if names.count(name) > 1
     ]
@@ -128,19 +128,21 @@ def _header(rows: Iterator[list[str]]) -> list[str]:
     return header
 
 
-def _returns(names: Sequence[str]) -> bool:
-    """Whether this is a file of rejected rows, as we wrote it, on its way back."""
+def _is_rejected_rows_file(names: Sequence[str]) -> bool:
+    """Return whether the header is that of an errors.csv, whose cells are escaped."""
     return set(ERROR_COLUMNS) <= set(names)
 
 
-def _unknown(place: int, name: str) -> InputProblem:
+def _unknown(position: int, name: str) -> InputProblem:
     if not name.strip():
-        message = f"column {place} has no name (from pandas: `to_csv(index=False)`)"
+        message = f"column {position} has no name (from pandas: `to_csv(index=False)`)"
         return InputProblem(("header", ""), "unknown_column", message)
     return InputProblem(("header", name[:64]), "unknown_column", f"unknown column {name[:64]!r}")
 
 
-def _records(rows: Iterator[list[str]], lines: _Lines, read: "_CellReader") -> Iterator[Record]:
+def _records(
+    rows: Iterator[list[str]], lines: _Lines, read_cells: "_CellReader"
+) -> Iterator[Record]:
     number = 0
     while True:
         lines.row = number + 1
@@ -154,16 +156,16 @@ def _records(rows: Iterator[list[str]], lines: _Lines, read: "_CellReader") -> I
             return
         if cells:  # a blank line is not a row
             number += 1
-            yield read(number, cells)
+            yield read_cells(number, cells)
 
 
 class _CellReader:
-    """Makes records of rows under one header."""
+    """Converter of a row's cells to a record under one header."""
 
-    def __init__(self, header: Sequence[str], style: Style) -> None:
+    def __init__(self, header: Sequence[str], style: NumberStyle) -> None:
         names = [canonical(name) for name in header]
         self._columns = [_column(name) for name in names]
-        self._escaped = _returns(names)
+        self._escaped = _is_rejected_rows_file(names)
         self._style = style
 
     def __call__(self, number: int, cells: list[str]) -> Record:
@@ -180,9 +182,9 @@ class _CellReader:
             chars = len(cell)
             if plain and chars <= columns.MAX_CELL_CHARS:
                 values[name] = cell
-            elif chars < _SHORT and cell.isascii() and cell.isdigit():
+            elif chars < _SHORT_NUMBER_CHARS and cell.isascii() and cell.isdigit():
                 values[name] = int(cell)
-            else:  # none of the usual, for which the above is only faster
+            else:  # the branches above are only faster for the common cells
                 try:
                     values[name] = columns.parse(name, cell, self._style)
                 except InvalidInput as invalid:
@@ -191,20 +193,20 @@ class _CellReader:
 
 
 def _column(name: str) -> tuple[str, bool]:
-    """Its name, empty when it is to be ignored, and whether its cells are taken as they are."""
-    ours = name not in ERROR_COLUMNS
-    return (name if ours else "", ours and columns.kinds()[name] is Kind.TEXT)
+    """Return a column's name (empty: ignored) and whether its cells are used as they are."""
+    is_input = name not in ERROR_COLUMNS
+    return (name if is_input else "", is_input and columns.column_types()[name] is ColumnType.TEXT)
 
 
 def _malformed(number: int, error: csv.Error) -> Record:
-    """A bad row where the next line is surely another row; else the end of the file's reading."""
+    """Return a bad row. Raise InvalidInput after an open quote: the next row is not known."""
     if "unexpected end" in str(error) or "field larger" in str(error):
-        raise file_problem("malformed_csv", _why(error), row=number) from error
-    problem = InputProblem((), "malformed_csv", _why(error))
+        raise file_problem("malformed_csv", _reason(error), row=number) from error
+    problem = InputProblem((), "malformed_csv", _reason(error))
     return Record(number, None, [], [problem])
 
 
-def _why(error: csv.Error) -> str:
+def _reason(error: csv.Error) -> str:
     if "unexpected end" in str(error):
         return "a quote is opened here and never closed"
     if "field larger" in str(error):

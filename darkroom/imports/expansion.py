@@ -1,6 +1,6 @@
-"""One row that stands for many: `a {red|green} apple`, and several values in one cell.
+"""Parameter sweeps: `a {red|green} apple` and `4|8|16` in one cell expand to many jobs.
 
-Only where a sweep was asked for: braces are common in prompts and mean nothing by themselves.
+Only on request (`expand`): braces are common in prompts and have no meaning by default.
 """
 
 import math
@@ -18,36 +18,38 @@ _TEMPLATES: Final = ("prompt", "negative_prompt")
 
 
 class Expand(StrEnum):
-    """How the choices of one row are combined."""
+    """Combination of the choices of one row."""
 
     PRODUCT = "product"  #: each with each
     ZIP = "zip"  #: the first with the first, the second with the second
 
 
 def variants(values: Mapping[str, object], how: Expand) -> Iterator[dict[str, object]]:
-    """Every combination, in order: the last choice of the row changes fastest.
+    """Yield every combination in order: the last choice of the row changes fastest.
 
     `{a|b}` in a prompt is a choice, and so is a list; braces without `|` are only braces.
-    Raises InvalidInput when the lists of a `zip` differ in length, or there are too many.
+    Raise InvalidInput if the lists of a `zip` differ in length or the product is too large.
     """
     texts = {name: _parts(values.get(name)) for name in _TEMPLATES}
     lists = {name: value for name, value in values.items() if isinstance(value, list)}
     choices = [choice for parts in texts.values() for choice in parts[1::2]] + list(lists.values())
-    _check(choices, how)
+    _check_sizes(choices, how)
     for chosen in _combinations(choices, how):
-        left = iter(chosen)
-        filled = {name: _filled(parts, left) for name, parts in texts.items() if len(parts) > 1}
-        yield {**values, **filled, **dict(zip(lists, left, strict=True))}
+        remaining = iter(chosen)
+        filled = {
+            name: _filled(parts, remaining) for name, parts in texts.items() if len(parts) > 1
+        }
+        yield {**values, **filled, **dict(zip(lists, remaining, strict=True))}
 
 
 def _parts(template: object) -> list[Sequence[str]]:
-    """Plain text and choices in turns, plain text first and last."""
+    """Split a template into plain text (even indices) and choices (odd indices)."""
     pieces = _CHOICE.split(template) if isinstance(template, str) else [""]
-    return [piece.split("|") if place % 2 else [piece] for place, piece in enumerate(pieces)]
+    return [piece.split("|") if index % 2 else [piece] for index, piece in enumerate(pieces)]
 
 
 def _filled(parts: Sequence[Sequence[str]], chosen: Iterator[object]) -> str:
-    return "".join(str(next(chosen)) if place % 2 else part[0] for place, part in enumerate(parts))
+    return "".join(str(next(chosen)) if index % 2 else part[0] for index, part in enumerate(parts))
 
 
 def _combinations(choices: Sequence[Sequence[object]], how: Expand) -> Iterator[tuple[object, ...]]:
@@ -56,11 +58,11 @@ def _combinations(choices: Sequence[Sequence[object]], how: Expand) -> Iterator[
     return zip(*choices, strict=True)
 
 
-def _check(choices: Sequence[Sequence[object]], how: Expand) -> None:
+def _check_sizes(choices: Sequence[Sequence[object]], how: Expand) -> None:
     sizes = [len(choice) for choice in choices]
     if how is Expand.ZIP and len(set(sizes)) > 1:
-        listed = ", ".join(map(str, sizes))
-        message = f"the choices of a zip must be equally many; here are {listed}"
+        lengths = ", ".join(map(str, sizes))
+        message = f"the lists of a zip must have equal lengths; these have {lengths}"
         raise bad_cell("prompt", "unequal_list_lengths", message)
     if how is Expand.PRODUCT and math.prod(sizes) > MAX_VARIANTS:
         message = f"makes {math.prod(sizes):,} jobs of one row; at most {MAX_VARIANTS:,}"

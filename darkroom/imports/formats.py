@@ -1,4 +1,4 @@
-"""What kind of file a client has sent: rows that we read, or something to be refused by name."""
+"""File formats: how rows are written, and the files that are refused by name."""
 
 import re
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from darkroom.imports.records import Table
 
 
 class UnsupportedFile(DarkroomError):
-    """This is not a file of rows, whatever it was called; the message says what it is."""
+    """Upload that is not a file of rows, whatever its name; the message says what it is."""
 
 
 class Format(StrEnum):
-    """How the rows are written."""
+    """Media type of the rows."""
 
     CSV = "text/csv"
     JSON_LINES = "application/x-ndjson"
@@ -42,14 +42,14 @@ _EXTENSIONS: Final[Mapping[str, Format]] = {
     ".ndjson": Format.JSON_LINES,
     ".json": Format.JSON,
 }
-_HEAD: Final = 1024
+_HEAD_BYTES: Final = 1024
 _MAGIC: Final[Mapping[bytes, str]] = {
     rb"\x89PNG\r\n\x1a\n": "a PNG image",
     rb"\xff\xd8\xff": "a JPEG image",
     rb"GIF8[79]a": "a GIF image",
     rb"RIFF....WEBP": "a WebP image",
     rb"II\*\0|MM\0\*": "a TIFF image",
-    rb"....ftyp": "an image or a film",
+    rb"....ftyp": "an image or a video",
     rb"\x1f\x8b": "a gzip archive",
     rb"BZh[1-9]1AY": "a bzip2 archive",
     rb"\xfd7zXZ\0": "an xz archive",
@@ -76,7 +76,7 @@ _JSON: Final = re.compile(rb"\s*(\xef\xbb\xbf)?\s*(\{|\[\s*[\[{\]])")
 
 
 def format_of_body(content_type: str) -> Format | None:
-    """By the header of a request or of its part; None where it names no rows."""
+    """Return the format of a `Content-Type` header, None for any other media type."""
     media_type, _, rest = content_type.partition(";")
     charset = re.search(r"charset\s*=\s*\"?([^\s\";]+)", rest, re.IGNORECASE)
     if charset and charset[1].lower() not in {"utf-8", "utf8", "us-ascii"}:
@@ -85,19 +85,19 @@ def format_of_body(content_type: str) -> Format | None:
 
 
 def format_of_file(name: str, content_type: str = "") -> Format:
-    """By its extension, then by the type it came with; CSV when neither says anything."""
+    """Return the format by the extension, then by the `Content-Type`; by default CSV."""
     by_name = _EXTENSIONS.get(PurePosixPath(name).suffix.lower())
     return by_name or format_of_body(content_type) or Format.CSV
 
 
 def read_table(file: IO[bytes], kind: Format, *, lists: bool) -> Table:
-    """The rows in `file`, from its beginning, however far it was read before.
+    """Return the rows in `file`, from its beginning, wherever its position is.
 
-    `lists`: a cell of numbers may hold several. Raises UnsupportedFile for what only claims to be
-    rows, and InvalidInput for what cannot be read as such.
+    `lists`: a cell of numbers may hold several. Raise UnsupportedFile if the content has another
+    format, and InvalidInput if it cannot be parsed.
     """
     file.seek(0)
-    head = file.read(_HEAD)
+    head = file.read(_HEAD_BYTES)
     file.seek(0)
     for magic, name in _MAGIC.items():
         if re.match(magic, head, re.DOTALL | re.IGNORECASE):

@@ -1,4 +1,4 @@
-"""A file of rows becomes a batch: all of it in the caller's transaction, a chunk at a time."""
+"""Importer: fills a batch from a file of rows, in chunks, in one transaction of the caller."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,25 +19,25 @@ from darkroom.jobs import lifecycle
 from darkroom.jobs.bulk_insert import NewJob
 from darkroom.prefetch import prefetch
 
-MAX_PROBLEMS: Final = 10_000  #: told in one answer; all are counted, and errors.csv has all
-# Another import of the same tenant holds its place in the queue until it commits: wait for that,
-# and let the reading of a chunk take its time on a busy machine.
-_PATIENCE: Final = text(
+MAX_PROBLEMS: Final = 10_000  #: returned in one response; all are counted, and errors.csv has all
+# Another import of the same tenant locks its row in the fair queue until it commits, and on a busy
+# machine reading a chunk takes seconds.
+_LONGER_TIMEOUTS: Final = text(
     "SET LOCAL statement_timeout = '120s'; SET LOCAL idle_in_transaction_session_timeout = '120s'"
 )
-_CHUNK: Final = 5_000  # jobs of one COPY: the memory it takes, and the idle time between two
+_CHUNK_JOBS: Final = 5_000  # of one COPY: bounds its memory, and the idle time until the next
 
 
 class OnError(StrEnum):
-    """What a bad row does."""
+    """Effect of an invalid row."""
 
     REJECT = "reject"  #: nothing is created
-    SKIP = "skip"  #: the good rows run
+    SKIP = "skip"  #: the valid rows run
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a batch may be."""
+    """Maximum size of a batch."""
 
     max_rows: int
     max_jobs: int
@@ -45,113 +45,113 @@ class Limits:
 
 @dataclass
 class ImportSummary:
-    """What was found in a file."""
+    """Counts of a file, and its first problems."""
 
     rows: int = 0
     rejected: int = 0
     jobs: int = 0
     cost: float = 0.0  #: of the jobs together, see `params.cost`
     problem_count: int = 0
-    problems: list[InputProblem] = field(default_factory=list)  #: the first of them
+    problems: list[InputProblem] = field(default_factory=list)  #: the first `MAX_PROBLEMS`
 
-    def refuse(self) -> InvalidInput:
-        """The error that tells of them."""
+    def to_error(self) -> InvalidInput:
+        """Return the error that reports the problems."""
         return InvalidInput(self.problems, total=self.problem_count)
 
 
 class ValidatedRow(NamedTuple):
-    """One row's jobs; or none, and what is wrong with it."""
+    """Row with its jobs, or with its problems and no job."""
 
     record: Record
-    drafts: list[NewJob]
+    jobs: list[NewJob]
     problems: list[InputProblem]
 
 
 class Chunk(NamedTuple):
-    """What goes into the database at once."""
+    """Jobs and rejected rows that are written at once."""
 
-    drafts: list[NewJob]
-    rejected: list[bytes]  #: pieces of errors.csv
+    jobs: list[NewJob]
+    rejected: list[bytes]  #: chunks of errors.csv
 
 
-def check(table: Table, plan: ImportOptions, *, limits: Limits) -> ImportSummary:
-    """What would become of the file. Raises InvalidInput when it cannot be read to its end."""
-    tally = ImportSummary()
-    for _ in _validated(table, plan, limits, tally):
+def check(table: Table, options: ImportOptions, *, limits: Limits) -> ImportSummary:
+    """Validate a file without creating jobs. Raise InvalidInput if it cannot be read to its end."""
+    summary = ImportSummary()
+    for _ in _validated(table, options, limits, summary):
         pass
-    return tally
+    return summary
 
 
 def load(
     session: Session,
     batch: Batch,
     table: Table,
-    plan: ImportOptions,
+    options: ImportOptions,
     *,
     on_error: OnError,
     limits: Limits,
 ) -> ImportSummary:
     """Fill a new batch with the file's jobs, which exist once the caller commits.
 
-    Raises InvalidInput when rows are bad: any of them under `reject`, all of them under `skip`.
-    The caller must roll back then, as jobs may already stand in its transaction.
+    Raise InvalidInput if rows are invalid: any of them under `reject`, all of them under `skip`.
+    The caller must then roll back, because its transaction may already have jobs.
     """
-    session.execute(_PATIENCE)
-    tally = ImportSummary()
-    pieces = 0
-    # Read in a thread of its own: while the server takes one chunk in, the next is judged.
-    for chunk in prefetch(_chunks(table, plan, limits, tally, on_error)):
-        if chunk.drafts:
-            lifecycle.submit_drafts(session, batch.tenant_id, chunk.drafts, batch_id=batch.id)
-        rejected_rows.write(session, batch.id, chunk.rejected, first=pieces)
-        pieces += len(chunk.rejected)
+    session.execute(_LONGER_TIMEOUTS)
+    summary = ImportSummary()
+    chunks_written = 0
+    # In a thread: while PostgreSQL stores one chunk, the next is read and validated.
+    for chunk in prefetch(_chunks(table, options, limits, summary, on_error)):
+        if chunk.jobs:
+            lifecycle.submit_drafts(session, batch.tenant_id, chunk.jobs, batch_id=batch.id)
+        rejected_rows.write(session, batch.id, chunk.rejected, first=chunks_written)
+        chunks_written += len(chunk.rejected)
         fault_points.fault_point("in-import")
-    if not tally.jobs or (tally.rejected and on_error is OnError.REJECT):
-        raise tally.refuse()
-    batches.fill(session, batch, total=tally.jobs, rejected=tally.rejected)
-    return tally
+    if not summary.jobs or (summary.rejected and on_error is OnError.REJECT):
+        raise summary.to_error()
+    batches.fill(session, batch, total=summary.jobs, rejected=summary.rejected)
+    return summary
 
 
 def _chunks(
-    table: Table, plan: ImportOptions, limits: Limits, tally: ImportSummary, on_error: OnError
+    table: Table, options: ImportOptions, limits: Limits, summary: ImportSummary, on_error: OnError
 ) -> Iterator[Chunk]:
-    rejects = RejectedRowWriter(table.header)
-    drafts: list[NewJob] = []
-    for verdict in _validated(table, plan, limits, tally):
-        if verdict.problems and on_error is OnError.SKIP:
-            rejects.add(verdict.record, verdict.problems)
-        if tally.rejected and on_error is OnError.REJECT:
-            continue  # only to tell of every bad row
-        drafts += verdict.drafts
-        if len(drafts) >= _CHUNK or rejects.pieces:
-            yield Chunk(drafts, rejects.taken())
-            drafts = []
-    if tally.rejected and on_error is OnError.SKIP:
-        rejects.close()
-    yield Chunk(drafts, rejects.taken())
+    rejected = RejectedRowWriter(table.header)
+    jobs: list[NewJob] = []
+    for row in _validated(table, options, limits, summary):
+        if row.problems and on_error is OnError.SKIP:
+            rejected.add(row.record, row.problems)
+        if summary.rejected and on_error is OnError.REJECT:
+            continue  # nothing will be created: only count the other invalid rows
+        jobs += row.jobs
+        if len(jobs) >= _CHUNK_JOBS or rejected.chunks:
+            yield Chunk(jobs, rejected.take())
+            jobs = []
+    if summary.rejected and on_error is OnError.SKIP:
+        rejected.close()
+    yield Chunk(jobs, rejected.take())
 
 
 def _validated(
-    table: Table, plan: ImportOptions, limits: Limits, tally: ImportSummary
+    table: Table, options: ImportOptions, limits: Limits, summary: ImportSummary
 ) -> Iterator[ValidatedRow]:
-    judge = RowValidator(plan)
+    validate = RowValidator(options)
     for record in table.records:
         if record.number > limits.max_rows:
-            message = f"the file has more than {limits.max_rows:,} rows; send it in parts"
+            message = f"the file has more than {limits.max_rows:,} rows; split it"
             raise file_problem("too_many_rows", message)
-        tally.rows += 1
+        summary.rows += 1
         try:
-            verdict = ValidatedRow(record, judge(record), [])
+            row = ValidatedRow(record, validate(record), [])
         except InvalidInput as invalid:
-            verdict = ValidatedRow(record, [], invalid.problems)
-            tally.rejected += 1
-            tally.problem_count += len(invalid.problems)
-            tally.problems += invalid.problems[: MAX_PROBLEMS - len(tally.problems)]
-        tally.jobs += len(verdict.drafts)
-        tally.cost += sum(draft.recipe.cost for draft in verdict.drafts)
-        if tally.jobs > limits.max_jobs:
-            message = f"the rows make more than {limits.max_jobs:,} jobs; send them in parts"
+            row = ValidatedRow(record, [], invalid.problems)
+            summary.rejected += 1
+            summary.problem_count += len(invalid.problems)
+            summary.problems += invalid.problems[: MAX_PROBLEMS - len(summary.problems)]
+        summary.jobs += len(row.jobs)
+        summary.cost += sum(job.recipe.cost for job in row.jobs)
+        if summary.jobs > limits.max_jobs:
+            message = f"the rows make more than {limits.max_jobs:,} jobs; split the file"
             raise file_problem("too_many_jobs", message)
-        yield verdict
-    if not tally.rows:
-        raise file_problem("no_rows", "the file has no rows of values")
+        yield row
+    if not summary.rows:
+        raise file_problem("no_rows", "the file has no rows")

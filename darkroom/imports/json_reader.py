@@ -1,4 +1,9 @@
-"""Rows as JSON: one object a line, or all of them in an array; read one at a time."""
+"""Reader of JSON rows, one at a time: one object a line, or all of them in one array.
+
+The array has a scanner of its own because ijson 3.6 gives no source text for errors.csv, bounds no
+row (one string of 300 MiB ran over 9 minutes), fails the file for one NaN, 1e400 or 65-bit number,
+and turns a lone surrogate into `?`.
+"""
 
 import json
 from collections.abc import Iterator
@@ -9,24 +14,24 @@ from darkroom.imports.columns import canonical
 from darkroom.imports.records import BorrowedText, Record, Table, file_problem
 
 MAX_ROW_BYTES: Final = 2**16  # as for the body of a single job
-_CHUNK: Final = 2**16
-_HEADER: Final = ("record",)  #: rejected rows are given back as the JSON they came as
+_CHUNK_CHARS: Final = 2**16
+_HEADER: Final = ("record",)  #: errors.csv has rejected rows as the JSON they came as
 
 
 class _DuplicateField(dict[str, object]):
-    """An object that names a field twice."""
+    """Object that names a field twice."""
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    return found if len(found) == len(pairs) else _DuplicateField(found)
+def _mark_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    return fields if len(fields) == len(pairs) else _DuplicateField(fields)
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_mark_duplicates)
 
 
 def read_json_lines(file: IO[bytes]) -> Table:
-    """One object a line; blank lines are not rows."""
+    """Return one row for each line that is not blank."""
     return Table(_HEADER, _lines(file))
 
 
@@ -35,13 +40,13 @@ def _lines(file: IO[bytes]) -> Iterator[Record]:
     while line := file.readline(MAX_ROW_BYTES + 1):
         if number == 0:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        whole = len(line) <= MAX_ROW_BYTES
-        while not whole and not line.endswith(b"\n") and (rest := file.readline(_CHUNK)):
+        complete = len(line) <= MAX_ROW_BYTES
+        while not complete and not line.endswith(b"\n") and (rest := file.readline(_CHUNK_CHARS)):
             line = line[:MAX_ROW_BYTES] + rest[-1:]
         if not line.strip():
             continue
         number += 1
-        yield _line(number, line) if whole else _too_long(number, line[:MAX_ROW_BYTES])
+        yield _line(number, line) if complete else _too_long(number, line[:MAX_ROW_BYTES])
 
 
 def _too_long(number: int, line: bytes) -> Record:
@@ -53,19 +58,21 @@ def _line(number: int, line: bytes) -> Record:
     try:
         text = line.decode().strip()
     except UnicodeDecodeError as error:
-        message = f"is not UTF-8: byte 0x{line[error.start]:02x} at offset {error.start} of it"
+        message = (
+            f"is not UTF-8: byte 0x{line[error.start]:02x} at offset {error.start} of the line"
+        )
         return _bad(number, line.decode("utf-8", "replace").strip(), "not_utf8", message)
     try:
         return _record(number, text, _DECODER.decode(text))
     except (ValueError, RecursionError) as error:
-        return _bad(number, text, "malformed_json", _why(error))
+        return _bad(number, text, "malformed_json", _reason(error))
 
 
 def _bad(number: int, text: str, code: str, message: str) -> Record:
     return Record(number, None, [text], [InputProblem((), code, message)])
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"is not JSON: {error.msg} at character {error.pos + 1}"
     nested = isinstance(error, RecursionError)
@@ -76,86 +83,86 @@ def _record(number: int, text: str, value: object) -> Record:
     if not isinstance(value, dict):
         return _bad(number, text, "not_an_object", "must be an object with a job's fields")
     values = {canonical(name): field for name, field in value.items()}
-    doubled = any(isinstance(each, _DuplicateField) for each in (value, *value.values()))
-    if doubled or len(values) < len(value):
+    duplicate = any(isinstance(each, _DuplicateField) for each in (value, *value.values()))
+    if duplicate or len(values) < len(value):
         return _bad(number, text, "duplicate_field", "names a field twice")
     return Record(number, values, [text])
 
 
 def read_json_array(file: IO[bytes]) -> Table:
-    """`{"jobs": [{…}, …]}`, or the array alone."""
-    return Table(_HEADER, _items(_Window(file)))
+    """Return the rows of `{"jobs": [{…}, …]}`, or of the array alone."""
+    return Table(_HEADER, _elements(_JsonScanner(file)))
 
 
-def _items(window: "_Window") -> Iterator[Record]:
-    wrapped = window.take("{")
+def _elements(scanner: "_JsonScanner") -> Iterator[Record]:
+    wrapped = scanner.take("{")
     if wrapped:
-        name = window.value(row=0)[0]
-        if name != "jobs" or not window.take(":"):
+        name = scanner.value(row=0)[0]
+        if name != "jobs" or not scanner.take(":"):
             raise file_problem("unknown_field", 'must be {"jobs": […]} and nothing else')
-    if not window.take("["):
+    if not scanner.take("["):
         raise file_problem("malformed_json", 'must be {"jobs": […]}')
     number = 0
-    closed = window.take("]")
+    closed = scanner.take("]")
     while not closed:
         number += 1
-        value, text = window.value(row=number)
+        value, text = scanner.value(row=number)
         yield _record(number, text, value)
-        closed = window.take("]")
-        if not closed and not window.take(","):
+        closed = scanner.take("]")
+        if not closed and not scanner.take(","):
             raise file_problem("malformed_json", "a comma or `]` must follow", row=number)
-    if (wrapped and not window.take("}")) or window.peek():
+    if (wrapped and not scanner.take("}")) or scanner.peek():
         message = 'must be {"jobs": […]} and nothing else'
         raise file_problem("unknown_field", message)
 
 
-class _Window:
-    """The part of a JSON text that is being looked at."""
+class _JsonScanner:
+    """Scanner of a JSON text through a buffer of a few rows."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._text = BorrowedText(file, encoding="utf-8-sig")
-        self._seen = ""
-        self._at = 0
-        self._ended = False
+        self._buffer = ""
+        self._position = 0
+        self._at_end = False
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end."""
+        """Return the next character that is not white space, or an empty string at the end."""
         while True:
-            while self._at < len(self._seen):
-                if self._seen[self._at] not in " \t\r\n":
-                    return self._seen[self._at]
-                self._at += 1
-            if self._ended:
+            while self._position < len(self._buffer):
+                if self._buffer[self._position] not in " \t\r\n":
+                    return self._buffer[self._position]
+                self._position += 1
+            if self._at_end:
                 return ""
             self._read()
 
     def take(self, character: str) -> bool:
-        """Whether this comes next; then it is passed."""
-        found = self.peek() == character
-        self._at += found
-        return found
+        """Return whether `character` comes next, and skip it."""
+        is_next = self.peek() == character
+        self._position += is_next
+        return is_next
 
     def value(self, *, row: int) -> tuple[Any, str]:
-        """The next value, and its text. Raises InvalidInput when there is none."""
+        """Return the next value and its source text. Raise InvalidInput if there is none."""
         self.peek()
         while True:
-            enough = self._ended or len(self._seen) - self._at > MAX_ROW_BYTES
+            enough = self._at_end or len(self._buffer) - self._position > MAX_ROW_BYTES
             try:
-                value, end = _DECODER.raw_decode(self._seen, self._at)
+                value, end = _DECODER.raw_decode(self._buffer, self._position)
             except (ValueError, RecursionError) as error:
                 if enough or not isinstance(error, json.JSONDecodeError):
-                    raise file_problem("malformed_json", _why(error), row=row) from error
+                    raise file_problem("malformed_json", _reason(error), row=row) from error
             else:
-                if enough or end < len(self._seen):  # else a number may go on
-                    text, self._at = self._seen[self._at : end], end
+                if enough or end < len(self._buffer):  # else a number may continue
+                    text, self._position = self._buffer[self._position : end], end
                     return value, text
             self._read()
 
     def _read(self) -> None:
         try:
-            more = self._text.read(_CHUNK)
+            more = self._text.read(_CHUNK_CHARS)
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise file_problem("not_utf8", f"is not UTF-8: byte 0x{byte:02x}") from error
-        self._ended = not more
-        self._seen, self._at = self._seen[self._at :] + more, 0
+        self._at_end = not more
+        self._buffer, self._position = self._buffer[self._position :] + more, 0

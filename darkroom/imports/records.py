@@ -1,4 +1,4 @@
-"""What a file of rows is read as, whatever its format: records that are numbered from 1."""
+"""Records: the rows of a file in any format, numbered from 1."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -7,14 +7,13 @@ from typing import Final
 
 from darkroom.errors import InputProblem, InvalidInput
 
-#: added to the columns of rejected rows, see `darkroom.imports.rejected_rows`; ignored when they
-#: come back
+#: columns that `darkroom.imports.rejected_rows` adds; ignored when its file is sent again
 ERROR_COLUMNS: Final = ("row_number", "error_column", "error")
 
 
 @dataclass(slots=True)
 class Record:
-    """One row as it came, and its values by canonical column; None when it cannot be read."""
+    """Row as it came, and its values by canonical column; None if it cannot be parsed."""
 
     number: int
     values: dict[str, object] | None
@@ -24,22 +23,22 @@ class Record:
 
 @dataclass(frozen=True)
 class Table:
-    """A file of rows. Reading the records may raise InvalidInput, when the file ends there."""
+    """File of rows. Iterating over the records may raise InvalidInput, which ends the file."""
 
     header: Sequence[str]  #: of the records' sources
     records: Iterator[Record]
 
 
 class BorrowedText(io.TextIOWrapper):
-    """A file's text; the file stays open when this is done with, to be read again."""
+    """Text of a file that stays open afterwards, to be read again."""
 
     def close(self) -> None:
-        """The file is the caller's to close."""
+        """Leave the file open: its caller closes it."""
 
 
 def file_problem(code: str, message: str, *, row: int | None = None) -> InvalidInput:
-    """What is wrong with the file as a whole; `row`: where it was noticed, 0 for the header."""
+    """Build the error of a whole file. `row`: where it was found; 0 is the header."""
     if row is None:
         return InvalidInput([InputProblem(("file",), code, message)])
-    place = ("row", row) if row else ("header",)
-    return InvalidInput([InputProblem(place, code, message)])
+    loc = ("row", row) if row else ("header",)
+    return InvalidInput([InputProblem(loc, code, message)])

@@ -1,7 +1,7 @@
-"""errors.csv: the rows that a batch did not take, as they came, and why.
+"""errors.csv: the rejected rows of a batch as they came, with the reasons.
 
-Kept with the batch as pieces of CSV text, written in the transaction that created it. Mended, the
-file can be sent again as it is: its own columns are ignored, and escaped cells come back.
+Stored with the batch as chunks of CSV text, written in the transaction that creates the batch.
+Once corrected, the file can be sent again: its added columns are ignored, its cells unescaped.
 """
 
 import csv
@@ -18,74 +18,76 @@ from darkroom.db.tables import RejectedRowChunk
 from darkroom.errors import InputProblem
 from darkroom.imports.records import ERROR_COLUMNS, Record
 
-_PIECE_CHARS: Final = 2**19
+_CHUNK_CHARS: Final = 2**19
 
 
 class RejectedRowWriter:
-    """Takes rejected rows down as pieces of the file, for whoever puts them away in time."""
+    """Writer of errors.csv in chunks, which the caller takes and stores."""
 
     def __init__(self, header: Sequence[str]) -> None:
-        self._columns = [place for place, name in enumerate(header) if name not in ERROR_COLUMNS]
+        self._columns = [index for index, name in enumerate(header) if name not in ERROR_COLUMNS]
         self._width = len(header)
         self._text = io.StringIO(newline="")
-        self.pieces: list[bytes] = []  #: that are whole and were not taken yet
-        self._write([header[place] for place in self._columns] + list(ERROR_COLUMNS))
+        self.chunks: list[bytes] = []  #: complete and not taken yet
+        self._write([header[index] for index in self._columns] + list(ERROR_COLUMNS))
 
     def add(self, record: Record, problems: Sequence[InputProblem]) -> None:
-        """One row, under the header it came under."""
+        """Add one row under the original header."""
         cells = [*record.source, *[""] * (self._width - len(record.source))]
-        # A comma that wanted quotes has made cells too many: nothing of them may be lost.
+        # An unquoted comma makes too many cells: the last column keeps all of them.
         cells[self._width - 1 :] = [",".join(cells[self._width - 1 :])]
         column = str(problems[0].loc[2]) if len(problems[0].loc) > 2 else ""  # noqa: PLR2004  # ("row", 7, column)
-        why = "; ".join(_described(problem) for problem in problems)
-        self._write([cells[place] for place in self._columns] + [str(record.number), column, why])
+        reason = "; ".join(_described(problem) for problem in problems)
+        self._write(
+            [cells[index] for index in self._columns] + [str(record.number), column, reason]
+        )
 
     def close(self) -> None:
-        """What was added last is a piece too."""
+        """Complete the last chunk."""
         if self._text.tell():
-            self._cut()
+            self._end_chunk()
 
-    def taken(self) -> list[bytes]:
-        """The pieces, which are the caller's from now on."""
-        pieces, self.pieces = self.pieces, []
-        return pieces
+    def take(self) -> list[bytes]:
+        """Return the complete chunks and forget them."""
+        chunks, self.chunks = self.chunks, []
+        return chunks
 
     def _write(self, cells: Sequence[str]) -> None:
         csv.writer(self._text).writerow([csv_escape.escape(cell) for cell in cells])
-        if self._text.tell() > _PIECE_CHARS:
-            self._cut()
+        if self._text.tell() > _CHUNK_CHARS:
+            self._end_chunk()
 
-    def _cut(self) -> None:
-        self.pieces.append(self._text.getvalue().encode("utf-8", "replace"))
+    def _end_chunk(self) -> None:
+        self.chunks.append(self._text.getvalue().encode("utf-8", "replace"))
         self._text = io.StringIO(newline="")
 
 
-def write(session: Session, batch_id: str, pieces: Sequence[bytes], *, first: int) -> None:
-    """Put the batch's next pieces away, of which it has `first` already."""
+def write(session: Session, batch_id: str, chunks: Sequence[bytes], *, first: int) -> None:
+    """Store the next chunks of a batch, numbered from `first`."""
     rows = [
         {"batch_id": batch_id, "piece": number, "csv": text}
-        for number, text in enumerate(pieces, start=first)
+        for number, text in enumerate(chunks, start=first)
     ]
     if rows:
         session.execute(insert(RejectedRowChunk), rows)
 
 
 def _described(problem: InputProblem) -> str:
-    where = ".".join(str(part) for part in problem.loc[2:])
-    return f"{where} {problem.message}" if where else problem.message
+    field = ".".join(str(part) for part in problem.loc[2:])
+    return f"{field} {problem.message}" if field else problem.message
 
 
 def read(sessions: Sessions, batch_id: str) -> Iterator[bytes]:
-    """The file in pieces; a transaction for each, so that a slow reader holds nothing."""
+    """Yield the file in chunks, one transaction each: a slow client must not keep one open."""
     number = 0
     while True:
         with sessions.begin() as session:
-            piece = session.scalar(
+            chunk = session.scalar(
                 select(RejectedRowChunk.csv).where(
                     RejectedRowChunk.batch_id == batch_id, RejectedRowChunk.piece == number
                 )
             )
-        if piece is None:
+        if chunk is None:
             return
-        yield piece
+        yield chunk
         number += 1

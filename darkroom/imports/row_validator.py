@@ -1,4 +1,4 @@
-"""The rows of a file into jobs, or into everything that is wrong with them. Pure."""
+"""Row validator: turns a row into jobs, or into all of its problems. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from darkroom.generation.model_registry import ModelRegistry
 from darkroom.generation.params import MAX_SEED, Label, LongText, Prompt, Seed, random_seed
 from darkroom.generation.validation import input_problems
 from darkroom.imports import columns
-from darkroom.imports.columns import RowInput, Style
+from darkroom.imports.columns import NumberStyle, RowInput
 from darkroom.imports.expansion import Expand, variants
 from darkroom.imports.records import Record
 from darkroom.jobs.bulk_insert import JobTemplate, NewJob
@@ -21,8 +21,8 @@ from darkroom.webhooks import endpoints
 from darkroom.webhooks.url_policy import UrlPolicy
 
 MAX_JOBS_PER_ROW: Final = 10_000
-_MAX_RECIPES: Final = 1_000  #: remembered at once
-#: fields that the query may set for all rows; what it says by these names is said of the batch
+_MAX_TEMPLATES: Final = 1_000  #: cached at once
+#: fields that the query may set for all rows; the excluded names belong to the batch there
 DEFAULTS: Final = tuple(
     sorted(
         RowInput.model_fields.keys()
@@ -32,7 +32,7 @@ DEFAULTS: Final = tuple(
 
 
 class PerRowFields(TypedDict, total=False):
-    """The fields that a row seldom shares with another, under `RowInput`'s rules."""
+    """Fields that a row seldom shares with another, under `RowInput`'s rules."""
 
     __pydantic_config__ = RowInput.model_config  # type: ignore[misc]  # pydantic's documented way
     prompt: Required[Prompt]
@@ -41,28 +41,28 @@ class PerRowFields(TypedDict, total=False):
     custom_id: Label | None
 
 
-_WORDS: Final = frozenset(PerRowFields.__annotations__)
+_PER_ROW: Final = frozenset(PerRowFields.__annotations__)
 _validate_fields: Final = TypeAdapter(PerRowFields).validate_python
 
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What all rows of a file have in common."""
+    """Options that apply to all rows of a file."""
 
     registry: ModelRegistry
-    policy: UrlPolicy  #: of the URLs that webhooks may go to
+    policy: UrlPolicy  #: for the rows' webhook URLs
     defaults: Mapping[str, object] = field(default_factory=dict)
     expand: Expand | None = None
 
 
 def read_defaults(given: Iterable[tuple[str, str]], *, lists: bool) -> dict[str, object]:
-    """Values for all rows that say nothing else. Raises InvalidInput, naming every bad one."""
+    """Parse the default values of all rows. Raise InvalidInput, which names every bad one."""
     values: dict[str, object] = {}
     problems = []
     for name, text in given:
         try:
             column = _default_column(name, values)
-            values[column] = columns.parse(column, text, Style(lists=lists))
+            values[column] = columns.parse(column, text, NumberStyle(lists=lists))
         except InvalidInput as invalid:
             problems += invalid.problems
     single = {name: value for name, value in values.items() if not isinstance(value, list)}
@@ -72,7 +72,10 @@ def read_defaults(given: Iterable[tuple[str, str]], *, lists: bool) -> dict[str,
         problems += input_problems(error)
     if problems:
         raise InvalidInput(
-            [InputProblem(("query", *found.loc), found.code, found.message) for found in problems]
+            [
+                InputProblem(("query", *problem.loc), problem.code, problem.message)
+                for problem in problems
+            ]
         )
     return values
 
@@ -88,105 +91,106 @@ def _default_column(name: str, seen: Mapping[str, object]) -> str:
 
 
 class RowValidator:
-    """Judges the rows of one file, in order.
+    """Validator of the rows of one file, in order.
 
-    What a row shares with others, which is all but its own words, is judged when it is first met;
-    from then on only the words are. What is wrong with either is told by the first way, in full.
+    The fields that rows share are validated once and kept as a `JobTemplate`; the next rows with
+    the same ones validate only their `PerRowFields`. A row with a problem is validated in full.
     """
 
-    def __init__(self, plan: ImportOptions) -> None:
-        self._plan = plan
-        self._defaults = plan.defaults
+    def __init__(self, options: ImportOptions) -> None:
+        self._options = options
+        self._defaults = options.defaults
         self._custom_ids: set[str] = set()  #: of the rows so far
-        self._recipes: dict[str, JobTemplate] = {}  #: by the fields they were made of
+        self._templates: dict[str, JobTemplate] = {}  #: by the shared fields
 
     def __call__(self, record: Record) -> list[NewJob]:
-        """The row's jobs, in order. Raises InvalidInput with all that is wrong with it."""
+        """Return the row's jobs, in order. Raise InvalidInput with all of its problems."""
         problems = record.problems
         if record.values is not None:
             try:
                 values = {**self._defaults, **record.values} if self._defaults else record.values
-                drafts = self._drafts(record.number, values)
+                jobs = self._jobs(record.number, values)
             except ValidationError as error:
-                problems = _joined(problems, input_problems(error))
+                problems = _merge_problems(problems, input_problems(error))
             except InvalidInput as error:
-                problems = _joined(problems, error.problems)
+                problems = _merge_problems(problems, error.problems)
             else:
                 if not problems:
-                    return drafts
+                    return jobs
         raise InvalidInput([_in_row(record.number, problem) for problem in problems])
 
-    def _drafts(self, number: int, values: dict[str, object]) -> list[NewJob]:
-        self._note_custom_id(values.get("custom_id"))
-        if self._plan.expand is None:
-            return _images(number, 0, *self._judged(values))
-        if values.get("seed") is None:  # one for all, so that only what is swept differs
+    def _jobs(self, number: int, values: dict[str, object]) -> list[NewJob]:
+        self._check_unique(values.get("custom_id"))
+        if self._options.expand is None:
+            return _images(number, 0, *self._validate(values))
+        if values.get("seed") is None:  # one for all variants: only the swept fields differ
             values["seed"] = random_seed()
-        made: list[NewJob] = []
-        for variant in variants(values, self._plan.expand):
-            made += _images(number, len(made), *self._judged(variant))
-            if len(made) > MAX_JOBS_PER_ROW:
-                message = f"makes more than {MAX_JOBS_PER_ROW:,} jobs of one row"
+        jobs: list[NewJob] = []
+        for variant in variants(values, self._options.expand):
+            jobs += _images(number, len(jobs), *self._validate(variant))
+            if len(jobs) > MAX_JOBS_PER_ROW:
+                message = f"makes more than {MAX_JOBS_PER_ROW:,} jobs from one row"
                 raise columns.bad_cell("num_images", "too_many_jobs", message)
-        return made
+        return jobs
 
-    def _note_custom_id(self, custom_id: object) -> None:
+    def _check_unique(self, custom_id: object) -> None:
         if isinstance(custom_id, str):
             if custom_id in self._custom_ids:
-                raise columns.bad_cell("custom_id", "not_unique", "stands in an earlier row too")
+                message = "duplicate custom_id (already used in an earlier row)"
+                raise columns.bad_cell("custom_id", "not_unique", message)
             self._custom_ids.add(custom_id)
 
-    def _judged(self, values: dict[str, object]) -> tuple[JobTemplate, PerRowFields]:
-        words: dict[str, object] = {}
-        others: list[object] = []
+    def _validate(self, values: dict[str, object]) -> tuple[JobTemplate, PerRowFields]:
+        per_row: dict[str, object] = {}
+        shared: list[object] = []
         for name, value in values.items():
-            if name in _WORDS:
-                words[name] = value
+            if name in _PER_ROW:
+                per_row[name] = value
             else:
-                others += (name, value)
-        shared = repr(others)  # as text, because 1, 1.0 and True are the same key, lists are none
-        recipe = self._recipes.get(shared)
-        if recipe is not None:
+                shared += (name, value)
+        key = repr(shared)  # as text, because 1, 1.0 and True are the same key, and lists are none
+        template = self._templates.get(key)
+        if template is not None:
             try:
-                return recipe, _validate_fields(words)
+                return template, _validate_fields(per_row)
             except ValidationError:
-                pass  # is told with all else that is wrong
-        job = RowInput.model_validate(values)
-        if len(self._recipes) == _MAX_RECIPES:
-            self._recipes.clear()
-        recipe = self._recipes[shared] = self._recipe(job)
-        return recipe, _validate_fields(words)
+                pass  # reported below, with the row's other problems
+        row = RowInput.model_validate(values)
+        if len(self._templates) == _MAX_TEMPLATES:
+            self._templates.clear()
+        template = self._templates[key] = self._template(row)
+        return template, _validate_fields(per_row)
 
-    def _recipe(self, job: RowInput) -> JobTemplate:
-        if job.webhook_url is not None:
-            endpoints.check_own_url(job.webhook_url, self._plan.policy)
-        params = self._plan.registry.resolve(job)
-        key = self._plan.registry.models[params.model].microbatch_key(params)
-        return JobTemplate.of(job, params, key, default=Priority.BULK, num_images=job.num_images)
+    def _template(self, row: RowInput) -> JobTemplate:
+        if row.webhook_url is not None:
+            endpoints.check_own_url(row.webhook_url, self._options.policy)
+        params = self._options.registry.resolve(row)
+        key = self._options.registry.models[params.model].microbatch_key(params)
+        return JobTemplate.of(row, params, key, default=Priority.BULK, num_images=row.num_images)
 
 
-def _images(number: int, first: int, recipe: JobTemplate, words: PerRowFields) -> list[NewJob]:
-    """`num_images` pictures of one row: the same but for seeds that count up."""
-    prompt, negative_prompt = words["prompt"], words.get("negative_prompt", "")
-    custom_id, seed = words.get("custom_id"), words.get("seed")
+def _images(number: int, first: int, template: JobTemplate, fields: PerRowFields) -> list[NewJob]:
+    """Return `num_images` jobs that differ only in their seeds, which count up."""
+    prompt, negative_prompt = fields["prompt"], fields.get("negative_prompt", "")
+    custom_id, seed = fields.get("custom_id"), fields.get("seed")
     if seed is None:
         seed = random_seed()
-    if seed + recipe.num_images - 1 > MAX_SEED:
+    if seed + template.num_images - 1 > MAX_SEED:
         raise columns.bad_cell("seed", "out_of_range", "seed + num_images is too large")
-    if recipe.num_images == 1:
-        return [NewJob(recipe, prompt, negative_prompt, seed, number, first, custom_id)]
+    if template.num_images == 1:
+        return [NewJob(template, prompt, negative_prompt, seed, number, first, custom_id)]
     return [
-        NewJob(recipe, prompt, negative_prompt, seed + image, number, first + image, custom_id)
-        for image in range(recipe.num_images)
+        NewJob(template, prompt, negative_prompt, seed + image, number, first + image, custom_id)
+        for image in range(template.num_images)
     ]
 
 
-def _joined(cells: list[InputProblem], fields: list[InputProblem]) -> list[InputProblem]:
-    """Of a cell that could not be read it need not be said that its field is missing."""
-    known = {problem.loc for problem in cells}
-    return cells + [problem for problem in fields if problem.loc[:1] not in known]
+def _merge_problems(cells: list[InputProblem], fields: list[InputProblem]) -> list[InputProblem]:
+    """Join both, without the field problems (such as missing) of cells that could not be read."""
+    unread = {problem.loc for problem in cells}
+    return cells + [problem for problem in fields if problem.loc[:1] not in unread]
 
 
 def _in_row(number: int, problem: InputProblem) -> InputProblem:
-    """The same problem, placed: the place says which row and column, the message only what."""
+    """Add the row number to the location of a problem."""
     return InputProblem(("row", number, *problem.loc), problem.code, problem.message)
