@@ -60,17 +60,17 @@ def _state(look: QueueSnapshot) -> Iterator[Metric]:
 
 
 def _pace(look: QueueSnapshot) -> Iterator[Metric]:
-    pace = look.pace
-    running = len(pace.running) if pace else 0
+    throughput = look.throughput
+    running = len(throughput.running) if throughput else 0
     yield _gauge("darkroom_microbatches_running", "Dispatches under way", running)
-    rate = pace.images_per_s if pace else 0.0
+    rate = throughput.images_per_s if throughput else 0.0
     yield _gauge("darkroom_images_per_second", "Over the last minute", rate)
     per_cost = GaugeMetricFamily(
         "darkroom_generation_seconds_per_cost_unit",
         "Of the installation, as measured lately",
         labels=["model"],
     )
-    for model, fit in sorted(pace.by_model.items()) if pace else ():
+    for model, fit in sorted(throughput.by_model.items()) if throughput else ():
         per_cost.add_metric([model], fit.per_cost_s)
     yield per_cost
 

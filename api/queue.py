@@ -63,9 +63,9 @@ class QueueSnapshotView(BaseModel):
             draining=look.control.draining,
             queued=sum(depth.jobs for depth in depths),
             paused_jobs=look.scan.paused_jobs,
-            microbatches_running=len(look.pace.running) if look.pace else 0,
+            microbatches_running=len(look.throughput.running) if look.throughput else 0,
             oldest_queued_s=max((depth.oldest_queued_s for depth in depths), default=None),
-            images_per_s=look.pace.images_per_s if look.pace else 0.0,
+            images_per_s=look.throughput.images_per_s if look.throughput else 0.0,
             depth=[
                 QueueDepth(
                     priority=list(Priority)[depth.priority],
@@ -81,7 +81,7 @@ class QueueSnapshotView(BaseModel):
 
 
 def _eta_model(look: QueueSnapshot) -> list[ThroughputEstimate]:
-    if look.pace is None:
+    if look.throughput is None:
         return []
     return [
         ThroughputEstimate(
@@ -91,7 +91,7 @@ def _eta_model(look: QueueSnapshot) -> list[ThroughputEstimate]:
             relative_stddev=fit.relative_stddev,
             rate_drift=fit.rate_drift,
         )
-        for model, fit in sorted(look.pace.by_model.items())
+        for model, fit in sorted(look.throughput.by_model.items())
     ]
 
 

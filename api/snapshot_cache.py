@@ -36,7 +36,7 @@ class SnapshotCache:
     def recall(self) -> QueueSnapshot | None:
         """The last look, unless it is too old to be used. Does not block."""
         latest = self._latest
-        age_s = float("inf") if latest is None else time.monotonic() - latest.taken
+        age_s = float("inf") if latest is None else time.monotonic() - latest.taken_at
         if age_s > FRESH_S and not self._wanted.is_set():
             self._wanted.set()
         return latest if age_s <= USABLE_S else None
@@ -49,7 +49,7 @@ class SnapshotCache:
 
     def age_s(self, look: QueueSnapshot) -> float:
         """How long ago it was."""
-        return round(time.monotonic() - look.taken, 3)
+        return round(time.monotonic() - look.taken_at, 3)
 
     def close(self) -> None:
         """End the thread."""

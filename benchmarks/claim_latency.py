@@ -108,7 +108,9 @@ def ask_about(queue: Queue, registry: ModelRegistry, polls: int) -> None:
     for _ in range(polls):
         began = time.perf_counter()
         with queue.sessions.begin() as session:
-            look = snapshot.take_snapshot(session, registry, replace(look.scan, due=math.inf))
+            look = snapshot.take_snapshot(
+                session, registry, replace(look.scan, next_scan_at=math.inf)
+            )
         queue.looks_s.append(time.perf_counter() - began)
         number = chance.randrange(max(1, queue.queued - 1)) + 1
         job_id = f"job_{hashlib.md5(str(number).encode()).hexdigest()}"  # noqa: S324  # as in `fill`

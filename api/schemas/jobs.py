@@ -54,10 +54,10 @@ class QueuePosition(BaseModel):
 
 
 def _will_meet_deadline(job: Job, found: Forecast) -> bool | None:
-    if found.eta is None or found.begins_s is None or job.expires_at is None:
+    if found.eta is None or found.starts_in_s is None or job.expires_at is None:
         return None
     now = datetime.now(UTC)
-    begun = found.begins_s <= (job.expires_at - now).total_seconds()
+    begun = found.starts_in_s <= (job.expires_at - now).total_seconds()
     if job.deadline_at is None:
         return begun
     return begun and found.eta.p50_s <= (job.deadline_at - now).total_seconds()

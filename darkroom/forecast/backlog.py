@@ -1,4 +1,4 @@
-"""How much there is to draw: what the number of a model's replicas follows.
+"""Backlog: queued and running work by microbatch key, from which models are scaled.
 
 A function takes the session and commits nothing; the caller's block is the transaction.
 """
@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 from darkroom.db.tables import Dispatch
 from darkroom.status import DispatchStatus
 
-#: Goes from key to key along the index job_claim, and counts of each no more than it must: what a
-#: million jobs of one key cost is what a thousand do.
-_WAITING: Final = text(
+#: A loose index scan over job_claim: it jumps from key to key and counts each key only up to
+#: `:most`, so that a million jobs of one key cost as much as a thousand.
+_QUEUED: Final = text(
     """
     WITH RECURSIVE key AS (
         (SELECT microbatch_key AS k FROM job WHERE status = 'queued' AND NOT paused
@@ -31,16 +31,16 @@ _WAITING: Final = text(
 )
 
 
-def waiting(session: Session, *, most: int) -> dict[str, int]:
-    """How many jobs of each microbatch key wait, counted up to `most`."""
-    return {row[0]: row[1] for row in session.execute(_WAITING, {"most": most})}
+def queued_jobs(session: Session, *, most: int) -> dict[str, int]:
+    """Count the queued jobs of each microbatch key, up to `most`."""
+    return {row[0]: row[1] for row in session.execute(_QUEUED, {"most": most})}
 
 
-def under_way(session: Session) -> dict[str, int]:
-    """How many microbatches of each key are being drawn."""
-    drawn = (
+def running_microbatches(session: Session) -> dict[str, int]:
+    """Count the running microbatches of each key."""
+    running = (
         select(Dispatch.microbatch_key, func.count())
         .where(Dispatch.status == DispatchStatus.RUNNING)
         .group_by(Dispatch.microbatch_key)
     )
-    return {row[0]: row[1] for row in session.execute(drawn)}
+    return {row[0]: row[1] for row in session.execute(running)}

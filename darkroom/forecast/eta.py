@@ -1,13 +1,13 @@
-"""How long a waiting job will still take: arithmetic over what waits and how fast it is drawn.
+"""ETA of a queued job: arithmetic over a queue snapshot and the measured throughput.
 
-A job is done once the microbatches ahead of it have been claimed and its own is drawn. The
-microbatches are formed as `darkroom.queue.claims` forms them; meanwhile others arrive and go before
-it: those of classes above, and of its own class those whose tenants have used up less of their
-share. That they go on to arrive as in the last minutes is the one assumption.
+A job finishes after the microbatches ahead of it are claimed and its own is generated. The
+microbatches are formed as `darkroom.queue.claims` forms them. Jobs that arrive meanwhile overtake
+it: those of higher classes, and in its own class those of tenants that have used less of their
+share (`darkroom.queue.fairness`). The one assumption is that they arrive as in the last minutes.
 
-The half-time estimate and the one for nine in ten are quantiles of a log-normal distribution. Its
-mean is the sum of what is expected; its variance is that which was observed, of the microbatches,
-of their rate, and of what arrives.
+p50 and p90 are quantiles of a log-normal distribution, matched by its first two moments. Its mean
+is the sum of the expected times; its variance is the observed one of microbatches, rate and
+arrivals.
 """
 
 import math
@@ -22,22 +22,22 @@ from darkroom.forecast.throughput import Throughput
 from darkroom.queue.fairness import AGEING, FADING
 
 _Z90: Final = 1.2816  #: the standard normal's 90 % quantile
-_ROUNDS: Final = 20  #: of the fixed point; it closes in by the utilization each time
-_CLOSE: Final = 0.001  #: and no further than this
-_NEGLIGIBLE: Final = 1e-3  #: cost a second: a tenant that was here hours ago
-_MOST_S: Final = 30 * 86_400.0
+_ROUNDS: Final = 20  #: of the fixed point, whose error shrinks by the utilization each time
+_TOLERANCE: Final = 0.001  #: relative change at which the fixed point ends
+_NEGLIGIBLE: Final = 1e-3  #: cost a second of a tenant that last submitted hours ago
+_MAX_S: Final = 30 * 86_400.0
 
 
 @dataclass(frozen=True)
 class Eta:
-    """Seconds until the end of a job: in one of two cases sooner, in nine of ten."""
+    """Seconds until a job finishes, with probability 50 % and 90 %."""
 
     p50_s: float
     p90_s: float
 
 
 class EtaRequest(NamedTuple):
-    """What is asked about: a job that waits, or would."""
+    """Job to forecast: a queued one, or one that may be submitted."""
 
     tenant_id: str
     priority: int
@@ -48,10 +48,10 @@ class EtaRequest(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """Where a job stands, and how long it will take; None where no rate is known yet."""
+    """Position and times of a job; the times are None while no rate is known."""
 
-    position: int  #: 1 is next; exact among the first thousand of a class, by and large behind
-    begins_s: float | None  #: when it will be claimed, in half of all cases
+    position: int  #: 1 is next; exact in the front of its class, approximate in the tail
+    starts_in_s: float | None  #: expected seconds until it is claimed
     eta: Eta | None
 
 
@@ -63,14 +63,14 @@ class _Microbatch:
 
 
 @dataclass
-class _Class:
-    """The waiting jobs of one class: first one by one, then sums."""
+class _ClassQueue:
+    """Queued jobs of one class: the front one by one, the tail in cumulative sums."""
 
-    #: of the front: each job's place in the order, and which microbatch it goes into
+    #: of the front: each job's sort key, and the index of its microbatch
     rows: list[tuple[float, str]] = field(default_factory=list)
-    seats: list[int] = field(default_factory=list)
-    last: int = 0  #: microbatches up to the end of the front, those of the classes above too
-    #: behind the front: tags, and how many jobs, microbatches and seconds lie before each
+    microbatch_of: list[int] = field(default_factory=list)
+    front_end: int = 0  #: microbatches to the end of the front, including those of higher classes
+    #: of the tail: tags, and the jobs, microbatches and seconds up to each
     tags: list[float] = field(default_factory=list)
     jobs: list[float] = field(default_factory=list)
     microbatches: list[float] = field(default_factory=list)
@@ -78,214 +78,230 @@ class _Class:
 
 
 class EtaModel:
-    """What waits at one moment, and at what pace it goes."""
+    """Model of the queue at one moment, from which ETAs are computed."""
 
     def __init__(
         self,
         front: Sequence[QueuedJob],
-        behind: Sequence[TailBucket],
-        tenancies: Sequence[TenantShare],
-        pace: Throughput | None,
+        tail: Sequence[TailBucket],
+        tenants: Sequence[TenantShare],
+        throughput: Throughput | None,
         *,
-        seats: Mapping[str, int],
+        max_microbatch: Mapping[str, int],
     ) -> None:
-        """`seats`: of a microbatch, by model; jobs of other models are not drawn, nor counted."""
-        self._pace = pace
-        self._seats = seats
-        self._tenancies = tenancies
-        self._arriving = [each for each in tenancies if each.cost_per_s > _NEGLIGIBLE]
+        """Take `max_microbatch` by model; jobs of other models are ignored."""
+        self._throughput = throughput
+        self._max_microbatch = max_microbatch
+        self._tenants = tenants
+        self._active = [each for each in tenants if each.cost_per_s > _NEGLIGIBLE]
         self._microbatches: list[_Microbatch] = []
-        self._open: dict[str, int] = {}  # by key, the microbatch that still has seats
+        self._open: dict[str, int] = {}  # by key, the last microbatch, which may have room
         self._costs: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # by key: jobs, cost
-        self._classes: dict[int, _Class] = {}
+        self._classes: dict[int, _ClassQueue] = {}
         by_class: dict[int, tuple[list[QueuedJob], list[TailBucket]]] = defaultdict(
             lambda: ([], [])
         )
         for job in front:
             by_class[job.priority][0].append(job)
-        for each in behind:
-            by_class[each.priority][1].append(each)
-        for rank, (rows, sums) in sorted(by_class.items()):
-            self._seat(rank, rows)
-            self._stack(rank, sums)
-        self._until = self._cumulated()
+        for bucket in tail:
+            by_class[bucket.priority][1].append(bucket)
+        for rank, (jobs, buckets) in sorted(by_class.items()):
+            self._add_front(rank, jobs)
+            self._add_tail(rank, buckets)
+        self._starts_s = self._cumulated_seconds()
 
-    def _seat(self, rank: int, rows: Iterable[QueuedJob]) -> None:
-        waiting = _Class()
-        for job in rows:
+    def _add_front(self, rank: int, jobs: Iterable[QueuedJob]) -> None:
+        queue = _ClassQueue()
+        for job in jobs:
             model = job.microbatch_key.partition("@")[0]
-            if model not in self._seats:
+            if model not in self._max_microbatch:
                 continue
-            at = self._place_of(job.microbatch_key, model)
-            self._microbatches[at].jobs += 1
-            self._microbatches[at].cost += job.cost
-            waiting.rows.append((job.start_tag, job.id))
-            waiting.seats.append(at)
-            known = self._costs[job.microbatch_key]
-            known[0] += 1
-            known[1] += job.cost
-        waiting.last = len(self._microbatches)
-        self._classes[rank] = waiting
+            index = self._microbatch_for(job.microbatch_key, model)
+            self._microbatches[index].jobs += 1
+            self._microbatches[index].cost += job.cost
+            queue.rows.append((job.start_tag, job.id))
+            queue.microbatch_of.append(index)
+            totals = self._costs[job.microbatch_key]
+            totals[0] += 1
+            totals[1] += job.cost
+        queue.front_end = len(self._microbatches)
+        self._classes[rank] = queue
 
-    def _place_of(self, key: str, model: str) -> int:
-        at = self._open.get(key)
-        if at is None or self._microbatches[at].jobs >= self._seats[model]:
-            at = self._open[key] = len(self._microbatches)
+    def _microbatch_for(self, key: str, model: str) -> int:
+        index = self._open.get(key)
+        if index is None or self._microbatches[index].jobs >= self._max_microbatch[model]:
+            index = self._open[key] = len(self._microbatches)
             self._microbatches.append(_Microbatch(model))
-        return at
+        return index
 
-    def _stack(self, rank: int, sums: Sequence[TailBucket]) -> None:
-        """Behind the rows of the class, sums; they fill microbatches whole."""
-        waiting = self._classes[rank]
-        reached = waiting.rows[-1][0] if waiting.rows else -math.inf
-        jobs, microbatches, seconds = float(len(waiting.rows)), 0.0, 0.0
-        for each in sums:
-            model = each.microbatch_key.partition("@")[0]
-            if model not in self._seats or each.last_tag <= reached:
-                continue  # the front has moved on since they were summed
-            waiting.tags.append(each.last_tag)
-            jobs += each.jobs
-            microbatches += each.jobs / self._seats[model]
-            if self._pace is not None:
-                fit = self._pace.of(model)
-                seconds += fit.per_microbatch_s * each.jobs / self._seats[model]
-                seconds += fit.per_cost_s * each.cost
-            waiting.jobs.append(jobs)
-            waiting.microbatches.append(microbatches)
-            waiting.seconds.append(seconds)
+    def _add_tail(self, rank: int, buckets: Sequence[TailBucket]) -> None:
+        """Append the tail of a class in cumulative sums; its microbatches are taken as full."""
+        queue = self._classes[rank]
+        front_tag = queue.rows[-1][0] if queue.rows else -math.inf
+        jobs, microbatches, seconds = float(len(queue.rows)), 0.0, 0.0
+        for bucket in buckets:
+            model = bucket.microbatch_key.partition("@")[0]
+            if model not in self._max_microbatch or bucket.last_tag <= front_tag:
+                continue  # the front has moved past it since the scan
+            full = bucket.jobs / self._max_microbatch[model]
+            jobs += bucket.jobs
+            microbatches += full
+            if self._throughput is not None:
+                times = self._throughput.of(model)
+                seconds += times.per_microbatch_s * full + times.per_cost_s * bucket.cost
+            queue.tags.append(bucket.last_tag)
+            queue.jobs.append(jobs)
+            queue.microbatches.append(microbatches)
+            queue.seconds.append(seconds)
 
-    def _cumulated(self) -> list[float]:
-        """The seconds that the microbatches take before each, and all together."""
-        until = [0.0]
+    def _cumulated_seconds(self) -> list[float]:
+        """Return the seconds before each microbatch, and of all of them."""
+        seconds = [0.0]
         for each in self._microbatches:
-            until.append(
-                until[-1] + (self._pace.of(each.model).seconds(each.cost) if self._pace else 0.0)
+            service_s = (
+                self._throughput.of(each.model).seconds(each.cost) if self._throughput else 0.0
             )
-        return until
+            seconds.append(seconds[-1] + service_s)
+        return seconds
 
-    def ask(self, subject: EtaRequest) -> Forecast:
-        """Where the job stands, and how long it will take."""
-        ahead = self._ahead(subject)
+    def ask(self, request: EtaRequest) -> Forecast:
+        """Return the position of a job and, if a rate is known, its times."""
+        ahead = self._ahead(request)
         position = round(ahead.jobs) + 1
-        if self._pace is None:
+        if self._throughput is None:
             return Forecast(position, None, None)
-        return Forecast(position, *self._times(subject, ahead, self._pace))
+        return Forecast(position, *self._times(request, ahead, self._throughput))
 
     def in_flight(self) -> Eta | None:
-        """When what is being drawn now will have ended."""
-        if self._pace is None or not self._pace.running:
+        """Return the ETA of the last running dispatch."""
+        if self._throughput is None or not self._throughput.running:
             return None
-        last = max(self._pace.residues_s)
-        return _quantiles(last, (self._pace.overall.relative_stddev * last) ** 2)
+        last = max(self._throughput.remaining_s)
+        return _quantiles(last, (self._throughput.overall.relative_stddev * last) ** 2)
 
     def of_more(self, tenant_id: str, priority: int, cost: float) -> Eta | None:
-        """When the last of new jobs of the tenant that cost so much would have ended."""
-        if self._pace is None:
+        """Return the ETA of the last of new jobs of this tenant, class and total cost."""
+        if self._throughput is None:
             return None
-        theirs = [
+        shares = [
             each
-            for each in self._tenancies
+            for each in self._tenants
             if (each.tenant_id, each.priority) == (tenant_id, priority)
         ]
-        waiting = self._classes.get(priority)
-        present = waiting.rows[0][0] if waiting and waiting.rows else 0.0
-        tag = max([present, *(each.next_start_tag for each in theirs)])
-        tag += cost / (theirs[0].weight if theirs else 1.0)
+        tag = max([self._present(priority, 0.0), *(each.next_start_tag for each in shares)])
+        tag += cost / (shares[0].weight if shares else 1.0)
         last = EtaRequest(tenant_id, priority, tag, "", "", 0.0)
-        seconds = cost * self._pace.per_cost_s
-        ahead = self._ahead(last).plus(0.0, seconds / self._pace.microbatch_s, seconds)
-        return self._times(last, ahead, self._pace)[1]
+        seconds = cost * self._throughput.per_cost_s
+        ahead = self._ahead(last).plus(0.0, seconds / self._throughput.microbatch_s, seconds)
+        return self._times(last, ahead, self._throughput)[1]
 
-    def _ahead(self, subject: EtaRequest) -> "_Ahead":
-        above = [each for rank, each in self._classes.items() if rank < subject.priority]
-        before = _Ahead(float(sum(_jobs(each) for each in above)), 0.0, 0.0)
-        before = before.plus(
-            0.0, *map(sum, zip(*map(_deep, above), strict=True)) if above else (0, 0)
+    def _present(self, priority: int, default: float) -> float:
+        """Return the smallest start tag of a class: its virtual time."""
+        queue = self._classes.get(priority)
+        return queue.rows[0][0] if queue and queue.rows else default
+
+    def _ahead(self, request: EtaRequest) -> "_Ahead":
+        above = [queue for rank, queue in self._classes.items() if rank < request.priority]
+        ahead = _Ahead(float(sum(_jobs(queue) for queue in above)), 0.0, 0.0)
+        ahead = ahead.plus(
+            0.0, *map(sum, zip(*map(_tail_total, above), strict=True)) if above else (0, 0)
         )
-        mine = self._classes.get(subject.priority)
-        if mine is None or not mine.rows:
-            last = max((each.last for each in above), default=0)
-            return before.plus(0.0, *self._front(last, subject))
-        at = bisect_left(mine.rows, (subject.start_tag, subject.id))
-        before = before.plus(float(at), 0.0, 0.0)
-        if at < len(mine.rows):
-            return before.plus(0.0, float(mine.seats[at]), self._until[mine.seats[at]])
-        before = before.plus(0.0, *self._front(mine.last, subject))
-        return before.plus(*_between(mine, subject.start_tag))
+        own = self._classes.get(request.priority)
+        if own is None or not own.rows:
+            front_end = max((queue.front_end for queue in above), default=0)
+            return ahead.plus(0.0, *self._front_ahead(front_end, request))
+        index = bisect_left(own.rows, (request.start_tag, request.id))
+        ahead = ahead.plus(float(index), 0.0, 0.0)
+        if index < len(own.rows):
+            microbatch = own.microbatch_of[index]
+            return ahead.plus(0.0, float(microbatch), self._starts_s[microbatch])
+        ahead = ahead.plus(0.0, *self._front_ahead(own.front_end, request))
+        return ahead.plus(*_tail_up_to(own, request.start_tag))
 
-    def _front(self, last: int, subject: EtaRequest) -> tuple[float, float]:
-        """All microbatches of the front; less the one in which the job finds a seat, if any."""
-        at = self._open.get(subject.microbatch_key, last)
-        model = subject.microbatch_key.partition("@")[0]
-        free = at < last and self._microbatches[at].jobs < self._seats.get(model, 1)
-        last = at if free else last
-        return float(last), self._until[last]
-
-    def _times(self, subject: EtaRequest, ahead: "_Ahead", pace: Throughput) -> tuple[float, Eta]:
-        """When it will be claimed, and when it will have ended."""
-        fit = pace.of(subject.microbatch_key.partition("@")[0])
-        wait = pace.next_seat_s + ahead.seconds
-        total, variance = self._overtaken(subject, wait, pace)
-        own = fit.seconds(self._own_cost(subject))
-        idle = not pace.running and not ahead.microbatches
-        lasts = own * (1.0 if idle else max(1.0, pace.company))
-        variance += (
-            ahead.microbatches
-            * (fit.relative_stddev * _mean(ahead.seconds, ahead.microbatches)) ** 2
+    def _front_ahead(self, front_end: int, request: EtaRequest) -> tuple[float, float]:
+        """Return the microbatches and seconds of the front, up to one with room for the job."""
+        index = self._open.get(request.microbatch_key, front_end)
+        model = request.microbatch_key.partition("@")[0]
+        has_room = index < front_end and self._microbatches[index].jobs < self._max_microbatch.get(
+            model, 1
         )
-        variance += pace.company * (fit.relative_stddev * own) ** 2
-        variance += (fit.rate_drift * (total + lasts)) ** 2
-        return total, _quantiles(total + lasts, variance)
+        end = index if has_room else front_end
+        return float(end), self._starts_s[end]
 
-    def _own_cost(self, subject: EtaRequest) -> float:
-        """Of the microbatch it will be in: as full as jobs of its key wait."""
-        jobs, cost = self._costs.get(subject.microbatch_key, (0.0, 0.0))
+    def _times(
+        self, request: EtaRequest, ahead: "_Ahead", throughput: Throughput
+    ) -> tuple[float, Eta]:
+        """Return the expected seconds until the job is claimed, and its ETA."""
+        times = throughput.of(request.microbatch_key.partition("@")[0])
+        wait = throughput.next_slot_s + ahead.seconds
+        wait, variance = self._overtaken(request, wait, throughput)
+        own = times.seconds(self._own_cost(request))
+        idle = not throughput.running and not ahead.microbatches
+        duration = own * (1.0 if idle else max(1.0, throughput.concurrency))
+        each_ahead = _mean(ahead.seconds, ahead.microbatches)
+        variance += ahead.microbatches * (times.relative_stddev * each_ahead) ** 2
+        variance += throughput.concurrency * (times.relative_stddev * own) ** 2
+        variance += (times.rate_drift * (wait + duration)) ** 2
+        return wait, _quantiles(wait + duration, variance)
+
+    def _own_cost(self, request: EtaRequest) -> float:
+        """Return the cost of the job's microbatch, as full as its key has queued jobs."""
+        jobs, cost = self._costs.get(request.microbatch_key, (0.0, 0.0))
         if not jobs:
-            return subject.cost
-        seats = self._seats.get(subject.microbatch_key.partition("@")[0], 1)
-        return max(subject.cost, min(jobs, seats) * cost / jobs)
+            return request.cost
+        limit = self._max_microbatch.get(request.microbatch_key.partition("@")[0], 1)
+        return max(request.cost, min(jobs, limit) * cost / jobs)
 
-    def _overtaken(self, subject: EtaRequest, wait: float, pace: Throughput) -> tuple[float, float]:
-        """The wait with all that arrives meanwhile and goes before it; and its variance."""
-        above = [each for each in self._arriving if each.priority < subject.priority]
+    def _overtaken(
+        self, request: EtaRequest, wait: float, throughput: Throughput
+    ) -> tuple[float, float]:
+        """Return the wait, extended by arrivals that overtake the job, and its variance.
+
+        The fixed point of T = (wait + arrivals in T) / (1 - utilization by higher classes), as for
+        the delay in a preemptive-resume priority queue; arrivals are compound Poisson, whose
+        variance is the rate of squared costs.
+        """
+        above = [each for each in self._active if each.priority < request.priority]
         beside = [
             each
-            for each in self._arriving
-            if each.priority == subject.priority and each.tenant_id != subject.tenant_id
+            for each in self._active
+            if each.priority == request.priority and each.tenant_id != request.tenant_id
         ]
-        waiting = self._classes.get(subject.priority)
-        present = waiting.rows[0][0] if waiting and waiting.rows else subject.start_tag
-        per_cost = pace.per_cost_s
-        busy = sum(each.cost_per_s for each in above) * per_cost + self._turns_below(subject, pace)
-        share = max(1.0 - busy, self._own_turns(subject, pace))
+        present = self._present(request.priority, request.start_tag)
+        per_cost = throughput.per_cost_s
+        busy = sum(each.cost_per_s for each in above) * per_cost
+        busy += self._aged_share_below(request, throughput)
+        share = max(1.0 - busy, self._aged_share(request, throughput))
         total = wait / share
         for _ in range(_ROUNDS):
             others = sum(
-                min(each.cost_per_s * total, _room(each, subject, present)) for each in beside
+                min(each.cost_per_s * total, _room(each, request, present)) for each in beside
             )
-            before, total = total, min((wait + others * per_cost) / share, _MOST_S)
-            if total - before <= _CLOSE * total:
+            before, total = total, min((wait + others * per_cost) / share, _MAX_S)
+            if total - before <= _TOLERANCE * total:
                 break
-        varied = sum(each.squares_per_s for each in above) * total
-        varied += sum(
-            min(each.squares_per_s * total, _room(each, subject, present) ** 2 / 4)
+        squares = sum(each.squares_per_s for each in above) * total
+        squares += sum(
+            min(each.squares_per_s * total, _room(each, request, present) ** 2 / 4)
             for each in beside
         )
-        rates_are_guesses = 1.0 + total / (2 * FADING)
-        return total, varied * rates_are_guesses * (per_cost / share) ** 2
+        extrapolation = 1.0 + total / (2 * FADING)  # the rates were measured over FADING seconds
+        return total, squares * extrapolation * (per_cost / share) ** 2
 
-    def _turns_below(self, subject: EtaRequest, pace: Throughput) -> float:
-        """What classes below take by their age, as a share of the time."""
+    def _aged_share_below(self, request: EtaRequest, throughput: Throughput) -> float:
+        """Return the share of the time that lower classes get by ageing."""
         lower = [
-            rank for rank, each in self._classes.items() if rank > subject.priority and each.rows
+            rank for rank, queue in self._classes.items() if rank > request.priority and queue.rows
         ]
-        turn = pace.microbatch_s
-        return sum(turn / (AGEING.total_seconds() * (rank - subject.priority)) for rank in lower)
+        service_s = throughput.microbatch_s
+        return sum(
+            service_s / (AGEING.total_seconds() * (rank - request.priority)) for rank in lower
+        )
 
-    def _own_turns(self, subject: EtaRequest, pace: Throughput) -> float:
-        """What its class gets by its age at least, however much arrives above it."""
-        turn = pace.microbatch_s
-        return turn / (AGEING.total_seconds() * max(subject.priority, 1) + turn)
+    def _aged_share(self, request: EtaRequest, throughput: Throughput) -> float:
+        """Return the share that the job's class gets by ageing, whatever arrives above it."""
+        service_s = throughput.microbatch_s
+        return service_s / (AGEING.total_seconds() * max(request.priority, 1) + service_s)
 
 
 class _Ahead(NamedTuple):
@@ -297,29 +313,27 @@ class _Ahead(NamedTuple):
         return _Ahead(self.jobs + jobs, self.microbatches + microbatches, self.seconds + seconds)
 
 
-def _jobs(waiting: _Class) -> float:
-    return waiting.jobs[-1] if waiting.jobs else float(len(waiting.rows))
+def _jobs(queue: _ClassQueue) -> float:
+    return queue.jobs[-1] if queue.jobs else float(len(queue.rows))
 
 
-def _deep(waiting: _Class) -> tuple[float, float]:
-    """Microbatches and seconds behind its front."""
-    return (waiting.microbatches[-1], waiting.seconds[-1]) if waiting.tags else (0.0, 0.0)
+def _tail_total(queue: _ClassQueue) -> tuple[float, float]:
+    """Return the microbatches and seconds of the tail."""
+    return (queue.microbatches[-1], queue.seconds[-1]) if queue.tags else (0.0, 0.0)
 
 
-def _between(waiting: _Class, tag: float) -> tuple[float, float, float]:
-    """Jobs, microbatches and seconds from the end of the front up to the tag."""
-    at = bisect_left(waiting.tags, tag)
-    rows = float(len(waiting.rows))
-    if not waiting.tags:
+def _tail_up_to(queue: _ClassQueue, tag: float) -> tuple[float, float, float]:
+    """Return the jobs, microbatches and seconds of the tail up to `tag`."""
+    if not queue.tags:
         return 0.0, 0.0, 0.0
-    if at == len(waiting.tags):
-        return waiting.jobs[-1] - rows, waiting.microbatches[-1], waiting.seconds[-1]
-    return waiting.jobs[at] - rows, waiting.microbatches[at], waiting.seconds[at]
+    index = min(bisect_left(queue.tags, tag), len(queue.tags) - 1)
+    jobs = queue.jobs[index] - len(queue.rows)
+    return jobs, queue.microbatches[index], queue.seconds[index]
 
 
-def _room(other: TenantShare, subject: EtaRequest, present: float) -> float:
-    """The most that this tenant's coming jobs can cost and yet stand before the subject."""
-    return max(0.0, subject.start_tag - max(other.next_start_tag, present)) * other.weight
+def _room(other: TenantShare, request: EtaRequest, present: float) -> float:
+    """Return the highest cost of this tenant's new jobs that are served before the request."""
+    return max(0.0, request.start_tag - max(other.next_start_tag, present)) * other.weight
 
 
 def _mean(total: float, number: float) -> float:
@@ -327,7 +341,10 @@ def _mean(total: float, number: float) -> float:
 
 
 def _quantiles(mean: float, variance: float) -> Eta:
-    """Of the log-normal distribution with these moments."""
-    squared = math.log1p(variance / mean**2) if mean > 0 else 0.0
-    median = mean * math.exp(-squared / 2)
-    return Eta(median, median * math.exp(_Z90 * math.sqrt(squared)))
+    """Return p50 and p90 of the log-normal distribution with these moments.
+
+    Its sigma squared is ln(1 + variance / mean squared), its median mean x exp(-sigma squared / 2).
+    """
+    sigma_squared = math.log1p(variance / mean**2) if mean > 0 else 0.0
+    median = mean * math.exp(-sigma_squared / 2)
+    return Eta(median, median * math.exp(_Z90 * math.sqrt(sigma_squared)))

@@ -1,8 +1,8 @@
-"""What waits, in the order in which it will be drawn: who is ahead of whom, by how much.
+"""Queue position: the queued jobs in service order, and how many are ahead of one.
 
-The first thousand of each class are known one by one. Of what stands behind them only sums are
-kept, in steps of the fair tags: a look at a queue of a million is then a look at a few thousand
-numbers. Such sums take a scan, and so they are taken seldom; see `api.snapshot_cache`.
+The first thousand jobs of each class (the front) are read one by one. The jobs behind them (the
+tail) are summed in buckets of start tags, so that a snapshot of a million jobs is a few thousand
+numbers. The sums take a scan, so they are computed rarely; see `darkroom.forecast.snapshot`.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from darkroom.db.tables import Job
 from darkroom.queue.fairness import FADING
 from darkroom.status import PRIORITY_RANK, Status
 
-FRONT: Final = 1_000  #: jobs of each class that are known one by one
-STEPS: Final = 200  #: in which the tags behind the front are summed
-_LAST_ROWS: Final = 200  #: of a batch, among which its last waiting job is looked for
+FRONT: Final = 1_000  #: jobs of each class that are read one by one
+BUCKETS: Final = 200  #: of start tags, in which the tail is summed
+_LAST_ROWS: Final = 200  #: of a batch, among which its last queued job is looked for
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job of the front."""
+    """Job of the front."""
 
     priority: int
     start_tag: float
@@ -34,7 +34,7 @@ class QueuedJob:
 
 @dataclass(frozen=True)
 class TailBucket:
-    """Jobs behind the front of their class: of one key, with tags of one step."""
+    """Jobs of the tail of one class, of one microbatch key, in one interval of start tags."""
 
     priority: int
     microbatch_key: str
@@ -46,7 +46,7 @@ class TailBucket:
 
 @dataclass(frozen=True)
 class Depth:
-    """Jobs that wait, of one class and model."""
+    """Queued jobs of one class and model."""
 
     priority: int
     model: str
@@ -57,69 +57,69 @@ class Depth:
 
 @dataclass(frozen=True)
 class TenantShare:
-    """A tenant's share of one class: how far its tags reach, and what it submits."""
+    """Share of one tenant in one class: its next start tag, and its rate of submission."""
 
     tenant_id: str
     priority: int
     next_start_tag: float
     weight: float
-    cost_per_s: float  #: submitted, over some ten minutes
-    squares_per_s: float  #: of what came at once; the variance of the above
+    cost_per_s: float  #: submitted, with a decay of ten minutes
+    squares_per_s: float  #: of the costs of single submissions; the variance of `cost_per_s`
 
 
-_WAITS: Final = and_(Job.status == Status.QUEUED, ~Job.paused)
+_IS_QUEUED: Final = and_(Job.status == Status.QUEUED, ~Job.paused)
 
 
 def queue_front(session: Session) -> list[QueuedJob]:
-    """The first jobs of each class, in the order of the queue."""
+    """Return the first jobs of each class, in service order."""
     rows = session.execute(union_all(*map(queue_front_of, sorted(PRIORITY_RANK.values()))))
-    found = [QueuedJob(*row) for row in rows]
-    return sorted(found, key=lambda job: (job.priority, job.start_tag, job.id))
+    jobs = [QueuedJob(*row) for row in rows]
+    return sorted(jobs, key=lambda job: (job.priority, job.start_tag, job.id))
 
 
 def queue_front_of(priority: int) -> Select[int, float, str, str, float]:
-    """The statement for the first jobs of one class."""
+    """Build the query for the first jobs of one class."""
     columns = (Job.priority, Job.start_tag, Job.id, Job.microbatch_key, Job.cost)
-    first = select(*columns).where(_WAITS, Job.priority == priority)
+    first = select(*columns).where(_IS_QUEUED, Job.priority == priority)
     return first.order_by(Job.start_tag, Job.id).limit(FRONT).subquery().select()
 
 
-def behind(session: Session, known: Sequence[QueuedJob]) -> list[TailBucket]:
-    """What stands behind these, which are the front; in the order of the queue."""
-    ends = {job.priority: (job.start_tag, job.id) for job in known}
-    sizes = {rank: sum(job.priority == rank for job in known) for rank in ends}
-    sums: list[TailBucket] = []
+def queue_tail(session: Session, front: Sequence[QueuedJob]) -> list[TailBucket]:
+    """Sum the queued jobs behind `front`, in service order."""
+    ends = {job.priority: (job.start_tag, job.id) for job in front}
+    sizes = {rank: sum(job.priority == rank for job in front) for rank in ends}
+    tail: list[TailBucket] = []
     for rank, end in sorted(ends.items()):
         if sizes[rank] == FRONT:
-            sums += _summed(session, rank, end)
-    return sums
+            tail += _tail_of_class(session, rank, end)
+    return tail
 
 
-def _summed(session: Session, priority: int, end: tuple[float, str]) -> list[TailBucket]:
-    theirs = and_(_WAITS, Job.priority == priority)
+def _tail_of_class(session: Session, priority: int, end: tuple[float, str]) -> list[TailBucket]:
+    queued = and_(_IS_QUEUED, Job.priority == priority)
     last = (
-        select(Job.start_tag).where(theirs).order_by(Job.start_tag.desc(), Job.id.desc()).limit(1)
+        select(Job.start_tag).where(queued).order_by(Job.start_tag.desc(), Job.id.desc()).limit(1)
     )
     last_tag = session.scalar(last) or end[0]
-    width = (last_tag - end[0]) / STEPS or 1.0
-    step = func.least(STEPS - 1, func.floor((Job.start_tag - end[0]) / width))
-    past = tuple_(Job.start_tag, Job.id) > tuple_(end[0], end[1])
+    width = (last_tag - end[0]) / BUCKETS or 1.0
+    bucket = func.least(BUCKETS - 1, func.floor((Job.start_tag - end[0]) / width))
+    behind = tuple_(Job.start_tag, Job.id) > tuple_(end[0], end[1])
     rows = session.execute(
-        select(Job.microbatch_key, step, func.count(), func.sum(Job.cost))
-        .where(theirs, past)
-        .group_by(Job.microbatch_key, step)
+        select(Job.microbatch_key, bucket, func.count(), func.sum(Job.cost))
+        .where(queued, behind)
+        .group_by(Job.microbatch_key, bucket)
     )
     return sorted(
         (
-            TailBucket(priority, key, end[0] + at * width, end[0] + (at + 1) * width, jobs, cost)
-            for key, at, jobs, cost in rows
+            TailBucket(priority, key, end[0] + n * width, end[0] + (n + 1) * width, jobs, cost)
+            for key, n, jobs, cost in rows
         ),
-        key=lambda each: each.first_tag,
+        key=lambda bucket: bucket.first_tag,
     )
 
 
 def depths(session: Session) -> list[Depth]:
-    """How much waits, by class and model. Reads every job that waits."""
+    """Sum the queued jobs by class and model. Reads every queued job."""
     rows = session.execute(
         select(
             Job.priority,
@@ -128,7 +128,7 @@ def depths(session: Session) -> list[Depth]:
             func.sum(Job.cost),
             func.extract("epoch", func.now() - func.min(Job.created_at)),
         )
-        .where(_WAITS)
+        .where(_IS_QUEUED)
         .group_by(Job.priority, Job.model)
         .order_by(Job.priority, Job.model)
     )
@@ -136,17 +136,17 @@ def depths(session: Session) -> list[Depth]:
 
 
 def paused_jobs(session: Session) -> int:
-    """Jobs of paused batches."""
+    """Count the jobs of paused batches."""
     return session.scalar(select(func.count()).where(Job.status == Status.QUEUED, Job.paused)) or 0
 
 
 def tenant_shares(session: Session) -> list[TenantShare]:
-    """Who submits, how much, and how far ahead its tags are."""
+    """Return the share of every tenant that submits."""
     return [TenantShare(*row) for row in session.execute(_TENANT_SHARES, {"fading": FADING})]
 
 
-#: The rates are of sums that fade. Where nothing was counted for long yet, not even half of that
-#: time, they are taken as if it had been half: a first burst is not a habit.
+#: The rates are exponentially decayed sums divided by the time they cover. A sum that has counted
+#: for less than half of the decay time is divided by that half: a first burst is not a rate.
 _TENANT_SHARES: Final = text("""
     SELECT tenant_id, priority, next_start_tag, weight, arrived * fresh / span, squares * fresh /
     span FROM ( SELECT f.tenant_id, f.priority, f.next_start_tag, t.weight, f.arrived,
@@ -157,30 +157,30 @@ _TENANT_SHARES: Final = text("""
 
 
 def position(session: Session, job: Job) -> int | None:
-    """The job's place in its whole queue, 1 is next; None past the front, see `Queue.place`."""
-    counts = [session.scalar(each) or 0 for each in ahead_of(job)]
+    """Return the position of a job in the whole queue (1 is next), or None behind the front."""
+    counts = [session.scalar(query) or 0 for query in ahead_of(job)]
     return None if max(counts) >= FRONT else sum(counts) + 1
 
 
 def ahead_of(job: Job) -> list[Select[int]]:
-    """The statements that count who is ahead of the job, up to the front's end, by class."""
-    above = [_few(Job.priority == rank) for rank in range(job.priority)]
+    """Build the queries that count the jobs ahead, by class, up to the end of the front."""
+    above = [_count_front(Job.priority == rank) for rank in range(job.priority)]
     order = tuple_(Job.start_tag, Job.id) < tuple_(job.start_tag, job.id)
-    return [*above, _few(Job.priority == job.priority, order)]
+    return [*above, _count_front(Job.priority == job.priority, order)]
 
 
-def _few(*which: ColumnElement[bool]) -> Select[int]:
-    first = select(Job.id).where(_WAITS, *which).limit(FRONT).subquery()
+def _count_front(*conditions: ColumnElement[bool]) -> Select[int]:
+    first = select(Job.id).where(_IS_QUEUED, *conditions).limit(FRONT).subquery()
     return select(func.count()).select_from(first)
 
 
 def last_of(session: Session, batch_id: str) -> Job | None:
-    """The waiting job of the batch that will be drawn last; None when none waits.
+    """Return the queued job of a batch that is generated last, or None.
 
-    Looked for among the last rows, which is where it is unless rows differ in their class.
+    Looks among the last rows only: it is there unless rows differ in their class.
     """
-    ended = select(Job).where(Job.batch_id == batch_id, Job.status == Status.QUEUED)
+    queued = select(Job).where(Job.batch_id == batch_id, Job.status == Status.QUEUED)
     rows = session.scalars(
-        ended.order_by(Job.row_number.desc(), Job.image_number.desc()).limit(_LAST_ROWS)
+        queued.order_by(Job.row_number.desc(), Job.image_number.desc()).limit(_LAST_ROWS)
     ).all()
     return max(rows, key=lambda job: (job.priority, job.start_tag, job.id), default=None)

@@ -1,7 +1,7 @@
-"""The queue looked at as a whole, at one moment: what waits, at what pace, for how long.
+"""Queue snapshot: the whole queue at one moment, its throughput and its ETAs.
 
-A look costs some milliseconds, whatever waits, except for what stands behind the front of a long
-queue. That takes a scan, and so an earlier scan is used again for thirty times as long as it took.
+A snapshot costs some milliseconds at any length of the queue, except for the tail of a long queue.
+The tail takes a scan; an earlier scan is used again for thirty times as long as it took.
 """
 
 import time
@@ -20,81 +20,84 @@ from darkroom.queue import control
 from darkroom.queue.control import ControlState
 from darkroom.status import PRIORITY_RANK, Priority
 
-_SCANS_AT_MOST: Final = 1 / 30  #: of the time
-_SCAN_EVERY_S: Final = 2.0  #: at most
+_MAX_SCAN_SHARE: Final = 1 / 30  #: of the time
+_MIN_SCAN_INTERVAL_S: Final = 2.0
 
 
 @dataclass(frozen=True)
 class BacklogScan:
-    """What only a reading of all that waits can tell."""
+    """Results of reading every queued job."""
 
     depths: list[Depth]
-    behind: list[TailBucket]
+    tail: list[TailBucket]
     paused_jobs: int  #: jobs of paused batches
-    due: float  #: when to scan again, by the monotonic clock
+    next_scan_at: float  #: by the monotonic clock
 
 
 @dataclass(frozen=True)
 class QueueSnapshot:
-    """The queue at one moment."""
+    """Queue at one moment."""
 
-    queue: EtaModel
-    pace: Throughput | None
+    eta_model: EtaModel
+    throughput: Throughput | None
     control: ControlState
     scan: BacklogScan
-    taken: float  #: by the monotonic clock
+    taken_at: float  #: by the monotonic clock
 
     def ask(self, job: Job) -> Forecast:
-        """Where the waiting job stands, and how long it will take; that is unknown while paused."""
-        found = self.queue.ask(eta_request(job))
+        """Return the position and ETA of a queued job; the ETA is unknown while it is paused."""
+        forecast = self.eta_model.ask(eta_request(job))
         unknown = self.control.paused or job.paused
-        return Forecast(found.position, None, None) if unknown else found
+        return Forecast(forecast.position, None, None) if unknown else forecast
 
     def of_batch(self, session: Session, batch: Batch, *, waiting: bool) -> Eta | None:
-        """When its last job will have ended. `waiting`: whether any of them waits."""
+        """Return the ETA of a batch's last job. `waiting`: whether any of its jobs is queued."""
         if batch.finished_at is not None or batch.paused_at is not None:
             return None
         if not waiting:
-            return self.queue.in_flight()
+            return self.eta_model.in_flight()
         last = queue_position.last_of(session, batch.id)
-        return self.queue.in_flight() if last is None else self.ask(last).eta
+        return self.eta_model.in_flight() if last is None else self.ask(last).eta
 
     def of_more(self, tenant_id: str, priority: Priority, cost: float) -> Eta | None:
-        """When all of new jobs that cost so much would have ended, were they submitted now."""
+        """Return the ETA of the last of new jobs of this total cost, submitted now."""
         if self.control.paused or not cost:
             return None
-        return self.queue.of_more(tenant_id, PRIORITY_RANK[priority], cost)
+        return self.eta_model.of_more(tenant_id, PRIORITY_RANK[priority], cost)
 
 
 def take_snapshot(
-    session: Session, registry: ModelRegistry, before: BacklogScan | None = None
+    session: Session, registry: ModelRegistry, previous: BacklogScan | None = None
 ) -> QueueSnapshot:
-    """The queue now; `before`: an earlier scan, used again while it is not due."""
-    taken = time.monotonic()
+    """Take a snapshot. `previous`: an earlier scan, used again until its `next_scan_at`."""
+    taken_at = time.monotonic()
     front = queue_position.queue_front(session)
-    scan = before if before is not None and taken < before.due else _scan(session, front)
-    known = throughput.measure(session)
-    queue = EtaModel(
+    if previous is not None and taken_at < previous.next_scan_at:
+        scan = previous
+    else:
+        scan = _scan(session, front)
+    measured = throughput.measure(session)
+    eta_model = EtaModel(
         front,
-        scan.behind,
+        scan.tail,
         queue_position.tenant_shares(session),
-        known,
-        seats={model.name: model.max_microbatch for model in registry.models.values()},
+        measured,
+        max_microbatch={model.name: model.max_microbatch for model in registry.models.values()},
     )
-    return QueueSnapshot(queue, known, control.read_state(session), scan, taken)
+    return QueueSnapshot(eta_model, measured, control.read_state(session), scan, taken_at)
 
 
 def _scan(session: Session, front: list[queue_position.QueuedJob]) -> BacklogScan:
-    began = time.monotonic()
-    depths, behind = queue_position.depths(session), queue_position.behind(session, front)
+    started_at = time.monotonic()
+    depths, tail = queue_position.depths(session), queue_position.queue_tail(session, front)
     paused_jobs = queue_position.paused_jobs(session)
-    ended = time.monotonic()
-    pause_s = max(_SCAN_EVERY_S, (ended - began) / _SCANS_AT_MOST)
-    return BacklogScan(depths, behind, paused_jobs, ended + pause_s)
+    ended_at = time.monotonic()
+    pause_s = max(_MIN_SCAN_INTERVAL_S, (ended_at - started_at) / _MAX_SCAN_SHARE)
+    return BacklogScan(depths, tail, paused_jobs, ended_at + pause_s)
 
 
 def eta_request(job: Job) -> EtaRequest:
-    """The job, as a forecast is asked for it."""
+    """Return the fields of a job that its forecast needs."""
     return EtaRequest(
         job.tenant_id, job.priority, job.start_tag, job.id, job.microbatch_key, job.cost
     )

@@ -1,9 +1,9 @@
-"""How fast microbatches are drawn, measured from the dispatches that ended lately.
+"""Throughput: how fast microbatches are generated, measured from recently finished dispatches.
 
-Dispatches overlap: a worker keeps two in flight so that its replica never waits. So the time of
-the clock is parted among those under way, equally, and a dispatch's share of it is what it took
-of the installation: one that lasted 8 s beside another took 4. These shares add up to the time
-that anything was drawn at all, however many replicas drew, and so they tell how long a queue lasts.
+Dispatches overlap: a worker keeps two in flight so that its replica never waits. So wall-clock time
+is shared equally among the dispatches in flight, and a dispatch's share is its service time: one
+that lasted 8 s beside another took 4. The shares add up to the busy time of the installation,
+whatever its number of replicas, and so they tell how long a queue lasts.
 """
 
 import itertools
@@ -20,88 +20,90 @@ from sqlalchemy.orm import Session
 from darkroom.db.tables import Dispatch
 from darkroom.status import DispatchStatus
 
-RECENT: Final = 200  #: dispatches that a rate is measured from
+RECENT: Final = 200  #: dispatches from which the rate is measured
 MINUTE_S: Final = 60.0
-_BLOCK: Final = 10  #: dispatches whose mean is compared with the next ones', to see the rate drift
-_BUSY: Final = 0.75  #: of the usual company; who had less says little of a busy installation
-_FEWEST: Final = 5  #: dispatches in company; with fewer, all that there are have to do
-#: Before anything was seen: a microbatch takes 30 % more or less than expected. Counts as much as
-#: two dispatches, and so soon for little.
-_PRIOR_SPREAD: Final = 0.3
+_BLOCK: Final = (
+    10  #: dispatches whose mean is compared with that of the next block, to measure the drift
+)
+_BUSY: Final = 0.75  #: of the usual concurrency; below, a dispatch says little of a busy time
+_MIN_SAMPLE: Final = 5  #: busy dispatches; with fewer, all dispatches are used
+#: Prior: a microbatch takes 30 % more or less than expected. Weighs as much as two dispatches, so
+#: that measurements soon outweigh it.
+_PRIOR_STDDEV: Final = 0.3
 _PRIOR_WEIGHT: Final = 2
 
 
 @dataclass(frozen=True)
 class DispatchSpan:
-    """A dispatch in time, in seconds from now: `began` is negative, and `ended` of closed ones."""
+    """Dispatch in time, in seconds from now: `began` is negative, and so is a past `ended`."""
 
     model: str
     size: int  #: jobs
     cost: float
     began: float
     ended: float
-    drawn: bool  #: to its end; what was broken off took time, but says nothing of a rate
+    completed: bool  #: if not, it took time but says nothing of the rate
 
     @property
-    def lasted(self) -> float:
-        """Seconds from its claim to its end."""
+    def duration_s(self) -> float:
+        """Seconds from claim to end."""
         return self.ended - self.began
 
 
 @dataclass(frozen=True)
 class ServiceTimeModel:
-    """What a model's microbatches take of the installation, in seconds."""
+    """Service time of a model's microbatches, in seconds: linear in their cost."""
 
     per_microbatch_s: float
     per_cost_s: float
-    relative_stddev: float  #: of one microbatch around that; standard deviation, relative
-    rate_drift: float  #: of the rate itself, over some ten microbatches; likewise
+    relative_stddev: float  #: of one microbatch: standard deviation divided by the mean
+    rate_drift: float  #: of the mean of some ten microbatches, likewise
 
     def seconds(self, cost: float) -> float:
-        """Expected of a microbatch of this cost."""
+        """Return the expected service time of a microbatch of this cost."""
         return self.per_microbatch_s + self.per_cost_s * cost
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What is known of the rate."""
+    """Measured rate of generation."""
 
     by_model: Mapping[str, ServiceTimeModel]
     overall: ServiceTimeModel
-    per_cost_s: float  #: all in all, at the size that microbatches had
-    microbatch_s: float  #: of a usual one
-    company: float  #: dispatches under way at once, while the installation is busy
+    per_cost_s: float  #: over all models, at the sizes that microbatches had
+    microbatch_s: float  #: mean
+    concurrency: float  #: dispatches in flight at once while the installation is busy
     running: Sequence[DispatchSpan]
     images_per_s: float  #: over the last minute
 
     def of(self, model: str) -> ServiceTimeModel:
-        """The model's; of one that has drawn nothing lately, that of all."""
+        """Return a model's service times, or those of all models if it has none yet."""
         return self.by_model.get(model, self.overall)
 
     @property
-    def residues_s(self) -> list[float]:
-        """Of each dispatch under way, how long it will probably last still."""
-        return [self._residue(span) for span in self.running]
+    def remaining_s(self) -> list[float]:
+        """Expected remaining time of each running dispatch."""
+        return [self._remaining(span) for span in self.running]
 
-    def _residue(self, span: DispatchSpan) -> float:
-        fit = self.of(span.model)
-        expected = fit.seconds(span.cost) * max(1.0, min(self.company, len(self.running)))
-        late = fit.relative_stddev * expected / 2  # overdue: any moment now, but not this one
-        return max(expected + span.began, late)
+    def _remaining(self, span: DispatchSpan) -> float:
+        model = self.of(span.model)
+        expected = model.seconds(span.cost) * max(1.0, min(self.concurrency, len(self.running)))
+        minimum = model.relative_stddev * expected / 2  # of an overdue one: soon, but not zero
+        return max(expected + span.began, minimum)
 
     @property
-    def next_seat_s(self) -> float:
-        """When a worker will have done with one of them and can claim; 0 where one idles."""
-        if len(self.running) < round(self.company):
+    def next_slot_s(self) -> float:
+        """Expected time until a worker can claim again; 0 if a slot is free."""
+        if len(self.running) < round(self.concurrency):
             return 0.0
-        return min(self.residues_s, default=0.0)
+        return min(self.remaining_s, default=0.0)
 
 
 def measure(session: Session) -> Throughput | None:
-    """The pace now. None when nothing has been drawn yet."""
+    """Measure the throughput. Return None if nothing has been generated yet."""
     age = func.extract("epoch", func.now() - Dispatch.created_at)
-    left = func.extract("epoch", func.now() - Dispatch.finished_at)
-    columns = (Dispatch.microbatch_key, Dispatch.size, Dispatch.cost, Dispatch.status, age, left)
+    ago = func.extract("epoch", func.now() - Dispatch.finished_at)
+    columns = (Dispatch.microbatch_key, Dispatch.size, Dispatch.cost, Dispatch.status, age, ago)
     closed = select(*columns).where(Dispatch.status != DispatchStatus.RUNNING)
     running = select(*columns).where(Dispatch.status == DispatchStatus.RUNNING)
     rows = [
@@ -119,89 +121,86 @@ def measure(session: Session) -> Throughput | None:
         )
         for key, size, cost, status, began, ended in rows
     ]
-    return throughput_of(spans[: len(spans) - _running(rows)], spans[len(spans) - _running(rows) :])
-
-
-def _running(rows: Sequence[Sequence[object]]) -> int:
-    return sum(row[3] == DispatchStatus.RUNNING for row in rows)
+    number = sum(row.status != DispatchStatus.RUNNING for row in rows)
+    return throughput_of(spans[:number], spans[number:])
 
 
 def throughput_of(
     closed: Sequence[DispatchSpan], running: Sequence[DispatchSpan]
 ) -> Throughput | None:
-    """What these dispatches say; None when none of them was drawn to its end."""
-    drawn = [
+    """Compute the throughput of dispatches. Return None if none of them completed."""
+    completed = [
         (span, share)
         for span, share in zip(closed, shares([*closed, *running]), strict=False)
-        if span.drawn and share > 0
+        if span.completed and share > 0
     ]
-    if not drawn:
+    if not completed:
         return None
-    company = _company(drawn)
-    busy = [pair for pair in drawn if pair[0].lasted / pair[1] >= _BUSY * company]
-    sample = busy if len(busy) >= min(_FEWEST, len(drawn)) else drawn
+    concurrency = _concurrency(completed)
+    busy = [pair for pair in completed if pair[0].duration_s / pair[1] >= _BUSY * concurrency]
+    sample = busy if len(busy) >= min(_MIN_SAMPLE, len(completed)) else completed
     models = defaultdict(list)
     for pair in sample:
         models[pair[0].model].append(pair)
-    minute = [span.size for span in closed if span.drawn and span.ended > -MINUTE_S]
+    last_minute = [span.size for span in closed if span.completed and span.ended > -MINUTE_S]
     return Throughput(
-        by_model={model: fit(pairs) for model, pairs in models.items()},
-        overall=fit(sample),
+        by_model={model: fit_service_times(pairs) for model, pairs in models.items()},
+        overall=fit_service_times(sample),
         per_cost_s=sum(share for _, share in sample) / sum(span.cost for span, _ in sample),
         microbatch_s=statistics.fmean(share for _, share in sample),
-        company=company,
+        concurrency=concurrency,
         running=running,
-        images_per_s=sum(minute) / MINUTE_S,
+        images_per_s=sum(last_minute) / MINUTE_S,
     )
 
 
-def _company(drawn: Sequence[tuple[DispatchSpan, float]]) -> float:
-    """How many are under way at once when many are: what nine of ten stay below."""
-    had = sorted(span.lasted / share for span, share in drawn)
-    return had[int(0.9 * (len(had) - 1))]
+def _concurrency(completed: Sequence[tuple[DispatchSpan, float]]) -> float:
+    """Return the 90 % quantile of the dispatches in flight at once."""
+    seen = sorted(span.duration_s / share for span, share in completed)
+    return seen[int(0.9 * (len(seen) - 1))]
 
 
 def shares(spans: Sequence[DispatchSpan]) -> list[float]:
-    """Of each, its part of the time, which those that are under way at once share equally."""
+    """Return each dispatch's part of the time, by processor sharing among those in flight."""
     edges = sorted({edge for span in spans for edge in (span.began, span.ended)})
-    place = {edge: number for number, edge in enumerate(edges)}
+    index = {edge: number for number, edge in enumerate(edges)}
     arrivals = [0] * (len(edges) + 1)
     for span in spans:
-        arrivals[place[span.began]] += 1
-        arrivals[place[span.ended]] -= 1
-    under_way = list(itertools.accumulate(arrivals))
+        arrivals[index[span.began]] += 1
+        arrivals[index[span.ended]] -= 1
+    in_flight = list(itertools.accumulate(arrivals))
     spent = [
         (after - before) / max(number, 1)
-        for (before, after), number in zip(itertools.pairwise(edges), under_way, strict=False)
+        for (before, after), number in zip(itertools.pairwise(edges), in_flight, strict=False)
     ]
-    until = [0.0, *itertools.accumulate(spent)]
-    return [until[place[span.ended]] - until[place[span.began]] for span in spans]
+    cumulated = [0.0, *itertools.accumulate(spent)]
+    return [cumulated[index[span.ended]] - cumulated[index[span.began]] for span in spans]
 
 
-def fit(drawn: Sequence[tuple[DispatchSpan, float]]) -> ServiceTimeModel:
-    """So much for each microbatch and so much for its cost, by least squares; neither negative."""
-    costs = [span.cost for span, _ in drawn]
-    took = [share for _, share in drawn]
-    per_microbatch, per_cost = 0.0, sum(took) / sum(costs)
-    if len(drawn) >= _FEWEST and min(costs) < max(costs):
-        slope, intercept = statistics.linear_regression(costs, took)
+def fit_service_times(sample: Sequence[tuple[DispatchSpan, float]]) -> ServiceTimeModel:
+    """Fit service time = per_microbatch + per_cost x cost by least squares; neither is negative."""
+    costs = [span.cost for span, _ in sample]
+    times = [share for _, share in sample]
+    per_microbatch, per_cost = 0.0, sum(times) / sum(costs)
+    if len(sample) >= _MIN_SAMPLE and min(costs) < max(costs):
+        slope, intercept = statistics.linear_regression(costs, times)
         if slope <= 0:
-            per_microbatch, per_cost = statistics.fmean(took), 0.0
+            per_microbatch, per_cost = statistics.fmean(times), 0.0
         elif intercept > 0:
             per_microbatch, per_cost = intercept, slope
-    misses = [
+    residuals = [
         share / (per_microbatch + per_cost * span.cost) - 1
-        for span, share in sorted(drawn, key=lambda pair: pair[0].began)
+        for span, share in sorted(sample, key=lambda pair: pair[0].began)
     ]
-    seen = sum(miss**2 for miss in misses) + _PRIOR_WEIGHT * _PRIOR_SPREAD**2
-    spread = math.sqrt(seen / (len(misses) + _PRIOR_WEIGHT))
-    return ServiceTimeModel(per_microbatch, per_cost, spread, _drift(misses, spread))
+    squares = sum(residual**2 for residual in residuals) + _PRIOR_WEIGHT * _PRIOR_STDDEV**2
+    stddev = math.sqrt(squares / (len(residuals) + _PRIOR_WEIGHT))
+    return ServiceTimeModel(per_microbatch, per_cost, stddev, _drift(residuals, stddev))
 
 
-def _drift(misses: Sequence[float], spread: float) -> float:
-    """What the means of blocks vary beyond what chance alone would have them vary."""
-    blocks = [misses[at : at + _BLOCK] for at in range(0, len(misses) - _BLOCK + 1, _BLOCK)]
-    if len(blocks) < 2:  # noqa: PLR2004  # it takes two to vary
-        return spread / math.sqrt(max(len(misses), 1))
-    varied = statistics.pvariance([statistics.fmean(block) for block in blocks])
-    return math.sqrt(max(varied - spread**2 / _BLOCK, spread**2 / len(misses)))
+def _drift(residuals: Sequence[float], stddev: float) -> float:
+    """Return the standard deviation of block means beyond that of independent residuals."""
+    blocks = [residuals[at : at + _BLOCK] for at in range(0, len(residuals) - _BLOCK + 1, _BLOCK)]
+    if len(blocks) < 2:  # noqa: PLR2004  # one block has no variance
+        return stddev / math.sqrt(max(len(residuals), 1))
+    variance = statistics.pvariance([statistics.fmean(block) for block in blocks])
+    return math.sqrt(max(variance - stddev**2 / _BLOCK, stddev**2 / len(residuals)))

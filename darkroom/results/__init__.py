@@ -1,1 +1,1 @@
-"""What a batch gives back: manifest and ZIP archive."""
+"""Results: a batch's manifest and its ZIP archive of images."""

@@ -1,4 +1,4 @@
-"""What became of a batch, one line for each job, in the order of its rows."""
+"""Manifest: the result of every job of a batch, one line each, in row order."""
 
 import csv
 import io
@@ -15,6 +15,7 @@ from darkroom.db.tables import Batch, Job
 from darkroom.generation import file_names
 from darkroom.generation.image_codec import CONTENT_TYPES
 from darkroom.generation.params import GenerationParams, OutputFormat, revision_in
+from darkroom.rfc3339 import rfc3339
 from darkroom.storage.images import ImageStore
 
 Line = dict[str, Any]
@@ -22,20 +23,20 @@ Line = dict[str, Any]
 _PAGE: Final = 500  # jobs of one transaction
 
 
-def jobs_of(sessions: Sessions, batch: Batch, *, drawn: bool = False) -> Iterator[Job]:
-    """The batch's jobs as each is when its page is read; `drawn`: only those with an image.
+def jobs_of(sessions: Sessions, batch: Batch, *, with_image: bool = False) -> Iterator[Job]:
+    """Yield a batch's jobs, each as its page is read. `with_image`: only jobs with an image.
 
-    A transaction for each page, so that a slow reader holds nothing open.
+    Each page has its own transaction, so that a slow client keeps none open.
     """
-    place = func.row(Job.row_number, Job.image_number)
+    position = func.row(Job.row_number, Job.image_number)
     jobs = select(Job).where(Job.tenant_id == batch.tenant_id, Job.batch_id == batch.id)
-    if drawn:
+    if with_image:
         jobs = jobs.where(Job.image_key.is_not(None), Job.deleted_at.is_(None))
     jobs = jobs.order_by(Job.row_number, Job.image_number).limit(_PAGE)
     after = (0, 0)
     while True:
         with sessions.begin() as session:
-            page = session.scalars(jobs.where(place > func.row(*after))).all()
+            page = session.scalars(jobs.where(position > func.row(*after))).all()
         if not page:
             return
         yield from page
@@ -43,7 +44,7 @@ def jobs_of(sessions: Sessions, batch: Batch, *, drawn: bool = False) -> Iterato
 
 
 def file_name(job: Job, batch: Batch) -> str:
-    """Of the job's picture, in the archive and in every folder."""
+    """Return the file name of a job's image, in the archive and in every folder."""
     return file_names.in_batch(
         job.prompt,
         job.seed,
@@ -55,9 +56,9 @@ def file_name(job: Job, batch: Batch) -> str:
 
 
 def lines(sessions: Sessions, batch: Batch, store: ImageStore, *, url_ttl_s: int) -> Iterator[Line]:
-    """One for each job; the URL is fresh, and works without a key until it expires."""
+    """Yield one line for each job. Its URL is presigned: it needs no key until it expires."""
     for job in jobs_of(sessions, batch):
-        yield _line(job) | _picture(job, batch, store, url_ttl_s)
+        yield _line(job) | _image(job, batch, store, url_ttl_s)
 
 
 def _line(job: Job) -> Line:
@@ -85,12 +86,12 @@ def _line(job: Job) -> Line:
             "upload_ms": job.upload_ms,
         },
         "error": error if failed else None,
-        "created_at": _moment(job.created_at),
-        "finished_at": _moment(job.finished_at),
+        "created_at": rfc3339(job.created_at),
+        "finished_at": None if job.finished_at is None else rfc3339(job.finished_at),
     }
 
 
-def _picture(job: Job, batch: Batch, store: ImageStore, url_ttl_s: int) -> Line:
+def _image(job: Job, batch: Batch, store: ImageStore, url_ttl_s: int) -> Line:
     names = ("file", "key", "sha256", "bytes", "content_type", "url", "url_expires_at")
     if job.image_key is None or job.deleted_at is not None:
         return dict.fromkeys(names)
@@ -101,21 +102,14 @@ def _picture(job: Job, batch: Batch, store: ImageStore, url_ttl_s: int) -> Line:
         job.image_bytes,
         CONTENT_TYPES[OutputFormat(job.output_format)],
         store.presign(job.image_key, ttl_s=url_ttl_s),
-        _moment(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
+        rfc3339(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
     )
     return dict(zip(names, values, strict=True))
 
 
-def _moment(at: datetime | None) -> str | None:
-    """RFC 3339, UTC, milliseconds."""
-    if at is None:
-        return None
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def as_json_lines(found: Iterator[Line]) -> Iterator[bytes]:
-    """manifest.jsonl."""
-    for line in found:
+def as_json_lines(lines_: Iterator[Line]) -> Iterator[bytes]:
+    """Render manifest.jsonl."""
+    for line in lines_:
         yield json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
@@ -128,10 +122,10 @@ _COLUMNS: Final = (
 )
 
 
-def as_csv(found: Iterator[Line]) -> Iterator[bytes]:
-    """manifest.csv: the same in columns; what a spreadsheet would run is escaped."""
+def as_csv(lines_: Iterator[Line]) -> Iterator[bytes]:
+    """Render manifest.csv: the same in columns, with formulas escaped."""
     yield _row(_COLUMNS)
-    for line in found:
+    for line in lines_:
         error = line["error"] or {"code": None, "message": None}
         flat: Mapping[str, object] = {
             **line["parameters"],
@@ -144,7 +138,7 @@ def as_csv(found: Iterator[Line]) -> Iterator[bytes]:
         yield _row("" if value is None else csv_escape.escape(str(value)) for value in values)
 
 
-def _row(cells: Any) -> bytes:  # anything that csv takes for a row
+def _row(cells: Any) -> bytes:  # csv takes any iterable
     text = io.StringIO(newline="")
     csv.writer(text).writerow(cells)
     return text.getvalue().encode()

@@ -1,4 +1,4 @@
-"""A batch's pictures as one ZIP file, made while it is read: memory stays flat at any size."""
+"""ZIP archive of a batch's images, made while it is read: memory is constant at any size."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,31 +16,31 @@ from darkroom.prefetch import map_ordered
 from darkroom.results import manifest
 from darkroom.storage.images import ImageStore
 
-MISSING: Final = "missing.txt"  #: in the archive, when pictures should be there and are not
-_AHEAD: Final = 8  # pictures that are fetched before they are wanted
+MISSING: Final = "missing.txt"  #: member that lists the images that the store has lost
+_PREFETCHED: Final = 8  # images fetched in parallel, ahead of the client
 _MODE: Final = S_IFREG | 0o644
 
 
 def as_zip(sessions: Sessions, batch: Batch, store: ImageStore) -> Iterator[bytes]:
-    """The pictures drawn so far, in the order of their rows.
+    """Yield an archive of the images generated so far, in row order, without recompression.
 
-    Pictures are not compressed again. Raises StorageUnavailable when the store is out of reach.
+    Raise StorageUnavailable if the store cannot be reached.
     """
     return iter(stream_zip(_members(sessions, batch, store)))
 
 
 def _members(sessions: Sessions, batch: Batch, store: ImageStore) -> Iterator[MemberFile]:
     missing = []
-    drawn = manifest.jobs_of(sessions, batch, drawn=True)
-    for job, picture in map_ordered(partial(_fetch, store), drawn, threads=_AHEAD):
+    jobs = manifest.jobs_of(sessions, batch, with_image=True)
+    for job, image in map_ordered(partial(_fetch, store), jobs, threads=_PREFETCHED):
         name = manifest.file_name(job, batch)
-        if picture is None:
+        if image is None:
             missing.append(f"{name}\t{job.id}\n")
         else:
-            yield _member(name, job.finished_at, picture)
+            yield _member(name, job.finished_at, image)
     if missing:
-        why = "These should be here, but the store has lost or altered them:\n\n"
-        yield _member(MISSING, None, (why + "".join(missing)).encode())
+        title = "Images that the store has lost or altered:\n\n"
+        yield _member(MISSING, None, (title + "".join(missing)).encode())
 
 
 def _member(name: str, at: datetime | None, content: bytes) -> MemberFile:
@@ -48,10 +48,10 @@ def _member(name: str, at: datetime | None, content: bytes) -> MemberFile:
 
 
 def _fetch(store: ImageStore, job: Job) -> bytes | None:
-    """None for what is not there, or not what was drawn: never a wrong picture."""
+    """Return the image, or None if it is missing or its checksum differs."""
     assert job.image_key is not None
     try:
-        picture = store.get(job.image_key)
+        image = store.get(job.image_key)
     except ImageVanished:
         return None
-    return picture if hashlib.sha256(picture).hexdigest() == job.image_sha256 else None
+    return image if hashlib.sha256(image).hexdigest() == job.image_sha256 else None

@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 def microbatches(session: Session, registry: ModelRegistry) -> dict[str, int]:
     """How many microbatches each model has before it, those under way included."""
     found = Counter(dict.fromkeys(registry.models, 0))
-    for key, jobs in backlog.waiting(session, most=_COUNTED).items():
+    for key, jobs in backlog.queued_jobs(session, most=_COUNTED).items():
         if model := registry.model_for_key(key):
             found[model.name] += math.ceil(jobs / model.max_microbatch)
-    for key, dispatches in backlog.under_way(session).items():
+    for key, dispatches in backlog.running_microbatches(session).items():
         if model := registry.model_for_key(key):
             found[model.name] += dispatches
     return dict(found)
