@@ -44,7 +44,7 @@ class Parts:
     """The networks of a model, as diffusers' and transformers' modules."""
 
     name: str
-    size: int  #: of a picture, pixels each way
+    size: int  #: of an image, pixels each way
     unet: Any
     vae: Any
     tokenizers: list[Any]

@@ -2,9 +2,9 @@
 
 `python -m benchmarks.continuous_batching [--rounds 3] [--size 128]`: one painter on a real Triton;
 each round both ways, in turns. First eight jobs are drawn, and after three of their steps another
-one comes: when is its first step done, when its picture, and what does that cost the eight? Then a
+one comes: when is its first step done, when its image, and what does that cost the eight? Then a
 queue of mixed microbatches, two of them handed over at a time, as a worker does: images per second,
-and how long a picture takes from the hand-over. Medians are printed, in seconds where not said.
+and how long an image takes from the hand-over. Medians are printed, in seconds where not said.
 """
 
 import argparse
@@ -70,7 +70,7 @@ class Drawing:
 
 
 def job(seed: int, size: int, steps: int = _STEPS, guidance: float = 4.0) -> GenerationParams:
-    """One picture of the model's usual kind."""
+    """One image of the model's usual kind."""
     return GenerationParams(
         prompt=("a red apple", "a cat on the beach", "three red hearts")[seed % 3],
         negative_prompt="",

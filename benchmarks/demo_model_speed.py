@@ -1,4 +1,4 @@
-"""Seconds a picture takes on two CPU threads, for models of the registry, at their defaults.
+"""Seconds an image takes on two CPU threads, for models of the registry, at their defaults.
 
 `python -m benchmarks.demo_model_speed darkroom-demo-v1 darkroom-demo`: rounds alternate between the
 models, so that what else the machine does meets all of them; the medians are printed. Seconds of

@@ -76,7 +76,7 @@ class Source:
     every_s: float  #: between two submissions, on average
     fewest: int  #: jobs of one
     most: int
-    size: int  #: of the pictures, pixels
+    size: int  #: of the images, pixels
     steps: tuple[int, int]
 
 

@@ -3,7 +3,7 @@
 `python -m benchmarks.gpu_throughput [--batches 1,4,8,16,32] [--compile 1,4,8,16,32] [--no-xl]
 [--profile] [--system 32]` draws with Stable Diffusion 1.5's architecture, 512 x 512, 20 guided
 steps, in half precision, and then with XL's at 1024 x 1024. The weights are random: speed does not
-depend on them. Each figure is the median of several drawings, text encoding and picture decoding
+depend on them. Each figure is the median of several drawings, text encoding and image decoding
 included. Shares are of what a large matrix product reaches here.
 
 torch.compile takes a minute or two for each batch size. They compile beside each other, each in a

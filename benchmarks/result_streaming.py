@@ -1,8 +1,8 @@
 """What the API holds in memory while it streams a batch's results, and whether they are true.
 
 `python -m benchmarks.result_streaming [--images 1000]` has a stack of its own draw so many small
-pictures, reads the manifest and images.zip in the middle of that and at the end, and checks both:
-each picture of the archive against the manifest's SHA-256, each object of the store too. Memory is
+images, reads the manifest and images.zip in the middle of that and at the end, and checks both:
+each image of the archive against the manifest's SHA-256, each object of the store too. Memory is
 that of the API process at its highest while it streams, above what it held just before.
 """
 
@@ -103,7 +103,7 @@ def read(http: httpx2.Client, server: psutil.Process, batch: dict[str, Any], whe
 
 
 def check(file: Any, lines: list[dict[str, Any]]) -> int:
-    """How many pictures there are, every one of which is what the manifest says."""
+    """How many images there are, every one of which is what the manifest says."""
     by_name = {line["file"]: line for line in lines if line["file"]}
     with zipfile.ZipFile(file) as archive:
         if broken := archive.testzip():

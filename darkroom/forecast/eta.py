@@ -222,9 +222,8 @@ class EtaModel:
         """Return the microbatches and seconds of the front, up to one with room for the job."""
         index = self._open.get(request.microbatch_key, front_end)
         model = request.microbatch_key.partition("@")[0]
-        has_room = index < front_end and self._microbatches[index].jobs < self._max_microbatch.get(
-            model, 1
-        )
+        limit = self._max_microbatch.get(model, 1)
+        has_room = index < front_end and self._microbatches[index].jobs < limit
         end = index if has_room else front_end
         return float(end), self._starts_s[end]
 

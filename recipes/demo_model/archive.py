@@ -1,4 +1,4 @@
-"""The data set as one file: names and pictures, the same bytes wherever it is built."""
+"""The data set as one file: names and images, the same bytes wherever it is built."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ EXPECTED_DIGEST: Final = "114e7f38d09f198b61148684efcf43781e6a8f2efed28c29b60a7a
 
 @dataclass(frozen=True)
 class DataSet:
-    """Things and their pictures."""
+    """Things and their images."""
 
     things: list[Thing]
     sprites: list[Sprite]
@@ -36,7 +36,7 @@ def build(packages: Path) -> DataSet:
 
 
 def digest(data_set: DataSet) -> str:
-    """SHA-256 over all names and pictures: what must not change from one build to the next."""
+    """SHA-256 over all names and images: what must not change from one build to the next."""
     whole = hashlib.sha256()
     for part in _parts(data_set):
         whole.update(part)
@@ -57,7 +57,7 @@ def write(data_set: DataSet, path: Path) -> None:
 
 
 def read(path: Path) -> DataSet:
-    """What `write` wrote."""
+    """Read what `write` wrote."""
     with zipfile.ZipFile(path) as archive:
         described = json.loads(archive.read("names.json"))
         streams = {
@@ -93,7 +93,7 @@ def _as_tuples(thing: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(data_set: DataSet) -> str:
-    """What was built, for the terminal."""
+    """Summarize an archive for the terminal."""
     counts = counts_by_style(data_set.sprites)
     lines = [f"  {style:<11}{counts[style]:>6} pictures, {p.license}, {p.name} {p.version}"
              for style, p in PICTURES.items()]  # fmt: skip

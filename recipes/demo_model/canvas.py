@@ -21,7 +21,7 @@ _HEAD: Final = 10  # backdrop, scene, first RGB, second RGB, finish, how many pl
 _EACH: Final = 11
 PLAN_LENGTH: Final = _HEAD + MAX_PLACED * _EACH
 _GRAY: Final = (0.3, 0.59, 0.11)
-_GRAYISH: Final = 0.15  #: saturation below which nobody sees a hue
+_GRAYISH: Final = 0.15  #: saturation below which no hue is visible
 Plan = NDArray[np.float32]
 
 
@@ -90,7 +90,7 @@ class Canvas:
         return pictures
 
     def _patterns(self) -> dict[str, Tensor]:
-        """How much of the second colour is where, with soft edges."""
+        """Return the share of the second color at each pixel, with soft edges."""
         dots = ((self._x * 6) % 1 - 0.5) ** 2 + ((self._y * 6) % 1 - 0.5) ** 2
         stripes = (((self._x + self._y) * 4) % 1 - 0.5).abs()
         return {
@@ -100,7 +100,7 @@ class Canvas:
         }
 
     def _place(self, pictures: Tensor, which: Tensor, rows: Tensor, stickers: Tensor) -> None:
-        """Lay one sprite over each of these pictures, in place."""
+        """Lay one sprite over each of these images, in place."""
         rows, which = rows.to(self.device), which.to(self.device)
         sprites = self._sprites[rows[:, 0].long()].float() / 255
         changed = rows[:, 4] > 0
@@ -166,7 +166,7 @@ def _stays(hue: Tensor, saturation: Tensor, near: Tensor) -> Tensor:
 
 
 def _scaled(sprites: Tensor, *, x: Tensor, y: Tensor, size: Tensor) -> Tensor:
-    """Each sprite at its size about its centre. Small ones are averaged first, against aliasing."""
+    """Each sprite at its size about its center. Small ones are averaged first, against aliasing."""
     zero = torch.zeros_like(size)
     rows = torch.stack([1 / size, zero, -(2 * x - 1) / size], 1)
     columns = torch.stack([zero, 1 / size, -(2 * y - 1) / size], 1)
@@ -182,7 +182,7 @@ def _scaled(sprites: Tensor, *, x: Tensor, y: Tensor, size: Tensor) -> Tensor:
 
 
 def _rim(alpha: Tensor) -> Tensor:
-    """A sticker's white border: everything within 7 pixels of the thing."""
+    """Return a sticker's white border: everything within 7 pixels of the thing."""
     return F.avg_pool2d(F.max_pool2d(alpha, 15, 1, 7), 3, 1, 1)
 
 
@@ -199,7 +199,7 @@ def _finish(pictures: Tensor, finish: Tensor) -> Tensor:
 
 
 def contact_sheet(pictures: Tensor, *, columns: int, side: int = 192) -> NDArray[np.uint8]:
-    """[rows * side, columns * side, 3] from pictures [n, 3, h, w] between -1 and 1."""
+    """[rows * side, columns * side, 3] from images [n, 3, h, w] between -1 and 1."""
     small = F.interpolate(pictures.float().cpu(), size=(side, side), mode="area")
     rows = math.ceil(len(small) / columns)
     blank = torch.ones(rows * columns - len(small), 3, side, side)

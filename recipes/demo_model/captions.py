@@ -1,4 +1,4 @@
-"""English for what a picture shows: articles, plurals, colours, styles, sentences."""
+"""Captions: English for what an image shows, with articles, plurals, colors and styles."""
 
 import re
 from random import Random
@@ -139,7 +139,7 @@ def style_phrase(r: Random, style: str) -> str:
 
 
 def sentence(r: Random, core: str, background: str | None, style: str | None) -> str:
-    """What there is, before what, in which style: one caption."""
+    """Write one caption: the things, the background, the style."""
     if style and r.random() < 0.15:
         kind = style.removesuffix(" style")
         noun = re.sub(r"^(a|an|the) ", "", core)

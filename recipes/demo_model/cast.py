@@ -1,4 +1,4 @@
-"""Who may appear in a picture: the things, sorted once by what can be said of them."""
+"""Who may appear in an image: the things, sorted once by what can be said of them."""
 
 import bisect
 import itertools
@@ -41,7 +41,7 @@ class Cast:
     anything: Lot
     placeable: Lot  #: has a place in a scene or beside another thing
     countable: Lot
-    recolorable: Lot  #: of things whose picture in the house style takes another colour
+    recolorable: Lot  #: of things whose image in the house style takes another color
     silhouettes: Lot | None
 
 
@@ -80,6 +80,6 @@ def colored_styles(styles: dict[str, int]) -> list[str]:
 
 
 def colorless_name(thing: Thing) -> str | None:
-    """Its first name that says nothing of a colour: a blue red apple helps nobody."""
+    """Return its first name without a color word: `a blue red apple` would be a false caption."""
     names = (thing.name, *thing.words)
     return next((name for name in names if not COLOR_WORD.search(name)), None)

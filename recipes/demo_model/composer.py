@@ -1,4 +1,4 @@
-"""From a seed to a caption and the picture it tells the truth about."""
+"""From a seed to a caption and the image it tells the truth about."""
 
 from random import Random
 from typing import Final
@@ -37,14 +37,14 @@ _CORNERS: Final = {
 
 
 def compose(cast: Cast, seed: str) -> Composition:
-    """The same seed, the same composition."""
+    """Compose an image; the same seed gives the same composition."""
     r = Random(seed)
     kinds = (_alone, _recolored, _in_a_scene, _pair, _several, _silhouette)
     kind = r.choices(kinds, weights=(30, 18, 24, 12, 12, 4))[0]
     return kind(cast, r)
 
 
-# --- kinds of pictures
+# --- kinds of images
 
 
 def _alone(cast: Cast, r: Random) -> Composition:
@@ -67,7 +67,7 @@ def _alone(cast: Cast, r: Random) -> Composition:
         core += ", " + ", ".join(r.sample(related, min(len(related), 2)))
     finish = r.choices(("none", "pixels", "gray", "sticker"), weights=(86, 5, 3, 6))[0]
     avoided = "white" if finish == "sticker" else cast.rasters.facts[sprite].color
-    # A sticker's rim needs something to stand out from; without colours none may be promised.
+    # A sticker's rim needs something to stand out from; without colors none may be promised.
     backdrop, words = _plain(r, avoided, named={"sticker": 1.0, "gray": 0.0}.get(finish, 0.5))
     if finish != "none":
         core = _finished(r, finish, noun)
@@ -86,7 +86,7 @@ def _finished(r: Random, finish: str, noun: str) -> str:
 
 
 def _recolored(cast: Cast, r: Random) -> Composition:
-    """One thing in a colour that is not its own."""
+    """One thing in a color that is not its own."""
     thing = cast.recolorable.draw(r)
     color = r.choice(list(RECOLORINGS))
     sprite, style = _sprite(cast, r, thing, unasked=0.8)
@@ -212,7 +212,7 @@ def _names(cast: Cast, thing: int) -> list[str]:
 
 
 def _name(cast: Cast, r: Random, thing: int, sprite: int) -> str:
-    """One of its names; now and then with the colour it has anyway."""
+    """One of its names; now and then with the color it has anyway."""
     name = r.choice(_names(cast, thing))
     color = cast.rasters.facts[sprite].color
     if color and not COLOR_WORD.search(name) and r.random() < 0.15:
@@ -259,7 +259,7 @@ def recoloring(cast: Cast, sprite: int, color: str) -> Recoloring:
 
 
 def _rgb(r: Random, color: str) -> tuple[float, float, float]:
-    """That colour or one near it; white stays nearly white."""
+    """Return that color or one near it; white stays nearly white."""
     low, high = (-4, 0) if color == "white" else (-10, 10)
     red, green, blue = (
         max(0.0, min(1.0, (channel + r.uniform(low, high)) / 255)) for channel in PALETTE[color]
@@ -270,7 +270,7 @@ def _rgb(r: Random, color: str) -> tuple[float, float, float]:
 def _plain(r: Random, avoided: str | None, *, named: float = 0.5) -> tuple[Backdrop, str | None]:
     """(background, words for it or None). Unnamed ones are white, so that a prompt can rely on it.
 
-    A thing on its own colour cannot be seen: `avoided` is not taken, and white is grayed for it.
+    A thing on its own color cannot be seen: `avoided` is not taken, and white is grayed for it.
     """
     if r.random() >= named:
         white = (0.8, 0.8, 0.8) if avoided == "white" else _rgb(r, "white")
@@ -294,7 +294,7 @@ def _scene(r: Random) -> tuple[Backdrop, str]:
 
 
 def _on_ground(cast: Cast, r: Random, scene: int, sprite: int, size: float) -> tuple[float, float]:
-    """A centre such that its feet are on the scene's ground; anywhere in the middle if afloat."""
+    """Return a center: feet on the scene's ground, or near the middle for floating things."""
     ground = cast.rasters.grounds[scene]
     x = r.uniform(0.36, 0.64)
     if ground is None:

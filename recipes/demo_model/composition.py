@@ -1,4 +1,4 @@
-"""What a picture is made of, before it has pixels."""
+"""What an image is made of, before it has pixels."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -33,7 +33,7 @@ class Recoloring:
 
 @dataclass(frozen=True)
 class Placed:
-    """One sprite in a picture. Centre and size are shares of the picture's side."""
+    """One sprite in an image. Centre and size are shares of the image's side."""
 
     sprite: int
     x: float
@@ -45,7 +45,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """What is behind: one colour, two in a pattern, or a scene."""
+    """What is behind: one color, two in a pattern, or a scene."""
 
     kind: str = "plain"  #: "plain", "gradient", "dots", "stripes" or "scene"
     first: tuple[float, float, float] = (1.0, 1.0, 1.0)  #: RGB, 0 to 1
@@ -55,7 +55,7 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Composition:
-    """A picture to be, and its caption. `finish` is "none", "pixels", "gray" or "sticker"."""
+    """An image to be, and its caption. `finish` is "none", "pixels", "gray" or "sticker"."""
 
     caption: str
     backdrop: Backdrop

@@ -94,7 +94,7 @@ def consistency_loss(
 
 
 def _end(noisy: Tensor, v: Tensor, timesteps: Tensor, powers: Tensor) -> Tensor:
-    """The clean latents, such that at the very end they are the input (LCM's skip and out)."""
+    """Return the clean latents; at timestep 0 they equal the input (LCM's c_skip and c_out)."""
     signal, sigma = schedule.signal_and_noise(powers, timesteps)
     scaled = (timesteps.float() * _TIME_SCALE)[:, None, None, None]
     skip = _SIGMA_DATA**2 / (scaled.square() + _SIGMA_DATA**2)

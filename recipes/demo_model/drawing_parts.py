@@ -10,7 +10,7 @@ _SUN: Final = "#ffe14d"
 
 
 def shade(r: Random, color: RGB, spread: float = 12) -> str:
-    """That colour or one near it."""
+    """Return that color or one near it."""
     near = (max(0, min(255, int(channel + r.uniform(-spread, spread)))) for channel in color)
     return "#{:02x}{:02x}{:02x}".format(*near)
 

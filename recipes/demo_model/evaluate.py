@@ -1,4 +1,4 @@
-"""The scores of a model: how often its pictures show what was asked, at several step counts."""
+"""The scores of a model: how often its images show what was asked, at several step counts."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ Scores = dict[str, float]  #: by score, and "mean" of those; shares of 1
 
 
 def judge_from(cast: Cast, canvas: Canvas, *, scenes_seen: int = 3000) -> Judge:
-    """One that has seen composed pictures only, and none of a model."""
+    """One that has seen composed images only, and none of a model."""
     scenes, places = [], []
     for one in _scene_compositions(cast):
         scenes.append(plan_of(one))
@@ -57,12 +57,12 @@ def _scene_compositions(cast: Cast) -> Iterator[Composition]:
 def ceiling(
     cast: Cast, canvas: Canvas, judge: Judge | None, prompts: Sequence[Asked], seeds: Sequence[int]
 ) -> Scores:
-    """What the measures say of pictures that are right by construction: their own accuracy."""
+    """Score images that are right by construction: the accuracy of the measures themselves."""
     return score(_composed_pictures(cast, canvas, prompts, seeds), prompts, judge)
 
 
 def measurable(cast: Cast, canvas: Canvas, numbered: Sequence[Numbered]) -> list[Numbered]:
-    """Without the held-out prompts that their measure fails even where the picture is right.
+    """Without the held-out prompts that their measure fails even where the image is right.
 
     Most of a thing of several hues may keep another color than the one it was given. Such a prompt
     says nothing of a model, or what is worse: it is right where the model drew a blob.
@@ -91,7 +91,7 @@ def _composed_pictures(
 def score(
     pictures: Sequence[measures.Picture], prompts: Sequence[Asked], judge: Judge | None
 ) -> Scores:
-    """The share of right pictures for each score, and their mean."""
+    """Return the share of right images for each score, and their mean."""
     marks: dict[str, list[bool]] = {}
     for picture, one in zip(pictures, prompts, strict=True):
         marks.setdefault(one.score, []).append(measures.is_right(picture, one, judge))
@@ -109,7 +109,7 @@ def draw(
     device: torch.device,
     together: int | None = None,
 ) -> list[measures.Picture]:
-    """Pictures [256, 256, 3] by the model in a folder, in float32, with DDIM."""
+    """Images [256, 256, 3] by the model in a folder, in float32, with DDIM."""
     networks = load(folder)
     networks.vae.to(device)
     networks.denoiser.to(device)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-#: Unicode name: everyday words. A word stands once: two pictures for one word blur each other.
+#: Unicode name: everyday words. A word stands once: two images for one word blur each other.
 EVERYDAY_WORDS: Final = {
     "red apple": ["apple"],
     "rabbit face": ["bunny"],

@@ -1,4 +1,4 @@
-"""What a picture shows, measured from its pixels: colours, numbers, places, positions, things."""
+"""Measures of an image's pixels: its colors, numbers, places, positions and things."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +26,7 @@ _HUE_NAMES: Final = ("red", "orange", "yellow", "green", "teal", "blue", "purple
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """What must be learned from composed pictures before places and things can be told."""
+    """What must be learned from composed images before places and things can be told."""
 
     places: tuple[str, ...]
     weights: NDArray[np.float64]  #: [features + 1, places], of a linear classifier
@@ -35,7 +35,7 @@ class Judge:
 
 
 def is_right(picture: Picture, one: Asked, judge: Judge | None) -> bool:
-    """Whether the picture shows what was asked, as far as this score looks.
+    """Whether the image shows what was asked, as far as this score looks.
 
     Only places and things want a judge.
     """
@@ -54,29 +54,29 @@ def is_right(picture: Picture, one: Asked, judge: Judge | None) -> bool:
     return thing(picture, judge) == one.expected
 
 
-# --- colours
+# --- colors
 
 
 def border(picture: Picture) -> NDArray[np.float64]:
-    """The median colour of the picture's edge, [3]."""
+    """Return the median color of the image's edge, [3]."""
     edge = np.ones(picture.shape[:2], bool)
     edge[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
     return np.asarray(np.median(picture[edge], axis=0), np.float64)
 
 
 def background_color(picture: Picture) -> str:
-    """The basic colour that the edge is nearest to."""
+    """Return the basic color nearest to that of the edge."""
     edge = border(picture)
     return min(BASIC_COLORS, key=lambda name: float(np.square(edge - PALETTE[name]).sum()))
 
 
 def foreground(picture: Picture) -> Mask:
-    """Where the picture differs from its edge, [256, 256]."""
+    """Where the image differs from its edge, [256, 256]."""
     return np.asarray(np.abs(picture - border(picture)).max(-1) > _DIFFERENT)
 
 
 def dominant_color(picture: Picture) -> str | None:
-    """The colour that most of the foreground has; None where there is none."""
+    """Return the color of most of the foreground, or None without a foreground."""
     mask = foreground(picture)
     if mask.mean() < 0.01:
         return None
@@ -85,7 +85,7 @@ def dominant_color(picture: Picture) -> str | None:
 
 
 def color_names(colors: NDArray[np.uint8]) -> NDArray[np.str_]:
-    """The basic colour of each of [n, 3], by hue, saturation and value."""
+    """Return the basic color of each of [n, 3], by hue, saturation and value."""
     hue, saturation, value = hue_saturation_value(colors.T / 255)
     names = np.array(_HUE_NAMES)[np.digitize(hue, _HUE_EDGES)]
     warm = (hue < 48) | (hue > 345)
@@ -108,7 +108,7 @@ def count(picture: Picture) -> int:
 
 
 def _components(mask: Mask) -> list[list[tuple[int, int]]]:
-    """The connected regions of a small mask, diagonals included."""
+    """Return the connected regions of a small mask, diagonals included."""
     waiting = {(int(y), int(x)) for y, x in np.argwhere(mask)}
     regions = []
     while waiting:
@@ -122,7 +122,7 @@ def _components(mask: Mask) -> list[list[tuple[int, int]]]:
 
 
 def relation(picture: Picture, colors: tuple[str, ...]) -> str | None:
-    """Where what has the first colour is, seen from what has the second; None if one is missing."""
+    """Where what has the first color is, seen from what has the second; None if one is missing."""
     mask = foreground(picture)
     spots = np.argwhere(mask)
     if not len(spots):
@@ -165,7 +165,7 @@ def place(picture: Picture, judge: Judge) -> str:
 
 
 def _outskirts(picture: Picture) -> NDArray[np.float64]:
-    """Colours of the outer cells, where things seldom are, their squares, and a constant."""
+    """Colors of the outer cells, where things seldom are, their squares, and a constant."""
     cell = 256 // _RING
     cells = picture.reshape(_RING, cell, _RING, cell, 3).mean((1, 3)) / 255
     outer = np.ones((_RING, _RING), bool)
@@ -175,7 +175,7 @@ def _outskirts(picture: Picture) -> NDArray[np.float64]:
 
 
 def thing(picture: Picture, judge: Judge) -> str:
-    """The thing whose sprite, in whatever style, is nearest to the foreground."""
+    """Return the thing whose sprite, in any style, is nearest to the foreground."""
     thumb = _thumbnail(picture, foreground(picture))
     return judge.things[int(np.square(judge.thumbnails - thumb).sum(1).argmin())]
 
@@ -187,7 +187,7 @@ def _sprite_thumb(sprite: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _thumbnail(picture: Picture, mask: Mask) -> NDArray[np.float32]:
-    """The smallest square around the foreground as [_THUMB * _THUMB * 3], 0 to 1."""
+    """Return the smallest square around the foreground as [_THUMB * _THUMB * 3], 0 to 1."""
     rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
     if not len(rows):
         return np.ones(_THUMB * _THUMB * 3, np.float32)

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from recipes.demo_model.tokens import LENGTH, Encoder
 
-LATENT_SHAPE: Final = (4, 32, 32)  #: of a picture of 256 by 256
+LATENT_SHAPE: Final = (4, 32, 32)  #: of an image of 256 by 256
 #: Stable Diffusion's constant, so that code which hard-codes it works with this model.
 SCALING: Final = 0.18215
 _WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
@@ -167,7 +167,7 @@ def _new_name(name: str, layers: tuple[int, ...], unet: Any) -> str:
 
 
 def _passing_first_half(shortcut: Tensor) -> Tensor:
-    """A 1x1 convolution [out, in, 1, 1] that returns its first `out` inputs."""
+    """Return a 1x1 convolution [out, in, 1, 1] that passes its first `out` inputs."""
     identity = torch.zeros_like(shortcut)
     identity[:, : len(shortcut), 0, 0] = torch.eye(len(shortcut))
     return identity
@@ -184,7 +184,7 @@ def load_text(text: CLIPTextModel, weights: Mapping[str, Tensor]) -> None:
 
 
 def load(folder: Path) -> Networks:
-    """A model's networks in float32."""
+    """Load a model's networks in float32."""
     full = {"dtype": torch.float32, "low_cpu_mem_usage": False}
     vae = AutoencoderKL.from_pretrained(folder / "vae", **full)
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", **full)
@@ -222,7 +222,7 @@ def _half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _text_config(text: CLIPTextModel) -> dict[str, Any]:
-    """What every version of transformers reads alike."""
+    """Convert the configuration to names that every version of transformers reads."""
     plain = (int, float, str, bool, type(None))
     config = {name: v for name, v in text.config.to_dict().items() if isinstance(v, plain)}
     config.pop("torch_dtype", None)

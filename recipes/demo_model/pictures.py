@@ -1,4 +1,4 @@
-"""An endless supply of captioned pictures: plans by processes, pixels and latents on the device."""
+"""An endless supply of captioned images: plans by processes, pixels and latents on the device."""
 
 import multiprocessing
 import os
@@ -46,7 +46,7 @@ class Supply:
             process.start()
 
     def take(self, count: int) -> tuple[Tokens, Plans]:
-        """[count, LENGTH] and [count, PLAN_LENGTH] that nobody took before."""
+        """[count, LENGTH] and [count, PLAN_LENGTH] that were not taken before."""
         while len(self._tokens) < count:
             tokens, plans = self._queue.get() if self._queue else self._make("here", _TOGETHER // 8)
             self._tokens = np.concatenate([self._tokens, tokens])
@@ -75,7 +75,7 @@ class Supply:
 
 
 class LatentBank:
-    """Encoded pictures on the device, a few of them replaced all the time."""
+    """Encoded images on the device, a few of them replaced all the time."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class LatentBank:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Latents [n, 4, h / 8, w / 8] of pictures [n, 3, h, w]: the mode, scaled."""
+    """Latents [n, 4, h / 8, w / 8] of images [n, 3, h, w]: the mode, scaled."""
     with mixed_precision(pictures.device):
         ready = pictures.contiguous(memory_format=torch.channels_last)
         moments = vae.quant_conv(vae.encoder(ready))
@@ -131,7 +131,7 @@ def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor, *, together: int = 16) -> Tensor:
-    """Pictures between -1 and 1 of scaled latents."""
+    """Images between -1 and 1 of scaled latents."""
     with mixed_precision(latents.device):
         pieces = [
             vae.decode(latents[start : start + together] / SCALING).sample.float()

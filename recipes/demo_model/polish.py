@@ -17,7 +17,7 @@ from recipes.demo_model.pictures import Supply, encode, mixed_precision
 from recipes.demo_model.progress import Stage, follow
 from recipes.demo_model.train import picture_loss
 
-#: Noise from which the UNet's guess is still the same picture: up to this timestep.
+#: Noise from which the UNet's guess is still the same image: up to this timestep.
 _LATEST_TIMESTEP: Final = 350
 _RATE: Final = 3e-4
 

@@ -77,13 +77,13 @@ class Stage:
         unfinished.replace(self._path)
 
     def resume(self) -> dict[str, Any] | None:
-        """What was saved, if anything was; the time spent counts on."""
+        """Load the last checkpoint, if any; its time spent counts on."""
         if not self._path.exists():
             return None
         content: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
         self.spent_s, self.step = content["spent_s"], content["step"]
         self._logged_step = self.step
-        self._log(f"{self.name}: going on at step {self.step}, after {self.spent_s:.0f} s")
+        self._log(f"{self.name}: continuing at step {self.step}, after {self.spent_s:.0f} s")
         return content
 
 

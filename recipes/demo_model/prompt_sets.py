@@ -1,4 +1,4 @@
-"""The fixed prompts of the evaluation, and for each a picture that is right by construction."""
+"""The fixed prompts of the evaluation, and for each an image that is right by construction."""
 
 import itertools
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _COUNTED: Final = ("cat", "dog", "banana", "strawberry", "star", "fish", "mushro
                    "frog", "cookie", "butterfly", "apple", "car", "balloon", "rose", "snail",
                    "carrot", "crab", "turtle", "key", "lemon", "pizza", "snowman", "crown",
                    "guitar")  # fmt: skip
-#: Things of one colour each: colour tells which is where.
+#: Things of one color each: color tells which is where.
 _COLORED: Final = {"strawberry": "red", "banana": "yellow", "frog": "green",
                    "blue heart": "blue", "eggplant": "purple", "tangerine": "orange"}  # fmt: skip
 _DRAWN: Final = (
@@ -51,11 +51,11 @@ _RELATIONS: Final = {
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt and what a picture must show to count as right."""
+    """One prompt and what an image must show to count as right."""
 
     score: str  #: one of SCORES, or HELD_OUT
     prompt: str
-    expected: str  #: the colour, the place, the number, the relation or the thing
+    expected: str  #: the color, the place, the number, the relation or the thing
     things: tuple[str, ...]
     colors: tuple[str, ...] = ()  #: of the things, where the score looks at them
 
@@ -76,7 +76,7 @@ def _colors() -> list[Asked]:
 def held_out_colors(cast: Cast) -> list[Asked]:
     """Other things in other colors: to see whether `color` tells of more than its own prompts.
 
-    No list by hand, and a rule that was fixed before any picture of them: of the things that can be
+    No list by hand, and a rule that was fixed before any image of them: of the things that can be
     recolored, but for those of the color score, so many evenly spread over the data set's order;
     each is asked for once, in the next of the colors.
     """
@@ -137,7 +137,7 @@ def _things() -> list[Asked]:
 
 
 def composed(cast: Cast, one: Asked, number: int) -> Composition:
-    """What the prompt asks for, composed: no model can be more right, so no measure may fail it."""
+    """Compose what the prompt asks for: right by construction, so every measure must pass it."""
     sprites = [_sprite(cast, thing) for thing in one.things]
     backdrop = Backdrop()
     placed = [Placed(sprites[0], 0.5, 0.5, 0.84375)]

@@ -16,10 +16,10 @@ from recipes.demo_model import archive
 from recipes.demo_model.scenes import SCENES, VARIANTS, scene_svg
 from recipes.demo_model.things import Sprite, Thing
 
-SIDE: Final = 256  #: pixels of a picture, and of a sprite's frame
+SIDE: Final = 256  #: pixels of an image, and of a sprite's frame
 _FILLED: Final = 248  #: the longer side of what is drawn in that frame
 _MAX_RESVG: Final = 640
-HUE_REACH: Final = 35  #: degrees around a thing's main hue that take another colour with it
+HUE_REACH: Final = 35  #: degrees around a thing's main hue that take another color with it
 _MAIN_SHARE: Final = 0.5  #: of what is drawn must have the main hue
 _VERSION: Final = 2  # of the facts: a cache of older ones is left alone
 
@@ -45,8 +45,8 @@ class SpriteFacts:
     height: float  #: of what is drawn, as a share of the frame
     width: float
     color: str | None  #: the word for it, where one word does
-    hue: float | None  #: degrees, of a thing that another colour would suit
-    has_other_hues: bool = False  #: which stay when it takes another colour: a rose's leaves
+    hue: float | None  #: degrees, of a thing that another color would suit
+    has_other_hues: bool = False  #: which stay when it takes another color: a rose's leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def rasterise(data_set: Path, cache: Path, *, processes: int) -> Rasters:
 
 
 def _draw_all(sprites: Sequence[Sprite], folder: Path, processes: int) -> None:
-    """The facts are written last: their presence says that the pixels are whole."""
+    """Write the pixels, then the facts: their presence says that the pixels are complete."""
     folder.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         drawn = pool.map(draw_sprite, sprites, chunksize=32)
@@ -114,7 +114,7 @@ def draw_sprite(sprite: Sprite) -> tuple[NDArray[np.uint8], SpriteFacts]:
 def _decoded(sprite: Sprite) -> Image.Image:
     if sprite.kind == "webp":
         return Image.open(io.BytesIO(sprite.content)).convert("RGBA")
-    import resvg_py  # only who makes pictures from the packages needs it
+    import resvg_py  # only who makes images from the packages needs it
 
     png = resvg_py.svg_to_bytes(
         svg_string=sprite.content.decode(), width=_MAX_RESVG, skip_system_fonts=True
@@ -135,7 +135,7 @@ def _trimmed(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def _described(framed: NDArray[np.uint8]) -> tuple[str | None, float | None, bool]:
-    """(word for its colour, hue in degrees if another colour would suit it, has it other hues)."""
+    """(word for its color, hue in degrees if another color would suit it, has it other hues)."""
     small = framed.reshape(4, SIDE // 4, 4, SIDE // 4, 4).mean((2, 4)) / 255
     opaque = small[3] > 0.5
     if opaque.sum() < 30:
@@ -166,7 +166,7 @@ def _described(framed: NDArray[np.uint8]) -> tuple[str | None, float | None, boo
 
 
 def _main_hue(hue: NDArray[np.float64], weight: NDArray[np.float64]) -> float | None:
-    """The hue in degrees of most of a thing of several hues; None where none has the half."""
+    """Return the hue in degrees of most of a thing, or None if no hue has half of it."""
     candidates = np.arange(0, 360, 5)
     away = np.abs((hue - candidates[:, None] + 180) % 360 - 180)
     best = int(((away < HUE_REACH) * weight).sum(1).argmax())
@@ -189,7 +189,7 @@ def _gray_word(lightness: float) -> str | None:
 def hue_saturation_value(
     colors: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Hue in degrees, saturation and value of RGB colours [3, ...] between 0 and 1."""
+    """Hue in degrees, saturation and value of RGB colors [3, ...] between 0 and 1."""
     red, green, blue = colors
     value, least = colors.max(0), colors.min(0)
     spread = np.maximum(value - least, 1e-6)

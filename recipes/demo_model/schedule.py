@@ -30,13 +30,13 @@ def alphas_cumprod(device: torch.device | str = "cpu") -> Tensor:
 
 
 def signal_and_noise(powers: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """The two amplitudes at [n] timesteps, each [n, 1, 1, 1]; their squares add up to 1."""
+    """Return both amplitudes at [n] timesteps, each [n, 1, 1, 1]; their squares add up to 1."""
     power = powers[timesteps][:, None, None, None]
     return power.sqrt(), (1 - power).sqrt()
 
 
 def velocity(latents: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
-    """What the UNet predicts: v = signal * noise - sigma * latents (Salimans & Ho 2022, §4)."""
+    """Return the target v = signal * noise - sigma * latents (Salimans & Ho 2022, §4)."""
     return signal * noise - sigma * latents
 
 

@@ -1,4 +1,4 @@
-"""The openly licensed packages behind the pictures, by name, version and digest."""
+"""Sources: the openly licensed packages behind the images, by name, version and digest."""
 
 import base64
 import hashlib
@@ -12,12 +12,12 @@ from typing import Any, Final
 
 
 class WrongPackage(Exception):
-    """A package could not be had, or is not the one that the recipe was written for."""
+    """Package that cannot be downloaded, or whose digest is not the one in this file."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """One npm package. `sha512` is the registry's own `integrity`, in base64."""
+    """npm package. `sha512` is the registry's own `integrity`, in base64."""
 
     name: str
     version: str
@@ -27,11 +27,11 @@ class Package:
 
     @property
     def file_name(self) -> str:
-        """What `npm pack` calls it."""
+        """Name that `npm pack` gives the archive."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
-#: Pictures, by the style that a prompt may ask for. The first is what a prompt gets that asks none.
+#: Images, by the style that a prompt may ask for. The first is that of a prompt without a style.
 PICTURES: Final = {
     "flat": Package(
         "@iconify-json/fluent-emoji-flat",
@@ -77,7 +77,7 @@ PICTURES: Final = {
     ),
 }
 
-#: Names, groups and keywords of the things in them.
+#: Names, groups and keywords of the things in the images.
 UNICODE_NAMES: Final = Package(
     "unicode-emoji-json",
     "0.9.0",
@@ -96,7 +96,7 @@ WORDS: Final = (UNICODE_NAMES, KEYWORDS)
 PACKAGES: Final = (*PICTURES.values(), *WORDS)
 
 
-_LICENCES: Final = {
+_LICENSES: Final = {
     "MIT": "https://spdx.org/licenses/MIT.html",
     "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
@@ -105,7 +105,7 @@ _LICENCES: Final = {
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """The package's archive in `folder`, downloaded by npm if need be. Raises WrongPackage."""
+    """Return the package's archive in `folder`, downloaded by npm if absent. Raise WrongPackage."""
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / package.file_name
     if not archive.exists():
@@ -119,7 +119,7 @@ def fetch(package: Package, folder: Path) -> Path:
 
 
 def verify(package: Package, archive: Path) -> None:
-    """Raises WrongPackage unless the archive is byte for byte the one that the recipe names."""
+    """Raise WrongPackage unless the archive has the digest of the package."""
     with archive.open("rb") as file:
         found = base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
     if found != package.sha512:
@@ -127,7 +127,7 @@ def verify(package: Package, archive: Path) -> None:
 
 
 def read_json(archive: Path, member: str) -> Any:
-    """A JSON file out of an npm archive."""
+    """Read a JSON file in an npm archive."""
     with tarfile.open(archive) as package:
         file = package.extractfile(f"package/{member}")
         assert file is not None, member
@@ -135,7 +135,7 @@ def read_json(archive: Path, member: str) -> Any:
 
 
 def read_assets(archive: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
-    """(stem, content) of every file of a kind in an npm archive, by stem."""
+    """Yield (stem, content) of every file with this suffix in an npm archive, by name."""
     with tarfile.open(archive) as package:
         members = [m for m in package.getmembers() if m.isfile() and m.name.endswith(suffix)]
         for member in sorted(members, key=lambda m: m.name):
@@ -145,24 +145,24 @@ def read_assets(archive: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
 
 
 def attribution_text(packages: tuple[Package, ...] = PACKAGES, *, started_from: str = "") -> str:
-    """ATTRIBUTION.md: it must travel with the weights. `started_from` is that of older ones."""
+    """Render the weights' ATTRIBUTION.md. `started_from`: that of older weights."""
     lines = [f"- {p.attribution} (npm {p.name} {p.version}): {p.license}" for p in packages]
     text = (
-        "# Where the training pictures and their names come from\n\n"
+        "# Sources of the training images and their names\n\n"
         + "\n".join(lines)
-        + "\n\nScenes and captions: drawn and written by this project's own code.\n"
-        "The pictures were recoloured, scaled and put on other backgrounds.\n\n"
-        "The licenses: "
-        + ", ".join(f"[{name}]({link})" for name, link in _LICENCES.items())
+        + "\n\nThis project's own code draws the scenes and writes the captions.\n"
+        "The images were recolored, scaled and put on other backgrounds.\n\n"
+        "The licenses:\n"
+        + ",\n".join(f"[{name}]({link})" for name, link in _LICENSES.items())
         + ".\n"
     )
-    if started_from.startswith(text):  # the same pictures once more
+    if started_from.startswith(text):  # the same images once more
         return started_from
     if started_from:
         older = started_from.replace("\n#", "\n##").removeprefix("# ")
         text += (
-            "\n## What the weights started from\n\n"
-            "They began as an older model's, so its sources are sources of these too:\n\n"
+            "\n## Sources of the weights that these started from\n\n"
+            "These weights began as an older model's, so its sources are sources of these too:\n\n"
             f"### {older}"
         )
     return text

@@ -42,7 +42,7 @@ _STARTED_FROM: Final = "started-from.md"  # whose weights are in the new ones; s
 
 @dataclass(frozen=True)
 class Workshop:
-    """What the training steps share: sizes, pace, words, pictures and where they are made."""
+    """What the training steps share: sizes, pace, words, images and where they are made."""
 
     folder: Path
     device: torch.device
@@ -84,7 +84,7 @@ def data(asked: Namespace) -> None:
 
 
 def tokenizer(asked: Namespace) -> None:
-    """Going on from a model means reading with its words: its text encoder knows no others."""
+    """Use the tokenizer of the model to continue from: its text encoder knows no other words."""
     folder = asked.work / "tokenizer"
     if asked.start is not None:
         shutil.copytree(asked.start / "tokenizer", folder, dirs_exist_ok=True)
@@ -154,7 +154,7 @@ def export(asked: Namespace) -> None:
 
 
 def sample(asked: Namespace) -> None:
-    """Each prompt's pictures stand one above the other, the models in the order given."""
+    """Each prompt's images stand one above the other, the models in the order given."""
     device, prompts = _device(asked), SHOW_PROMPTS[:8] if asked.smoke else SHOW_PROMPTS
     sheets = [
         scoring.draw(
@@ -203,7 +203,7 @@ def _numbered_prompts(asked: Namespace, cast: Cast) -> list[scoring.Numbered]:
 
 @contextmanager
 def _workshop(asked: Namespace) -> Iterator[Workshop]:
-    """Processes that compose are forked first, before anything touches the device."""
+    """Fork the composing processes first, before anything touches the device."""
     encoder = Encoder(asked.work / "tokenizer")
     cast = _cast(asked)
     processes = 0 if asked.smoke else asked.processes

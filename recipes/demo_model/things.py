@@ -1,4 +1,4 @@
-"""Which things the model learns, what they are called, and the picture of each in every style."""
+"""Which things the model learns, what they are called, and the image of each in every style."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ GROUP_WEIGHTS: Final = {
     "Symbols": 0.4,
     "Flags": 0.3,
 }
-#: Nobody learns two hundred flags from thumbnails; these are the ones a visitor tries.
+#: Two hundred flags cannot be learned from thumbnails; these are the ones a visitor tries.
 FLAGS: Final = frozenset(
     [
         "argentina",
@@ -78,7 +78,7 @@ class Thing:
     name: str
     group: str
     code_points: str
-    words: tuple[str, ...]  #: everyday words for it, nobody else's
+    words: tuple[str, ...]  #: everyday words for it and nothing else
     keywords: tuple[str, ...]  #: what it has to do with; shared with others
 
     @property
@@ -89,7 +89,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Sprite:
-    """The picture of one thing in one style, as it came: SVG text or WebP bytes."""
+    """The image of one thing in one style, as it came: SVG text or WebP bytes."""
 
     thing: str
     style: str
@@ -139,7 +139,7 @@ def _code_points(text: str) -> str:
 
 
 def _words(name: str, *, taken: Any) -> tuple[str, ...]:
-    """A face is called by its animal, unless the animal has a picture of its own."""
+    """Name a face after its animal, unless the animal has an image of its own."""
     words = [word for word in EVERYDAY_WORDS.get(name, ()) if word not in taken]
     animal = name.removesuffix(" face")
     if animal != name and " " not in animal and animal in _ANIMALS and animal not in taken:
@@ -155,14 +155,14 @@ _ANIMALS: Final = frozenset(
 
 
 def _keywords(related: list[str]) -> tuple[str, ...]:
-    """The first entry repeats the name; of the rest, the plain and short ones."""
+    """Return the plain and short keywords; the first entry only repeats the name."""
     plain = (word.lower().replace("_", " ") for word in related[1:])
     fit = [word for word in plain if re.fullmatch(r"[a-z]{3,12}( [a-z]{3,12})?", word)]
     return tuple(dict.fromkeys(fit))[:5]
 
 
 def read_sprites(things: list[Thing], packages: Mapping[str, Path]) -> Iterator[Sprite]:
-    """Every picture of these things in `packages`, which are archives by style."""
+    """Every image of these things in `packages`, which are archives by style."""
     for style in PICTURES:
         archive = packages[style]
         if style == "3d":
@@ -208,7 +208,7 @@ def _silhouettes(things: list[Thing], icons: Any, style: str) -> Iterator[Sprite
 
 
 def _svg(icons: Any, name: str) -> bytes:
-    """An icon of an Iconify set as a file of its own."""
+    """Return an icon of an Iconify set as a file of its own."""
     icon = icons["icons"][name]
     left, top = (icon.get(side, icons.get(side, 0)) for side in ("left", "top"))
     width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))

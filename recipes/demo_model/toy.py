@@ -1,4 +1,4 @@
-"""Four shapes in four colours: a data set to try every step on, in seconds and without packages."""
+"""Four shapes in four colors: a data set to try every step on, in seconds and without packages."""
 
 from typing import Final
 
@@ -30,7 +30,7 @@ _SHAPES: Final = ("ball", "box", "ring", "wedge")
 
 
 def toy_rasters() -> Rasters:
-    """Every shape in its own colour, flat and as a silhouette."""
+    """Every shape in its own color, flat and as a silhouette."""
     names = list(zip(_SHAPES, _COLORS, strict=True))
     things = [Thing(shape, "Objects", "", (), ("toy",)) for shape, _ in names]
     facts, sprites = [], []
@@ -61,6 +61,6 @@ def _painted(mask: NDArray[np.bool_], color: tuple[int, int, int]) -> NDArray[np
 
 
 def _scenes(count: int) -> NDArray[np.uint8]:
-    """A mosaic of 8 by 8 colours for each place, whatever the variant."""
+    """Return a mosaic of 8 by 8 colors for each place, the same for every variant."""
     tiles = np.random.default_rng(0).integers(0, 256, (count // VARIANTS, 3, 8, 8), np.uint8)
     return tiles.repeat(SIDE // 8, 2).repeat(SIDE // 8, 3).repeat(VARIANTS, 0)

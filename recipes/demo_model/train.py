@@ -1,4 +1,4 @@
-"""The two trainings: pictures to latents and back, and captions and noise to latents."""
+"""The two trainings: images to latents and back, and captions and noise to latents."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ class Pace:
     """How much at once, and how fast."""
 
     batch: int = 512
-    bank: int = 131_072  #: encoded pictures kept on the device
+    bank: int = 131_072  #: encoded images kept on the device
     fresh: int = 32  #: of them replaced for each step
     rate: float = 6e-4
     text_rate: float = 3e-4
@@ -132,7 +132,7 @@ def _some_emptied(tokens: Tensor, empty: Tensor) -> Tensor:
 
 
 def _looks(share: float) -> list[float]:
-    """The shares of the budget still ahead at which to look and save; the last is never reached."""
+    """Yield the remaining shares of the budget at which to save; the last is never reached."""
     return [*(eighth / 8 for eighth in range(1, 8) if eighth / 8 > share), 2.0]
 
 
@@ -146,7 +146,7 @@ def _checkpoint(
     }
 
 
-# --- pictures to latents and back
+# --- images to latents and back
 
 
 def train_vae(
@@ -193,7 +193,7 @@ def _crops(supply: Supply, canvas: Canvas, pace: Pace) -> Iterator[Tensor]:
 
 
 def picture_loss(painted: Tensor, pictures: Tensor) -> Tensor:
-    """Absolute and squared error, of edges too, and of coarser copies, which keep colours right."""
+    """Absolute and squared error, of edges too, and of coarser copies, which keep colors right."""
     loss = (painted - pictures).abs().mean() + 0.5 * (painted - pictures).square().mean()
     for axis in (2, 3):
         loss = loss + 0.5 * (painted.diff(dim=axis) - pictures.diff(dim=axis)).abs().mean()

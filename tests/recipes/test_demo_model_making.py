@@ -29,18 +29,18 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_exported_toy_draws_with_stock_diffusers(work: Path) -> None:
+def test_stock_diffusers_generates_with_the_exported_toy(work: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(
         work / "exported", dtype=torch.float32, low_cpu_mem_usage=False
     )
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline(
+    image = pipeline(
         "a red ball", num_inference_steps=2, generator=torch.Generator().manual_seed(1)
     ).images[0]
-    assert picture.size == (256, 256)
+    assert image.size == (256, 256)
 
 
-def test_our_sampler_draws_what_diffusers_draws(work: Path, tmp_path: Path) -> None:
+def test_our_sampler_generates_the_same_images_as_diffusers(work: Path, tmp_path: Path) -> None:
     main(["sample", "--smoke", "--work", str(work), "--steps", "4", "--out",
           str(tmp_path / "sheet.png")])  # fmt: skip
     from recipes.demo_model.evaluate import draw
@@ -76,13 +76,15 @@ def test_held_out_colors_are_scored_when_asked_for(work: Path, tmp_path: Path) -
     assert set(exported[2]) == set(composed[2])
 
 
-def test_training_goes_on_where_it_stopped(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_continues_from_its_checkpoint(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["train", "denoiser", "--smoke", "--work", str(work)])
-    said = capsys.readouterr().out
-    assert "going on at step" in said
+    output = capsys.readouterr().out
+    assert "continuing at step" in output
 
 
-def test_a_deepened_unet_draws_what_the_shallow_one_drew(work: Path) -> None:
+def test_a_deepened_unet_predicts_the_same_as_the_shallow_one(work: Path) -> None:
     encoder = Encoder(work / "tokenizer")
     shallow = load(work / "exported").denoiser
     deep = build(_toy_with_layers((1, 2, 2)), encoder).denoiser.eval()

@@ -44,7 +44,7 @@ def test_a_package_that_was_changed_is_refused(tmp_path: Path) -> None:
         sources.fetch(sources.UNICODE_NAMES, tmp_path)
 
 
-def test_every_package_is_attributed_with_its_licence() -> None:
+def test_every_package_is_attributed_with_its_license() -> None:
     text = sources.attribution_text()
     for package in sources.PACKAGES:
         assert f"(npm {package.name} {package.version}): {package.license}" in text
@@ -55,7 +55,13 @@ def test_the_sources_of_the_weights_it_started_from_are_attributed_too() -> None
     text = sources.attribution_text(started_from=older)
     assert text.startswith(sources.attribution_text())
     assert "\n### Where they come from\n\n- FxEmojis\n\n### And before\n\n- Temaki\n" in text
-    assert sources.attribution_text(started_from=text) == text  # taught on with the same pictures
+    assert sources.attribution_text(started_from=text) == text  # trained on with the same images
+
+
+def test_the_shipped_attribution_is_what_an_export_writes() -> None:
+    shipped = (SHIPPED / "ATTRIBUTION.md").read_text("utf-8")
+    older = (SHIPPED.with_name("darkroom-demo-v1") / "ATTRIBUTION.md").read_text("utf-8")
+    assert sources.attribution_text(started_from=older) == shipped
 
 
 def test_a_data_set_reads_back_as_it_was_written_and_its_file_is_the_same_twice(
@@ -70,7 +76,7 @@ def test_a_data_set_reads_back_as_it_was_written_and_its_file_is_the_same_twice(
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
 
 
-def test_the_digest_tells_one_changed_picture() -> None:
+def test_the_digest_tells_one_changed_image() -> None:
     thing = Thing("cat", "Animals & Nature", "1f408", (), ())
     one = archive.DataSet([thing], [Sprite("cat", "flat", "svg", b"<svg/>")])
     other = archive.DataSet([thing], [Sprite("cat", "flat", "svg", b"<svg />")])
@@ -96,7 +102,7 @@ def test_plurals_are_english(noun: str, said: str) -> None:
     assert plural(noun) == said
 
 
-def test_the_same_seed_composes_the_same_picture() -> None:
+def test_the_same_seed_composes_the_same_image() -> None:
     cast = cast_of(toy_rasters())
     assert compose(cast, "17") == compose(cast, "17")
     assert compose(cast, "17") != compose(cast, "18")
@@ -122,7 +128,7 @@ def test_a_caption_puts_things_where_they_are() -> None:
         assert first.x < second.x, one.caption
 
 
-def test_a_picture_without_colors_is_not_promised_a_colored_background() -> None:
+def test_an_image_without_colors_is_not_promised_a_colored_background() -> None:
     cast = cast_of(toy_rasters())
     compositions = [compose(cast, str(seed)) for seed in range(2000)]
     grays = [one for one in compositions if one.finish == "gray"]
@@ -166,7 +172,7 @@ def test_colors_are_named_as_people_name_them() -> None:
     assert list(names) == ["red", "brown", "yellow", "black", "pink"]
 
 
-def test_the_prompts_are_several_hundred_and_none_stands_twice() -> None:
+def test_the_prompts_are_several_hundred_and_none_is_repeated() -> None:
     prompts = [one.prompt for one in asked()]
     assert len(prompts) > 500
     assert len(set(prompts)) == len(prompts)
@@ -184,7 +190,7 @@ def test_no_held_out_prompt_is_of_a_thing_that_the_color_score_asks_for() -> Non
     assert held_out_colors(cast_of(apple))[0].things == ("box",)
 
 
-def test_a_held_out_prompt_that_its_measure_fails_when_it_is_right_is_not_asked() -> None:
+def test_a_held_out_prompt_that_a_right_image_fails_is_left_out() -> None:
     toy = toy_rasters()
     facts = [*toy.facts]
     ring = next(at for at, fact in enumerate(facts) if fact.thing == "ring")
