@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5's and XL's architecture with random weights: speed does not depend on them.
 
-For `gpu.py`, as modules, as a folder in diffusers' layout, and as a number of operations.
+For `gpu_throughput.py`: as modules, as a folder in diffusers' layout, and as a number of FLOP.
 """
 
 import json
@@ -30,7 +30,7 @@ description = "Random weights, to measure with."
 license = "none"
 scheduler = "ddim"
 precision = "float16"
-max_microbatch = {together}
+max_microbatch = {max_microbatch}
 max_unet_rows = {rows}
 width = {{ default = 512, minimum = 512, maximum = 512 }}
 height = {{ default = 512, minimum = 512, maximum = 512 }}
@@ -41,7 +41,7 @@ guidance_scale = {{ default = {guidance}, minimum = 1.0, maximum = 20.0 }}
 
 @dataclass(frozen=True)
 class Parts:
-    """The networks of a model, as diffusers' and transformers' modules."""
+    """Networks of a model, as diffusers' and transformers' modules."""
 
     name: str
     size: int  #: of an image, pixels each way
@@ -52,7 +52,7 @@ class Parts:
 
 
 def stable_diffusion(device: str) -> Parts:
-    """Version 1.5, with random weights."""
+    """Build version 1.5 with random weights."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -61,11 +61,13 @@ def stable_diffusion(device: str) -> Parts:
             sample_size=64, cross_attention_dim=768, attention_head_dim=8, act_fn="silu"
         )
         text = CLIPTextModel(_clip(768, layers=12, heads=12))
-    return _ready(Parts("SD 1.5", 512, unet, _vae(device, 0.18215), _tokenizers(1), [text]))
+    return _half_precision(
+        Parts("SD 1.5", 512, unet, _vae(device, 0.18215), _tokenizers(1), [text])
+    )
 
 
 def stable_diffusion_xl(device: str) -> Parts:
-    """With random weights, and the decoder that half precision suffices for."""
+    """Build SDXL with random weights, and with the decoder for which half precision suffices."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -86,7 +88,7 @@ def stable_diffusion_xl(device: str) -> Parts:
         small = CLIPTextModel(_clip(768, layers=12, heads=12))
         large = CLIPTextModelWithProjection(_clip(1280, layers=32, heads=20, hidden_act="gelu"))
     parts = Parts("SDXL", 1024, unet, _vae(device, 0.13025), _tokenizers(2), [small, large])
-    return _ready(parts)
+    return _half_precision(parts)
 
 
 def _clip(width: int, *, layers: int, heads: int, **more: Any) -> Any:
@@ -125,14 +127,14 @@ def _tokenizers(count: int) -> list[Any]:
     return [CLIPTokenizer.from_pretrained(_TOKENIZER, local_files_only=True) for _ in range(count)]
 
 
-def _ready(parts: Parts) -> Parts:
+def _half_precision(parts: Parts) -> Parts:
     for module in (parts.unet, parts.vae, *parts.text_encoders):
         module.half().eval().requires_grad_(False)
     return parts
 
 
-def save(parts: Parts, folder: Path, *, together: int) -> None:
-    """A model that the registry can read, of so many jobs a microbatch, all of them guided."""
+def save(parts: Parts, folder: Path, *, max_microbatch: int) -> None:
+    """Save a model for the registry, with microbatches of `max_microbatch` guided jobs."""
     parts.unet.save_pretrained(folder / "unet")
     parts.vae.save_pretrained(folder / "vae")
     [tokenizer], [text_encoder] = parts.tokenizers, parts.text_encoders
@@ -144,16 +146,16 @@ def save(parts: Parts, folder: Path, *, together: int) -> None:
     card = _CARD.format(
         name=folder.name,
         revision=weights_revision(folder),
-        together=together,
-        rows=2 * together,
+        max_microbatch=max_microbatch,
+        rows=2 * max_microbatch,
         steps=STEPS,
         guidance=GUIDANCE,
     )
     (folder / CARD).write_text(card)
 
 
-def work(make: Callable[[str], Parts]) -> float:
-    """FLOP of one image, by diffusers' networks: two UNet rows a step, and its decoding."""
+def flop_per_image(make: Callable[[str], Parts]) -> float:
+    """Count the FLOP of one image by diffusers' networks: two UNet rows a step, and decoding."""
     from torch.utils.flop_counter import FlopCounterMode
 
     parts = make("meta")

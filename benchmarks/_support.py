@@ -1,4 +1,4 @@
-"""What benchmarks stand on: servers of their own, a stack of their own, many requests at once."""
+"""Support for benchmarks: temporary servers, a temporary stack, many requests at once."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ from darkroom.local.postgres import postgres
 
 @contextmanager
 def database_server(folder: Path) -> Iterator[str]:
-    """A PostgreSQL as `darkroom up` starts it; an administrator's URL."""
+    """Start PostgreSQL as `darkroom up` does. Yield an administrator's URL."""
     private_dir(folder)
     password, log = secrets.token_urlsafe(16), folder / "postgres.log"
     spec = postgres(folder / "postgres", port=free_port(), password=password, log=log)
@@ -36,7 +36,7 @@ def database_server(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
-    """A Redis as `darkroom up` starts it; its URL."""
+    """Start Redis as `darkroom up` does. Yield its URL."""
     private_dir(folder)
     password, log = secrets.token_urlsafe(16), folder / "redis.log"
     spec = servers.redis(folder / "redis", port=free_port(), password=password, log=log)
@@ -45,7 +45,7 @@ def redis_server(folder: Path) -> Iterator[str]:
 
 
 def new_database(admin_url: str) -> str:
-    """The URL of a migrated, empty database."""
+    """Create a migrated, empty database and return its URL."""
     name = f"benchmark_{uuid.uuid4().hex}"
     with psycopg.connect(admin_url, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {name}")
@@ -58,7 +58,7 @@ def new_database(admin_url: str) -> str:
 def serving(
     command: Sequence[str], environment: dict[str, str]
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """An API process and its address."""
+    """Start an API process. Yield it and its address."""
     port = str(free_port())
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
@@ -68,7 +68,7 @@ def serving(
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not _answers(url):
+        while not _is_up(url):
             if process.poll() is not None:
                 sys.exit(f"{' '.join(command)} did not start")
             time.sleep(0.1)
@@ -78,7 +78,7 @@ def serving(
         process.wait()
 
 
-def _answers(url: str) -> bool:
+def _is_up(url: str) -> bool:
     try:
         return httpx2.get(f"{url}/healthz").is_success
     except httpx2.TransportError:
@@ -87,7 +87,7 @@ def _answers(url: str) -> bool:
 
 @contextmanager
 def stack(data_dir: Path) -> Iterator[str]:
-    """The address of a stack that lives as long as the block."""
+    """Start a whole stack. Yield its address."""
     ready = data_dir / "address"
     data_dir.mkdir(parents=True, exist_ok=True)
     wait = (
@@ -110,26 +110,26 @@ def stack(data_dir: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of many requests: how long each took, and all together."""
+    """Measurements of many requests: the latency of each, and the elapsed time."""
 
     latencies_s: Sequence[float]
     elapsed_s: float
 
     @property
     def rate(self) -> float:
-        """Requests a second."""
+        """Requests per second."""
         return len(self.latencies_s) / self.elapsed_s
 
     def quantile_ms(self, share: float) -> float:
-        """The latency that this share of the requests stayed below."""
+        """Return the latency in milliseconds at this quantile."""
         ordered = sorted(self.latencies_s)
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def post_many(url: str, body: bytes, *, requests: int, connections: int) -> Load:
-    """POST the JSON again and again; anything but a 202 ends the benchmark.
+    """POST the JSON `requests` times; any response but 202 ends the benchmark.
 
-    Written on bare sockets: a full HTTP client would be slower than the server it measures.
+    Uses bare sockets: a full HTTP client would be slower than the server that it measures.
     """
     return asyncio.run(_post_many(url, body, requests, connections))
 
@@ -141,11 +141,11 @@ async def _post_many(url: str, body: bytes, requests: int, connections: int) -> 
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     latencies: list[float] = []
-    left = iter(range(requests))
+    remaining = iter(range(requests))
 
-    async def talk() -> None:
+    async def post_in_turn() -> None:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        for _ in left:
+        for _ in remaining:
             began = time.perf_counter()
             writer.write(head.encode() + body)
             await _accepted(reader)
@@ -153,13 +153,13 @@ async def _post_many(url: str, body: bytes, requests: int, connections: int) -> 
         writer.close()
 
     began = time.perf_counter()
-    await asyncio.gather(*(talk() for _ in range(connections)))
+    await asyncio.gather(*(post_in_turn() for _ in range(connections)))
     return Load(latencies, time.perf_counter() - began)
 
 
 async def _accepted(reader: asyncio.StreamReader) -> None:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
-    answer = await reader.readexactly(length)
+    body = await reader.readexactly(length)
     if b" 202 " not in head[:16]:
-        sys.exit(f"not accepted: {head!r} {answer!r}")
+        sys.exit(f"not accepted: {head!r} {body!r}")

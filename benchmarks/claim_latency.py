@@ -1,12 +1,12 @@
 """Milliseconds of a claim, and claims per second, by the length of the queue and its keys.
 
-`python -m benchmarks.claim_latency [--rounds 200]` fills databases of its own with 1, 10,000 and
-1,000,000 queued jobs under 1, 10 and 100 microbatch keys, and claims from them in turn, so that
-whatever else the machine does falls on all of them alike. A claim is the whole transaction, commit
-included.
+`python -m benchmarks.claim_latency [--rounds 200]` fills temporary databases with 1, 10,000 and
+1,000,000 queued jobs under 1, 10 and 100 microbatch keys. It claims from them in turn, so that
+other load on the machine affects all of them alike. A claim is the whole transaction with its
+commit.
 
-Then, of each, a poll: reading a job picked at random, its place in the queue and its forecast; and
-the look at the queue that all polls of a second share, with and without the scan of a long queue.
+Then it measures, for each database, a poll (reading a random job, its queue position and its ETA)
+and the queue snapshot that all polls of a second share, with and without the scan of a long queue.
 """
 
 import argparse
@@ -45,19 +45,19 @@ WARM_UP = 10
 
 @dataclass
 class Queue:
-    """A database with so many jobs queued, and what claiming from it took."""
+    """Database with `queued` jobs, and the durations of claims from it."""
 
     sessions: Sessions
     queued: int
     keys: int
     claims_s: list[float] = field(default_factory=list)
     polls_s: list[float] = field(default_factory=list)
-    looks_s: list[float] = field(default_factory=list)
+    snapshots_s: list[float] = field(default_factory=list)
     scan_s: float = 0.0
 
 
 def submit_one(sessions: Sessions, registry: ModelRegistry) -> str:
-    """A small bulk job."""
+    """Submit a small bulk job and return its id."""
     job = JobInput(prompt="a red apple", width=64, height=64, priority="bulk")  # type: ignore[arg-type]
     params = registry.resolve(job)
     key = registry.models[params.model].microbatch_key(params)
@@ -69,7 +69,7 @@ def submit_one(sessions: Sessions, registry: ModelRegistry) -> str:
 
 
 def fill(queue: Queue, registry: ModelRegistry) -> None:
-    """Copy one job, on the server, as often as asked."""
+    """Copy one job on the server until `queued` jobs exist."""
     first = submit_one(queue.sessions, registry)
     own = {"id", "start_tag", "microbatch_key"}
     columns = ", ".join(column.name for column in Job.__table__.columns if column.name not in own)
@@ -77,7 +77,7 @@ def fill(queue: Queue, registry: ModelRegistry) -> None:
         session.execute(text("SET LOCAL statement_timeout = 0"))
         session.execute(
             text(
-                f"INSERT INTO job (id, start_tag, microbatch_key, {columns}) "  # noqa: S608  # our names
+                f"INSERT INTO job (id, start_tag, microbatch_key, {columns}) "  # noqa: S608  # column names of ours
                 f"SELECT 'job_' || md5(n::text), n, 'key ' || n % :keys, {columns} "
                 "FROM job, generate_series(1, :queued - 1) n WHERE id = :first"
             ),
@@ -88,43 +88,43 @@ def fill(queue: Queue, registry: ModelRegistry) -> None:
 
 
 def claim_once(queue: Queue, limits: dict[str, int]) -> None:
-    """One claim, timed, and its end."""
+    """Time one claim, then settle it."""
     began = time.perf_counter()
     with queue.sessions.begin() as session:
-        taken = claims.claim(session, "benchmark", max_microbatch=limits, lease=LEASE)
+        jobs = claims.claim(session, "benchmark", max_microbatch=limits, lease=LEASE)
     queue.claims_s.append(time.perf_counter() - began)
-    ends = [Failed(job.id, "benchmark", "not drawn") for job in taken]
+    ends = [Failed(job.id, "benchmark", "not generated") for job in jobs]
     with queue.sessions.begin() as session:
-        dispatches.settle(session, taken[0].dispatch_id or 0, ends)
+        dispatches.settle(session, jobs[0].dispatch_id or 0, ends)
 
 
-def ask_about(queue: Queue, registry: ModelRegistry, polls: int) -> None:
-    """What a poll of any waiting job costs; and the look behind it, with and without its scan."""
-    chance = random.Random(1)  # the same jobs each time
+def poll(queue: Queue, registry: ModelRegistry, polls: int) -> None:
+    """Time polls of random queued jobs, and the snapshots, with and without a scan."""
+    rng = random.Random(1)  # the same jobs each time
     began = time.perf_counter()
     with queue.sessions.begin() as session:
-        look = snapshot.take_snapshot(session, registry)
+        seen = snapshot.take_snapshot(session, registry)
     queue.scan_s = time.perf_counter() - began
     for _ in range(polls):
         began = time.perf_counter()
         with queue.sessions.begin() as session:
-            look = snapshot.take_snapshot(
-                session, registry, replace(look.scan, next_scan_at=math.inf)
+            seen = snapshot.take_snapshot(
+                session, registry, replace(seen.scan, next_scan_at=math.inf)
             )
-        queue.looks_s.append(time.perf_counter() - began)
-        number = chance.randrange(max(1, queue.queued - 1)) + 1
+        queue.snapshots_s.append(time.perf_counter() - began)
+        number = rng.randrange(max(1, queue.queued - 1)) + 1
         job_id = f"job_{hashlib.md5(str(number).encode()).hexdigest()}"  # noqa: S324  # as in `fill`
         began = time.perf_counter()
         with queue.sessions.begin() as session:
             job = session.get(Job, job_id)
             if job is not None:
                 queue_position.position(session, job)
-                look.ask(job)
+                seen.ask(job)
         queue.polls_s.append(time.perf_counter() - began)
 
 
 def main() -> None:
-    """Fill the queues, claim from them in turn, print the table."""
+    """Fill the queues, claim from them in turn, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=200, help="claims of each (default 200)")
     rounds = parser.parse_args().rounds
@@ -145,14 +145,14 @@ def main() -> None:
                     submit_one(queue.sessions, registry)
                 claim_once(queue, limits)
         for queue in queues:
-            ask_about(queue, registry, polls=rounds)
+            poll(queue, registry, polls=rounds)
             queue.sessions.kw["bind"].dispose()
     print_table(queues)
     print_polls(queues)
 
 
 def print_table(queues: Sequence[Queue]) -> None:
-    """A line for each queue; the ratio is to the 10,000 jobs of as many keys."""
+    """Print a line for each queue; the ratio is to 10,000 jobs with as many keys."""
     table = Table("keys", "queued", "claim, ms", "p95, ms", "claims/s", "ratio")
     middle = {queue.keys: _median(queue) for queue in queues if queue.queued == QUEUED[1]}
     for queue in queues:
@@ -169,8 +169,8 @@ def print_table(queues: Sequence[Queue]) -> None:
 
 
 def print_polls(queues: Sequence[Queue]) -> None:
-    """A line for each queue."""
-    table = Table("keys", "queued", "poll, ms", "p95, ms", "look, ms", "with its scan, ms")
+    """Print a line for each queue."""
+    table = Table("keys", "queued", "poll, ms", "p95, ms", "snapshot, ms", "with its scan, ms")
     for queue in queues:
         polls = sorted(queue.polls_s)
         table.add_row(
@@ -178,7 +178,7 @@ def print_polls(queues: Sequence[Queue]) -> None:
             f"{queue.queued:,}",
             f"{1000 * statistics.median(polls):.2f}",
             f"{1000 * polls[int(0.95 * len(polls))]:.2f}",
-            f"{1000 * statistics.median(queue.looks_s):.1f}",
+            f"{1000 * statistics.median(queue.snapshots_s):.1f}",
             f"{1000 * queue.scan_s:.0f}",
         )
     Console().print(table)

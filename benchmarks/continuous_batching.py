@@ -1,10 +1,10 @@
-"""What it brings that microbatches join a running one, against waiting until it is drawn.
+"""Continuous batching: microbatches that join a running one, against waiting for its end.
 
-`python -m benchmarks.continuous_batching [--rounds 3] [--size 128]`: one painter on a real Triton;
-each round both ways, in turns. First eight jobs are drawn, and after three of their steps another
-one comes: when is its first step done, when its image, and what does that cost the eight? Then a
-queue of mixed microbatches, two of them handed over at a time, as a worker does: images per second,
-and how long an image takes from the hand-over. Medians are printed, in seconds where not said.
+`python -m benchmarks.continuous_batching [--rounds 3] [--size 128]`: one `TritonWorker` on a real
+Triton; each round runs both ways, in turn. First, eight jobs run, and after three of their steps
+another one arrives: when are its first step and its image done, and what does that cost the eight?
+Then a queue of mixed microbatches, two in flight as a worker keeps them: images per second, and the
+seconds from an image's submission. Medians are printed, in seconds unless stated.
 """
 
 import argparse
@@ -30,47 +30,47 @@ from workers.generation.generator import Finished, Image, Progress
 from workers.replica.triton_worker import TritonWorker
 
 _STEPS = 12
-_COMES_AFTER = 3  #: steps of the microbatch that is drawn
-_HANDED_OVER = 2  #: microbatches at a time, as DARKROOM_WORKER_CONCURRENCY says
+_ARRIVES_AFTER = 3  #: steps of the running microbatch
+_IN_FLIGHT = 2  #: microbatches at once, the default of DARKROOM_WORKER_CONCURRENCY
 
 
 @dataclass
-class Course:
-    """One microbatch, in seconds from its hand-over."""
+class MicrobatchTimes:
+    """Times of one microbatch, in seconds from its submission."""
 
     first_step: float = 0.0
-    pictures: list[float] = field(default_factory=list)
+    images: list[float] = field(default_factory=list)
 
 
-class Drawing:
-    """A microbatch that is handed over, and its course so far."""
+class RunningMicrobatch:
+    """Submitted microbatch, and its times so far."""
 
     def __init__(
-        self, painter: TritonWorker, jobs: Sequence[GenerationParams], *, waits: bool
+        self, worker: TritonWorker, jobs: Sequence[GenerationParams], *, waits: bool
     ) -> None:
-        self.course = Course()
+        self.times = MicrobatchTimes()
         self.steps = 0
-        self._begun = time.monotonic()
-        self._happenings = painter.draw(uuid.uuid4().hex, jobs, alone=waits)
+        self._started = time.monotonic()
+        self._events = worker.draw(uuid.uuid4().hex, jobs, alone=waits)
         self._count = len(jobs)
 
-    async def ended(self) -> Course:
-        """Its course, when all is drawn."""
-        async with aclosing(self._happenings) as happenings:
-            async for happening in happenings:
-                since = time.monotonic() - self._begun
-                if isinstance(happening, Progress):
-                    self.course.first_step = self.course.first_step or since
-                    self.steps = max(step for step, _ in happening.steps.values())
-                elif isinstance(happening, Finished):
-                    assert isinstance(happening.drawing, Image), happening
-                    self.course.pictures.append(since)
-        assert len(self.course.pictures) == self._count
-        return self.course
+    async def finished(self) -> MicrobatchTimes:
+        """Return its times once all images are generated."""
+        async with aclosing(self._events) as events:
+            async for event in events:
+                elapsed = time.monotonic() - self._started
+                if isinstance(event, Progress):
+                    self.times.first_step = self.times.first_step or elapsed
+                    self.steps = max(step for step, _ in event.steps.values())
+                elif isinstance(event, Finished):
+                    assert isinstance(event.drawing, Image), event
+                    self.times.images.append(elapsed)
+        assert len(self.times.images) == self._count
+        return self.times
 
 
 def job(seed: int, size: int, steps: int = _STEPS, guidance: float = 4.0) -> GenerationParams:
-    """One image of the model's usual kind."""
+    """Return the parameters of one image."""
     return GenerationParams(
         prompt=("a red apple", "a cat on the beach", "three red hearts")[seed % 3],
         negative_prompt="",
@@ -84,82 +84,86 @@ def job(seed: int, size: int, steps: int = _STEPS, guidance: float = 4.0) -> Gen
     )
 
 
-async def late_job(painter: TritonWorker, size: int, *, waits: bool) -> dict[str, float]:
-    """Seconds of one that comes while eight are drawn."""
-    company = Drawing(painter, [job(seed, size) for seed in range(8)], waits=waits)
-    drawing = asyncio.create_task(company.ended())
-    while company.steps < _COMES_AFTER:  # noqa: ASYNC110  # it is told no other way
+async def late_job(worker: TritonWorker, size: int, *, waits: bool) -> dict[str, float]:
+    """Measure one job that arrives while eight run."""
+    running = RunningMicrobatch(worker, [job(seed, size) for seed in range(8)], waits=waits)
+    task = asyncio.create_task(running.finished())
+    while running.steps < _ARRIVES_AFTER:  # noqa: ASYNC110  # it offers no event to wait for
         await asyncio.sleep(0.005)
-    late = await Drawing(painter, [job(99, size)], waits=waits).ended()
-    others = await drawing
+    late = await RunningMicrobatch(worker, [job(99, size)], waits=waits).finished()
+    others = await task
     return {
-        "late job: its first step after": late.first_step,
-        "late job: its picture after": late.pictures[0],
-        "its company of 8: last picture after": others.pictures[-1],
+        "late job: first step after": late.first_step,
+        "late job: image after": late.images[0],
+        "the other 8: last image after": others.images[-1],
     }
 
 
-async def queue(painter: TritonWorker, size: int, seed: int, *, waits: bool) -> dict[str, float]:
-    """Of four microbatches of mixed rows."""
-    dice = random.Random(seed)
+async def queue(worker: TritonWorker, size: int, seed: int, *, waits: bool) -> dict[str, float]:
+    """Measure four microbatches of mixed rows."""
+    rng = random.Random(seed)
     waiting = [
         [
-            job(at, size, steps=dice.choice([4, 8, 12, 16]), guidance=dice.choice([1, 4, 4, 6]))
-            for at in range(8)
+            job(seed_, size, steps=rng.choice([4, 8, 12, 16]), guidance=rng.choice([1, 4, 4, 6]))
+            for seed_ in range(8)
         ]
         for _ in range(4)
     ]
-    courses: list[Course] = []
+    finished: list[MicrobatchTimes] = []
 
-    async def pump() -> None:
+    async def run_queue() -> None:
         while waiting:
-            courses.append(await Drawing(painter, waiting.pop(0), waits=waits).ended())
+            finished.append(await RunningMicrobatch(worker, waiting.pop(0), waits=waits).finished())
 
-    begun, cpu = time.monotonic(), cpu_seconds()
-    await asyncio.gather(*(pump() for _ in range(_HANDED_OVER)))
-    lasted, cpu = time.monotonic() - begun, cpu_seconds() - cpu
-    pictures = [second for course in courses for second in course.pictures]
+    started, cpu = time.monotonic(), cpu_seconds()
+    await asyncio.gather(*(run_queue() for _ in range(_IN_FLIGHT)))
+    elapsed, cpu = time.monotonic() - started, cpu_seconds() - cpu
+    images = [second for times in finished for second in times.images]
     return {
-        "queue of 32: images per second": len(pictures) / lasted,
-        "queue of 32: CPU seconds a picture": cpu / len(pictures),
-        "queue of 32: a picture after, mean": statistics.fmean(pictures),
-        "queue of 32: a picture after, p95": statistics.quantiles(pictures, n=20)[-1],
+        "queue of 32: images per second": len(images) / elapsed,
+        "queue of 32: CPU seconds per image": cpu / len(images),
+        "queue of 32: an image after, mean": statistics.fmean(images),
+        "queue of 32: an image after, p95": statistics.quantiles(images, n=20)[-1],
     }
 
 
 def cpu_seconds() -> float:
-    """What Triton and its models have used so far: the same on a busy machine."""
+    """Return the CPU seconds of Triton and its models: the same on a busy machine."""
     times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
     return sum(one.user + one.system for one in times)
 
 
 async def measure(rounds: int, size: int) -> dict[bool, list[dict[str, float]]]:
-    """All figures of each round, by whether microbatches wait for each other."""
+    """Measure all rounds, by whether microbatches wait for each other."""
     settings = Settings()
     model = load_registry(settings.models_dir, settings.default_model).models["darkroom-demo"]
-    painter = TritonWorker(worker_options(settings, model))
-    await painter.start()
+    worker = TritonWorker(worker_options(settings, model))
+    await worker.start()
     try:
-        await Drawing(painter, [job(seed, size, steps=1) for seed in range(8)], waits=True).ended()
+        await RunningMicrobatch(
+            worker, [job(seed, size, steps=1) for seed in range(8)], waits=True
+        ).finished()
         found: dict[bool, list[dict[str, float]]] = {True: [], False: []}
         for number in range(rounds):
             for waits in (True, False) if number % 2 else (False, True):
-                late = await late_job(painter, size, waits=waits)
-                found[waits].append(late | await queue(painter, size, number, waits=waits))
+                late = await late_job(worker, size, waits=waits)
+                found[waits].append(late | await queue(worker, size, number, waits=waits))
                 way = "waiting" if waits else "joining"
                 print(f"round {number + 1}, {way}: {found[waits][-1]}", file=sys.stderr)
     finally:
-        await painter.stop()
+        await worker.stop()
     return found
 
 
 def main() -> None:
-    """Measure, and print the table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=128, help="of the pictures, each way")
-    asked = parser.parse_args()
-    found = asyncio.run(measure(asked.rounds, asked.size))
+    parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
+    parser.add_argument(
+        "--size", type=int, default=128, help="width and height of the images (default 128)"
+    )
+    arguments = parser.parse_args()
+    found = asyncio.run(measure(arguments.rounds, arguments.size))
     table = Table("", "waiting", "joining", "each round, waiting", "each round, joining")
     for name in found[True][0]:
         columns = [[one[name] for one in found[waits]] for waits in (True, False)]

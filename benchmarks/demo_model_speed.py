@@ -1,9 +1,9 @@
-"""Seconds an image takes on two CPU threads, for models of the registry, at their defaults.
+"""Seconds per image on two CPU threads, for models of the registry at their defaults.
 
 `python -m benchmarks.demo_model_speed darkroom-demo-v1 darkroom-demo`: rounds alternate between the
-models, so that what else the machine does meets all of them; the medians are printed. Seconds of
-the CPU are those of both threads together: up to twice the seconds by the clock where nothing else
-runs, and the same on a busy machine.
+models, so that other load on the machine affects all of them; the medians are printed. CPU seconds
+are those of both threads together: up to twice the wall-clock seconds on an idle machine, and the
+same on a busy one.
 """
 
 import argparse
@@ -26,11 +26,11 @@ _PROMPTS = (
 )  # fmt: skip
 
 
-Seconds = tuple[float, float]  #: by the clock, and of the CPU
+Seconds = tuple[float, float]  #: wall clock, CPU
 
 
-def seconds_a_picture(runner: TorchRunner, model: Model, company: int) -> Seconds:
-    """Of one call with so many rows."""
+def seconds_per_image(runner: TorchRunner, model: Model, batch: int) -> Seconds:
+    """Time one call with `batch` rows."""
     rows = [
         Row(
             prompt=prompt,
@@ -41,52 +41,54 @@ def seconds_a_picture(runner: TorchRunner, model: Model, company: int) -> Second
             width=model.width.default,
             height=model.height.default,
         )
-        for number, prompt in enumerate(_PROMPTS[:company])
+        for number, prompt in enumerate(_PROMPTS[:batch])
     ]
     begun = time.perf_counter(), time.process_time()
-    drawn = [
+    images = [
         event
-        for event in generate(runner, rows, max_unet_rows=2 * company)
+        for event in generate(runner, rows, max_unet_rows=2 * batch)
         if isinstance(event, Image)
     ]
-    assert len(drawn) == company
+    assert len(images) == batch
     clock, cpu = time.perf_counter() - begun[0], time.process_time() - begun[1]
-    return clock / company, cpu / company
+    return clock / batch, cpu / batch
 
 
 def main() -> None:
-    """Draw, and print the table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+", help="names in the registry")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     settings = Settings()
     registry = load_registry(settings.models_dir, settings.default_model)
-    models = [registry.models[name] for name in asked.models]
-    runners = [TorchRunner.load(m.folder, dtype=m.precision, threads=asked.threads) for m in models]
-    table = Table("model", "company", "s a picture (median)", "CPU s (median)", "all rounds")
-    for company in (1, len(_PROMPTS)):
-        for model, taken in zip(
-            models, rounds(runners, models, company, asked.rounds), strict=True
+    models = [registry.models[name] for name in arguments.models]
+    runners = [
+        TorchRunner.load(m.folder, dtype=m.precision, threads=arguments.threads) for m in models
+    ]
+    table = Table("model", "batch", "s per image (median)", "CPU s (median)", "all rounds")
+    for batch in (1, len(_PROMPTS)):
+        for model, measured in zip(
+            models, rounds(runners, models, batch, arguments.rounds), strict=True
         ):
-            every = " ".join(f"{clock:.2f}/{cpu:.2f}" for clock, cpu in taken)
-            clock, cpu = (statistics.median(one[at] for one in taken) for at in (0, 1))
-            table.add_row(model.name, str(company), f"{clock:.2f}", f"{cpu:.2f}", every)
+            every = " ".join(f"{clock:.2f}/{cpu:.2f}" for clock, cpu in measured)
+            clock, cpu = (statistics.median(one[at] for one in measured) for at in (0, 1))
+            table.add_row(model.name, str(batch), f"{clock:.2f}", f"{cpu:.2f}", every)
     Console().print(table)
 
 
 def rounds(
-    runners: Sequence[TorchRunner], models: Sequence[Model], company: int, count: int
+    runners: Sequence[TorchRunner], models: Sequence[Model], batch: int, count: int
 ) -> list[list[Seconds]]:
-    """For each model its rounds; one more before them warms up."""
-    taken: list[list[Seconds]] = [[] for _ in models]
+    """Run the rounds of every model, after one to warm up."""
+    measured: list[list[Seconds]] = [[] for _ in models]
     for number in range(count + 1):
-        for runner, model, mine in zip(runners, models, taken, strict=True):
-            seconds = seconds_a_picture(runner, model, company)
+        for runner, model, own in zip(runners, models, measured, strict=True):
+            seconds = seconds_per_image(runner, model, batch)
             if number:
-                mine.append(seconds)
-    return taken
+                own.append(seconds)
+    return measured
 
 
 if __name__ == "__main__":

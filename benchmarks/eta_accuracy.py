@@ -1,22 +1,21 @@
-"""How good the forecasts are: a simulated hour of mixed load, and what became of each forecast.
+"""Accuracy of ETAs: a simulated hour of mixed load, and the error of each forecast.
 
-`python -m benchmarks.eta_accuracy [--minutes 60] [--seeds 1] [--replicas 2]`. The database is real,
-and so is every statement: jobs are submitted, claimed, settled and forecast by the functions of the
-product. Only time is made: the database gets a `now()` of its own, found before PostgreSQL's
-(`search_path`), that reads the moment which the simulation has set. So an hour takes minutes, and
-the same seed gives the same hour.
+`python -m benchmarks.eta_accuracy [--minutes 60] [--seeds 1] [--replicas 2]`. The database and
+every statement are real: jobs are submitted, claimed, settled and forecast by the product's own
+functions. Only time is simulated: `search_path` finds a `now()` before PostgreSQL's, which reads
+the moment that the simulation has set. So an hour takes minutes, and the same seed gives the same
+hour.
 
-Five tenants with different weights submit single jobs and batches in all classes, three sizes and
-4 to 30 steps, at random (Poisson), some of them in bursts; the replicas are busy for about three
-quarters of the hour. A replica draws one microbatch at a time, and its worker keeps two in flight.
-A microbatch takes `(0.4 + 0.05 x cost)` seconds, give or take 15 % (log-normal) for each, and 10 %
-that come and go within 20 minutes. The forecaster knows none of this: it reads what the database
-shows.
+Five tenants with different weights submit single jobs and batches in all classes, three sizes and 4
+to 30 steps, at random (Poisson), some of them in bursts; the replicas are busy for about three
+quarters of the hour. A replica generates one microbatch at a time; its worker keeps two in flight.
+A microbatch takes `(0.4 + 0.05 x cost)` seconds, with 15 % random deviation (log-normal) and a 10 %
+wave of 20 minutes. The forecast knows only what the database shows.
 
-Every few seconds a waiting job of each class is asked about, as is the last job of a batch. Once
-they have ended, the forecasts are compared with what happened. Printed for each class: how many
-were asked, the median of |p50 - actual| / actual, the share of them within 30 %, the share of jobs
-that took longer than their p50 (a half, if it is a median), and the share that ended within p90.
+Every few seconds a queued job of each class is forecast, and the last job of a batch. When they
+have finished, the forecasts are compared with the actual times. Printed for each class: the number
+of forecasts, the median of |p50 - actual| / actual, the share within 30 %, the share of jobs that
+took longer than p50 (half of them, ideally), and the share that finished within p90.
 """
 
 import argparse
@@ -53,9 +52,9 @@ from darkroom.settings import Settings
 from darkroom.status import Priority
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-LEASE = timedelta(hours=1)  # nobody dies here
+LEASE = timedelta(hours=1)  # no worker crashes here
 IN_FLIGHT = 2  #: dispatches of a worker
-ASK_EVERY_S = 10.0
+FORECAST_INTERVAL_S = 10.0
 WARM_UP_S = 300.0
 CLOCK = """
     CREATE SCHEMA simulated;
@@ -68,14 +67,14 @@ CLOCK = """
 
 @dataclass(frozen=True)
 class Source:
-    """A tenant and what it submits, at random."""
+    """Random submissions of one tenant."""
 
     tenant_id: str
     weight: float
     priority: Priority
     every_s: float  #: between two submissions, on average
-    fewest: int  #: jobs of one
-    most: int
+    min_jobs: int  #: of one submission
+    max_jobs: int
     size: int  #: of the images, pixels
     steps: tuple[int, int]
 
@@ -91,11 +90,11 @@ SOURCES = (
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A forecast, to be compared."""
+class RecordedForecast:
+    """Forecast of one job, to be compared with its actual time."""
 
     job_id: str
-    what: str
+    kind: str
     at_s: float
     p50_s: float
     p90_s: float
@@ -103,7 +102,7 @@ class Asked:
 
 @dataclass
 class Replica:
-    """Draws one microbatch after the other."""
+    """Replica that generates one microbatch after the other."""
 
     free_at_s: float = 0.0
     in_flight: int = 0
@@ -111,26 +110,26 @@ class Replica:
 
 @dataclass
 class Simulation:
-    """An installation in made time. `events`: what happens next, and when."""
+    """Installation in simulated time. `events`: scheduled calls by time."""
 
     sessions: Sessions
     registry: ModelRegistry
-    chance: random.Random
+    rng: random.Random
     replicas: list[Replica]
     sources: tuple[Source, ...] = SOURCES
     now_s: float = 0.0
     events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
-    asked: list[Asked] = field(default_factory=list)
-    ended: dict[str, float] = field(default_factory=dict)
+    forecasts: list[RecordedForecast] = field(default_factory=list)
+    finished: dict[str, float] = field(default_factory=dict)
     busy_s: float = 0.0
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def at(self, moment_s: float, what: Callable[[], None]) -> None:
-        """Have it happen then."""
-        heapq.heappush(self.events, (moment_s, next(self._numbers), what))
+    def at(self, moment_s: float, call: Callable[[], None]) -> None:
+        """Schedule a call."""
+        heapq.heappush(self.events, (moment_s, next(self._numbers), call))
 
     def transaction(self) -> Session:
-        """A session that believes it is now."""
+        """Open a session whose `now()` is the simulated moment."""
         session = self.sessions()
         moment = BEGIN + timedelta(seconds=self.now_s)
         session.execute(
@@ -139,15 +138,15 @@ class Simulation:
         return session
 
     def run(self, until_s: float) -> Iterator[float]:
-        """Up to that moment; yields where it is."""
+        """Run until that moment; yield the time of each event."""
         while self.events and self.events[0][0] <= until_s:
-            self.now_s, _, happen = heapq.heappop(self.events)
-            happen()
+            self.now_s, _, call = heapq.heappop(self.events)
+            call()
             yield self.now_s
 
     def arrive(self, source: Source) -> None:
-        """A submission, and the next one of its kind."""
-        number = self.chance.randint(source.fewest, source.most)
+        """Submit jobs, and schedule the source's next submission."""
+        number = self.rng.randint(source.min_jobs, source.max_jobs)
         made = [self._submission(source) for _ in range(number)]
         with self.transaction() as session:
             batch_id = None
@@ -161,63 +160,61 @@ class Simulation:
                 ]
             lifecycle.submit(session, source.tenant_id, made, batch_id=batch_id)
             session.commit()
-        self.at(
-            self.now_s + self.chance.expovariate(1 / source.every_s), lambda: self.arrive(source)
-        )
+        self.at(self.now_s + self.rng.expovariate(1 / source.every_s), lambda: self.arrive(source))
         self.claim_all()
 
     def _submission(self, source: Source) -> lifecycle.Submission:
-        asked = JobInput(
+        job = JobInput(
             prompt="a red apple",
             priority=source.priority,
             width=source.size,
             height=source.size,
-            num_inference_steps=self.chance.randint(*source.steps),
+            num_inference_steps=self.rng.randint(*source.steps),
         )
-        params = self.registry.resolve(asked)
+        params = self.registry.resolve(job)
         key = self.registry.models[params.model].microbatch_key(params)
-        return lifecycle.Submission(asked, params, key)
+        return lifecycle.Submission(job, params, key)
 
     def claim_all(self) -> None:
-        """Every worker with a seat left claims; one that draws lingers, as the pump does."""
+        """Let every worker with a free slot claim; a busy one lingers first, as in the product."""
         for replica in self.replicas:
-            while replica.in_flight < IN_FLIGHT and self.claim(replica, patient=True):
+            while replica.in_flight < IN_FLIGHT and self.claim(replica, lingering=True):
                 pass
             if replica.in_flight in range(1, IN_FLIGHT):
                 linger_s = max(claims.LINGER).total_seconds()
                 self.at(self.now_s + linger_s, lambda it=replica: self.after_linger(it))  # type: ignore[misc]
 
     def after_linger(self, replica: Replica) -> None:
-        """It has waited for company; now it takes what there is."""
+        """Claim a microbatch however full it is."""
         if replica.in_flight < IN_FLIGHT:
-            self.claim(replica, patient=False)
+            self.claim(replica, lingering=False)
 
-    def claim(self, replica: Replica, *, patient: bool) -> bool:
-        """Whether it got anything."""
+    def claim(self, replica: Replica, *, lingering: bool) -> bool:
+        """Claim a microbatch. Return whether there was one."""
         limits = {model.name: model.max_microbatch for model in self.registry.models.values()}
-        idle = not (patient and replica.in_flight)
+        idle = not (lingering and replica.in_flight)
         with self.transaction() as session:
-            taken = claims.claim(session, "worker", max_microbatch=limits, lease=LEASE, idle=idle)
+            jobs = claims.claim(session, "worker", max_microbatch=limits, lease=LEASE, idle=idle)
             session.commit()
-        if not taken:
+        if not jobs:
             return False
-        begins_s = max(self.now_s, replica.free_at_s)
-        takes_s = self.takes_s(sum(job.cost for job in taken))
-        replica.free_at_s = begins_s + takes_s
+        starts_s = max(self.now_s, replica.free_at_s)
+        takes_s = self.takes_s(sum(job.cost for job in jobs))
+        replica.free_at_s = starts_s + takes_s
         self.busy_s += takes_s
         replica.in_flight += 1
-        self.at(replica.free_at_s, lambda: self.settle(replica, taken))
+        self.at(replica.free_at_s, lambda: self.settle(replica, jobs))
         return True
 
     def takes_s(self, cost: float) -> float:
-        """A microbatch, this time."""
+        """Return the seconds of a microbatch of this cost, now."""
         slow = 1 + 0.1 * math.sin(2 * math.pi * self.now_s / 1200)
-        return (0.4 + 0.05 * cost) * slow * self.chance.lognormvariate(0, 0.15)
+        return (0.4 + 0.05 * cost) * slow * self.rng.lognormvariate(0, 0.15)
 
-    def settle(self, replica: Replica, taken: Sequence[Job]) -> None:
-        """It is drawn."""
+    def settle(self, replica: Replica, jobs: Sequence[Job]) -> None:
+        """Finish a microbatch."""
         replica.in_flight -= 1
-        drawn = [
+        outcomes = [
             Succeeded(
                 job.id,
                 image_key="k",
@@ -226,34 +223,36 @@ class Simulation:
                 inference_ms=1,
                 upload_ms=1,
             )
-            for job in taken
+            for job in jobs
         ]
         with self.transaction() as session:
-            dispatches.settle(session, taken[0].dispatch_id or 0, drawn)
+            dispatches.settle(session, jobs[0].dispatch_id or 0, outcomes)
             session.commit()
-        self.ended |= {job.id: self.now_s for job in taken}
+        self.finished |= {job.id: self.now_s for job in jobs}
         self.claim_all()
 
     def ask(self) -> None:
-        """Of each class a waiting job, and of the batches that wait one's last job."""
+        """Forecast a queued job of each class, and the last job of a queued batch."""
         with self.transaction() as session:
-            look = snapshot.take_snapshot(session, self.registry)
-            for job, what in self._some(session):
-                forecast = look.ask(job)
+            seen = snapshot.take_snapshot(session, self.registry)
+            for job, kind in self._sample(session):
+                forecast = seen.ask(job)
                 if forecast.eta is not None:
                     eta = forecast.eta
-                    self.asked.append(Asked(job.id, what, self.now_s, eta.p50_s, eta.p90_s))
+                    self.forecasts.append(
+                        RecordedForecast(job.id, kind, self.now_s, eta.p50_s, eta.p90_s)
+                    )
             session.rollback()
-        self.at(self.now_s + ASK_EVERY_S, self.ask)
+        self.at(self.now_s + FORECAST_INTERVAL_S, self.ask)
 
-    def _some(self, session: Session) -> Iterator[tuple[Job, str]]:
+    def _sample(self, session: Session) -> Iterator[tuple[Job, str]]:
         for rank, priority in enumerate(Priority):
             waiting = session.scalars(
                 text("SELECT id FROM job WHERE status = 'queued' AND priority = :rank ORDER BY id"),
                 {"rank": rank},
             ).all()
             if waiting:
-                yield session.get_one(Job, self.chance.choice(waiting)), str(priority)
+                yield session.get_one(Job, self.rng.choice(waiting)), str(priority)
         waiting = session.scalars(
             text(
                 "SELECT DISTINCT batch_id FROM job "
@@ -261,13 +260,13 @@ class Simulation:
             )
         ).all()
         if waiting:
-            last = queue_position.last_of(session, self.chance.choice(waiting))
+            last = queue_position.last_of(session, self.rng.choice(waiting))
             if last is not None:
                 yield last, "batch"
 
 
 def prepare(url: str) -> Sessions:
-    """A database whose `now()` is ours, and its tenants."""
+    """Create a database with the simulated `now()` and the tenants."""
     name = url.rpartition("/")[2]
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(CLOCK)
@@ -290,12 +289,12 @@ def simulate(
     minutes: float,
     warm_up_s: float = WARM_UP_S,
 ) -> Simulation:
-    """The hour."""
+    """Run one simulation."""
     simulation = Simulation(
         prepare(url), registry, random.Random(seed), [Replica() for _ in range(replicas)]
     )
     for source in simulation.sources:
-        first_s = simulation.chance.expovariate(1 / source.every_s)
+        first_s = simulation.rng.expovariate(1 / source.every_s)
         simulation.at(min(first_s, 60.0), lambda it=source: simulation.arrive(it))  # type: ignore[misc]
     simulation.at(warm_up_s, simulation.ask)
     until_s = warm_up_s + 60 * minutes
@@ -307,7 +306,7 @@ def simulate(
 
 @dataclass(frozen=True)
 class Score:
-    """How forecasts of one kind did."""
+    """Accuracy of the forecasts of one kind."""
 
     number: int
     median_error: float  #: |p50 - actual| / actual
@@ -317,32 +316,35 @@ class Score:
 
 
 def scores(simulation: Simulation) -> dict[str, Score]:
-    """By class; `all` is of the three classes. Only of jobs that have ended by now."""
+    """Score the forecasts of finished jobs, by class; `all` is of the three classes."""
     kinds = defaultdict(list)
-    for asked in simulation.asked:
-        if asked.job_id in simulation.ended:
-            kinds[asked.what].append((asked, simulation.ended[asked.job_id] - asked.at_s))
+    for forecast in simulation.forecasts:
+        if forecast.job_id in simulation.finished:
+            actual_s = simulation.finished[forecast.job_id] - forecast.at_s
+            kinds[forecast.kind].append((forecast, actual_s))
     kinds["all"] = [pair for kind, pairs in kinds.items() if kind != "batch" for pair in pairs]
     return {kind: _score(pairs) for kind, pairs in kinds.items()}
 
 
-def _score(pairs: list[tuple[Asked, float]]) -> Score:
-    errors = [abs(asked.p50_s - actual) / actual for asked, actual in pairs]
+def _score(pairs: list[tuple[RecordedForecast, float]]) -> Score:
+    errors = [abs(forecast.p50_s - actual) / actual for forecast, actual in pairs]
     return Score(
         len(pairs),
         statistics.median(errors),
         statistics.fmean(error <= 0.3 for error in errors),
-        statistics.fmean(actual > asked.p50_s for asked, actual in pairs),
-        statistics.fmean(actual <= asked.p90_s for asked, actual in pairs),
+        statistics.fmean(actual > forecast.p50_s for forecast, actual in pairs),
+        statistics.fmean(actual <= forecast.p90_s for forecast, actual in pairs),
     )
 
 
 def main() -> None:
-    """Simulate, compare, print."""
+    """Simulate, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60, help="simulated (default 60)")
-    parser.add_argument("--seeds", type=int, default=1, help="so many hours (default 1)")
-    parser.add_argument("--replicas", type=int, default=2, help="(default 2)")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="simulations, one per seed (default 1)"
+    )
+    parser.add_argument("--replicas", type=int, default=2, help="of the model (default 2)")
     arguments = parser.parse_args()
     settings = Settings()
     registry = load_registry(settings.models_dir, settings.default_model)
@@ -365,11 +367,19 @@ def main() -> None:
 
 
 def print_scores(seed: int, done: Simulation) -> None:
-    """A line for each class."""
+    """Print a line for each class."""
     busy = done.busy_s / len(done.replicas) / done.now_s
-    title = f"seed {seed}: {len(done.ended):,} jobs drawn, replicas busy {busy:.0%} of the time"
+    title = (
+        f"seed {seed}: {len(done.finished):,} jobs finished, replicas busy {busy:.0%} of the time"
+    )
     table = Table(
-        "of", "asked", "median error", "within 30 %", "longer than p50", "within p90", title=title
+        "class",
+        "forecasts",
+        "median error",
+        "within 30 %",
+        "longer than p50",
+        "within p90",
+        title=title,
     )
     for kind, score in scores(done).items():
         table.add_row(

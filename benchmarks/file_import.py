@@ -1,11 +1,10 @@
 """Seconds and memory from the upload of a file of rows until all of its jobs are queued.
 
 `python -m benchmarks.file_import [--rows 100000] [--rounds 3] [--tasks 20000]` sends, to one API
-process with real servers behind it and no worker: a file of rows, several times; ten files at once
-that have as many rows together; and half as many rows of which 1 % are bad, to be skipped, mended
-and sent again. In turns with the first, in a process of their own, the same rows become one Celery
-task each: the first `--tasks` of them, scaled to all. Memory is that of the API process at its
-highest, above what it held when idle.
+process with real servers and no worker: a file of rows, several times; ten files at once with as
+many rows together; and half as many rows of which 1 % are bad, which are skipped, corrected and
+sent again. In turn with the first, another process sends one Celery task per row: the first
+`--tasks` rows, scaled to all. Memory is the peak of the API process, above its idle memory.
 """
 
 import argparse
@@ -39,14 +38,14 @@ MIB = 2**20
 
 @dataclass
 class Run:
-    """What one measurement took."""
+    """Duration and peak memory of one measurement."""
 
     seconds: float = 0
     peak_bytes: int = 0  #: above the idle process
 
 
 def rows(count: int, bad_every: int | None = None) -> bytes:
-    """A file as a client would write it; of the bad rows each asks for no steps."""
+    """Write a file of rows; every `bad_every`-th row is bad, with zero steps."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(["prompt", "seed", "steps", "custom_id"])
@@ -59,7 +58,7 @@ def rows(count: int, bad_every: int | None = None) -> bytes:
 
 @contextmanager
 def measured(server: psutil.Process) -> Iterator[Run]:
-    """The block's seconds, and the server's peak while it lasts."""
+    """Measure the block's duration and the server's peak memory in it."""
     run, done = Run(), threading.Event()
     idle = server.memory_info().rss
 
@@ -79,54 +78,56 @@ def measured(server: psutil.Process) -> Iterator[Run]:
 
 
 def send(url: str, body: bytes, **query: str) -> dict[str, Any]:
-    """The batch, which must have been accepted."""
-    answer = httpx2.post(f"{url}/v1/batches", content=body, params=query, headers=CSV, timeout=300)
-    if answer.status_code != httpx2.codes.ACCEPTED:
-        sys.exit(f"not accepted: {answer.status_code} {answer.text[:500]}")
-    batch: dict[str, Any] = answer.json()
+    """Send a file and return its batch; exit unless it was accepted."""
+    response = httpx2.post(
+        f"{url}/v1/batches", content=body, params=query, headers=CSV, timeout=300
+    )
+    if response.status_code != httpx2.codes.ACCEPTED:
+        sys.exit(f"not accepted: {response.status_code} {response.text[:500]}")
+    batch: dict[str, Any] = response.json()
     return batch
 
 
 def one_file(url: str, body: bytes, count: int) -> None:
-    """All rows in one file."""
-    queued(send(url, body), count)
+    """Send all rows in one file."""
+    check_queued(send(url, body), count)
 
 
 def ten_at_once(url: str, body: bytes, count: int) -> None:
-    """Ten files, each by a client of its own."""
+    """Send ten files, each by its own client."""
     with ThreadPoolExecutor(10) as clients:
         for batch in clients.map(lambda _: send(url, body), range(10)):
-            queued(batch, count)
+            check_queued(batch, count)
 
 
-def queued(batch: dict[str, Any], count: int) -> None:
-    """All are there and wait."""
+def check_queued(batch: dict[str, Any], count: int) -> None:
+    """Exit unless all jobs are queued."""
     if batch["counts"]["queued"] != count:
-        sys.exit(f"{count} rows were sent, and came to {batch['counts']}")
+        sys.exit(f"{count} rows were sent; the counts are {batch['counts']}")
 
 
-def skip_and_mend(url: str, count: int) -> str:
-    """A file with 1 % bad rows, skipped; then its errors.csv, mended."""
+def skip_and_correct(url: str, count: int) -> str:
+    """Send a file with 1 % bad rows, then its corrected errors.csv. Return a summary."""
     batch = send(url, rows(count, bad_every=100), on_error="skip")
     errors = httpx2.get(url + batch["urls"]["errors"], timeout=60).text
     found = list(csv.DictReader(io.StringIO(errors, newline="")))
     numbers = [int(row["row_number"]) for row in found]
-    mended = io.StringIO(newline="")
-    writer = csv.DictWriter(mended, list(found[0]))
+    corrected = io.StringIO(newline="")
+    writer = csv.DictWriter(corrected, list(found[0]))
     writer.writeheader()
     writer.writerows(row | {"steps": "4"} for row in found)
-    again = send(url, mended.getvalue().encode())
+    again = send(url, corrected.getvalue().encode())
     exact = numbers == list(range(100, count + 1, 100))
     sent = again["counts"]["queued"] == len(found) and again["counts"]["rejected"] == 0
     return (
         f"{count:,} rows, 1 % bad: {batch['counts']['queued']:,} queued, errors.csv has "
-        f"{len(found):,} rows ({'exactly' if exact else 'NOT'} the bad ones), mended and sent: "
+        f"{len(found):,} rows ({'exactly' if exact else 'NOT'} the bad ones), corrected and sent: "
         f"{again['counts']['queued']:,} queued{'' if sent else ' (WRONG)'}"
     )
 
 
 def task_each(environment: dict[str, str], body: bytes, tasks: int, count: int) -> float:
-    """Seconds for a Celery task of each row, in a process of its own: `tasks` of them, scaled."""
+    """Time `tasks` Celery tasks in another process, and scale the seconds to `count`."""
     command = [sys.executable, "-m", "benchmarks.baselines.celery_task_per_row", str(tasks)]
     done = subprocess.run(
         command, input=body, capture_output=True, check=True, env=os.environ | environment
@@ -135,25 +136,25 @@ def task_each(environment: dict[str, str], body: bytes, tasks: int, count: int) 
 
 
 def measure(arguments: argparse.Namespace, environment: dict[str, str]) -> None:
-    """Everything, in one run."""
+    """Run all measurements."""
     body, part = rows(arguments.rows), rows(arguments.rows // 10)
     ours: list[Run] = []
     at_once: list[Run] = []
     theirs: list[float] = []
     with serving(["-m", "api"], environment) as (process, url):
         server = psutil.Process(process.pid)
-        one_file(url, rows(100), 100)  # what a process loads once is not what a file costs
+        one_file(url, rows(100), 100)  # first: loads what a process loads once
         for _ in range(arguments.rounds):
             ours.append(timed(server, lambda: one_file(url, body, arguments.rows)))
             theirs.append(task_each(environment, body, arguments.tasks, arguments.rows))
             at_once.append(timed(server, lambda: ten_at_once(url, part, arguments.rows // 10)))
-        mended = skip_and_mend(url, arguments.rows // 2)
+        corrected = skip_and_correct(url, arguments.rows // 2)
     report(arguments, ours, at_once, theirs)
-    print(mended)
+    print(corrected)
 
 
 def timed(server: psutil.Process, work: Callable[[], None]) -> Run:
-    """What the work took."""
+    """Measure one call."""
     with measured(server) as run:
         work()
     return run
@@ -162,32 +163,34 @@ def timed(server: psutil.Process, work: Callable[[], None]) -> Run:
 def report(
     arguments: argparse.Namespace, ours: Sequence[Run], at_once: Sequence[Run], theirs: list[float]
 ) -> None:
-    """Medians, and every round."""
+    """Print medians, and every round."""
     table = Table(f"{arguments.rows:,} rows", "seconds, median", "each", "peak over idle, MiB")
     for name, runs in (("one file", ours), ("ten files at once", at_once)):
         seconds = [run.seconds for run in runs]
         peak = max(run.peak_bytes for run in runs) / MIB
-        table.add_row(name, f"{statistics.median(seconds):.2f}", listed(seconds), f"+{peak:.0f}")
+        table.add_row(
+            name, f"{statistics.median(seconds):.2f}", format_rounds(seconds), f"+{peak:.0f}"
+        )
     task = f"a Celery task each ({arguments.tasks:,}, scaled)"
-    table.add_row(task, f"{statistics.median(theirs):.2f}", listed(theirs), "")
+    table.add_row(task, f"{statistics.median(theirs):.2f}", format_rounds(theirs), "")
     ratio = statistics.median(
         task_s / run.seconds for task_s, run in zip(theirs, ours, strict=True)
     )
     table.add_row("ratio", f"{ratio:.1f}", "", "")
     Console(width=110).print(table)
-    print(f"load of the machine: {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
+    print(f"load average: {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
 
 
-def listed(seconds: Sequence[float]) -> str:
-    """Every round."""
+def format_rounds(seconds: Sequence[float]) -> str:
+    """List the seconds of every round."""
     return ", ".join(f"{each:.2f}" for each in seconds)
 
 
 def main() -> None:
-    """All of it, on servers of its own."""
+    """Run on temporary servers."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000, help="(default 100000)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default 3)")
+    parser.add_argument("--rows", type=int, default=100_000, help="of the file (default 100000)")
+    parser.add_argument("--rounds", type=int, default=3, help="alternating rounds (default 3)")
     parser.add_argument("--tasks", type=int, default=20_000, help="of Celery (default 20000)")
     arguments = parser.parse_args()
     with (

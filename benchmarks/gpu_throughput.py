@@ -1,16 +1,16 @@
-"""Images per second on a GPU: diffusers as it comes, compiled, and this engine, in one run.
+"""Images per second on a GPU: stock diffusers, compiled diffusers and this engine, in one run.
 
 `python -m benchmarks.gpu_throughput [--batches 1,4,8,16,32] [--compile 1,4,8,16,32] [--no-xl]
-[--profile] [--system 32]` draws with Stable Diffusion 1.5's architecture, 512 x 512, 20 guided
-steps, in half precision, and then with XL's at 1024 x 1024. The weights are random: speed does not
-depend on them. Each figure is the median of several drawings, text encoding and image decoding
-included. Shares are of what a large matrix product reaches here.
+[--profile] [--system 32]` generates with Stable Diffusion 1.5's architecture at 512 x 512, 20
+guided steps, in half precision, and then with XL's at 1024 x 1024. The weights are random: speed
+does not depend on them. Each figure is the median of several runs, with text encoding and image
+decoding. Shares are of the rate of a large matrix product on this GPU.
 
-torch.compile takes a minute or two for each batch size. They compile beside each other, each in a
-process of its own, and are then measured one after the other.
+torch.compile takes a minute or two for each batch size. They compile in parallel, each in its own
+process, and are then measured one after the other.
 
-`--system` is the whole of it at last: a stack of its own draws jobs, from their submission to the
-last one's end, in turns with the engine alone in this process.
+`--system` measures the whole system: a temporary stack, from submission to the last image, in turn
+with the engine alone in this process.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from benchmarks._gpu_models import (
     SCHEDULE,
     STEPS,
     Parts,
+    flop_per_image,
     save,
     stable_diffusion,
     stable_diffusion_xl,
-    work,
 )
 from benchmarks._support import stack
 from benchmarks.end_to_end import system_rate
@@ -53,11 +53,11 @@ MAX_UNET_ROWS = 64
 SYSTEM_MICROBATCHES = 8  #: of a round of the whole system
 SYSTEM_ROUNDS = 3
 
-Draw = Callable[[int], None]  #: so many images
+Generate = Callable[[int], None]  #: this many images
 
 
-def by_diffusers(parts: Parts) -> Draw:
-    """The stock pipeline, as it comes."""
+def by_diffusers(parts: Parts) -> Generate:
+    """Return a function that runs the stock pipeline."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     scheduler = DDIMScheduler(**SCHEDULE)
@@ -78,7 +78,7 @@ def by_diffusers(parts: Parts) -> Draw:
         )
     pipeline.set_progress_bar_config(disable=True)
 
-    def paint(count: int) -> None:
+    def run(count: int) -> None:
         pipeline(
             [row.prompt for row in rows(parts, count)],
             negative_prompt=[""] * count,
@@ -90,21 +90,21 @@ def by_diffusers(parts: Parts) -> Draw:
             output_type="np",
         )
 
-    return paint
+    return run
 
 
-def by_engine(runner: Any, parts: Parts) -> Draw:
-    """This engine with one of its runners."""
+def by_engine(runner: Any, parts: Parts) -> Generate:
+    """Return a function that runs this engine with one of its runners."""
 
-    def paint(count: int) -> None:
+    def run(count: int) -> None:
         events = generate(runner, rows(parts, count), max_unet_rows=MAX_UNET_ROWS)
         assert sum(isinstance(event, Image) for event in events) == count
 
-    return paint
+    return run
 
 
 def torch_runner(parts: Parts) -> TorchRunner:
-    """The engine's own runner of these networks."""
+    """Build the engine's own runner of these networks."""
     device = torch.device("cuda")
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(SCHEDULE, file)
@@ -121,32 +121,36 @@ def torch_runner(parts: Parts) -> TorchRunner:
 
 
 def rows(parts: Parts, count: int) -> list[Row]:
-    """So many jobs, each with a text of its own."""
+    """Return `count` jobs, each with its own text."""
     return [
-        Row(f"picture {seed}", "", seed, STEPS, GUIDANCE, parts.size, parts.size)
+        Row(f"image {seed}", "", seed, STEPS, GUIDANCE, parts.size, parts.size)
         for seed in range(count)
     ]
 
 
-def rate(paint: Draw, count: int) -> float:
-    """Images per second: the median of several drawings, after one to warm up."""
-    paint(count)
+def rate(run: Generate, count: int) -> float:
+    """Measure images per second: the median of several runs, after a warm-up."""
+    run(count)
     took: list[float] = []
     while len(took) < 2 or sum(took) < 2 or (len(took) < 3 and sum(took) < 6):
         torch.cuda.synchronize()
         began = time.monotonic()
-        paint(count)
+        run(count)
         torch.cuda.synchronize()
         took.append(time.monotonic() - began)
     return count / statistics.median(took)
 
 
 def compiled_rates(batches: Sequence[int]) -> dict[int, float]:
-    """Of diffusers' pipeline with UNet and decoder compiled for each batch size."""
+    """Measure diffusers' pipeline with UNet and decoder compiled for each batch size."""
     context = multiprocessing.get_context("spawn")
-    everybody, turn, results = context.Barrier(len(batches)), context.Lock(), context.Queue()
+    all_compiled, one_at_a_time, results = (
+        context.Barrier(len(batches)),
+        context.Lock(),
+        context.Queue(),
+    )
     workers = [
-        context.Process(target=_compiled_rate, args=(batch, everybody, turn, results))
+        context.Process(target=_compiled_rate, args=(batch, all_compiled, one_at_a_time, results))
         for batch in batches
     ]
     for worker in workers:
@@ -157,47 +161,50 @@ def compiled_rates(batches: Sequence[int]) -> dict[int, float]:
     return rates
 
 
-def _compiled_rate(batch: int, everybody: Any, turn: Any, results: Any) -> None:
+def _compiled_rate(batch: int, all_compiled: Any, one_at_a_time: Any, results: Any) -> None:
     parts = stable_diffusion("cuda")
     parts.unet.to(memory_format=torch.channels_last)
     parts.vae.to(memory_format=torch.channels_last)
     parts.unet.forward = torch.compile(parts.unet.forward, dynamic=False)
     parts.vae.decode = torch.compile(parts.vae.decode, dynamic=False)
-    paint = by_diffusers(parts)
+    run = by_diffusers(parts)
     with torch.inference_mode():
-        paint(batch)
-        everybody.wait()
-        with turn:
-            results.put((batch, rate(paint, batch)))
+        run(batch)
+        all_compiled.wait()
+        with one_at_a_time:
+            results.put((batch, rate(run, batch)))
 
 
 @torch.inference_mode()
-def whole_system(together: int) -> list[tuple[float, float]]:
-    """Images per second of the engine alone and of the system, in turns: a pair each round."""
+def whole_system(batch: int) -> list[tuple[float, float]]:
+    """Measure the engine alone and the whole system in turn: images per second, a pair a round."""
     parts = stable_diffusion("cuda")
     engine = by_engine(torch_runner(parts), parts)
-    jobs = rows(parts, SYSTEM_MICROBATCHES * together)
-    with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as tick:
+    jobs = rows(parts, SYSTEM_MICROBATCHES * batch)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(console=Console(stderr=True)) as progress,
+    ):
         model = Path(folder) / "models/random-weights"
-        save(parts, model, together=together)
+        save(parts, model, max_microbatch=batch)
         os.environ |= {
             "DARKROOM_MODELS_DIR": str(model.parent),
             "DARKROOM_DEFAULT_MODEL": model.name,
             "DARKROOM_DEVICE": "cuda",
         }
         with stack(Path(folder) / "data") as address, Client(address) as client:
-            system_rate(client, jobs[: 2 * together], tick)
+            system_rate(client, jobs[: 2 * batch], progress)
             rounds = []
             for _ in range(SYSTEM_ROUNDS):
-                alone = rate(engine, together)
-                through, _ = system_rate(client, jobs, tick)
+                alone = rate(engine, batch)
+                through, _ = system_rate(client, jobs, progress)
                 rounds.append((alone, through))
                 print(f"engine {alone:.2f}, system {through:.2f} images/s", file=sys.stderr)
     return rounds
 
 
 def matrix_peak() -> float:
-    """FLOP/s of a large product of halves."""
+    """Measure the FLOP/s of a large half-precision matrix product."""
     side = 8192
     one, other = (torch.randn(side, side, device="cuda", dtype=torch.float16) for _ in range(2))
     for _ in range(3):
@@ -211,13 +218,13 @@ def matrix_peak() -> float:
     return float(20 * 2 * side**3 / (start.elapsed_time(end) / 1000))
 
 
-def profile(paint: Draw, count: int) -> dict[str, float]:
-    """Milliseconds an image on the GPU, by what its kernels do."""
+def profile(run: Generate, count: int) -> dict[str, float]:
+    """Measure the GPU milliseconds of an image, by kind of kernel."""
     from torch.profiler import ProfilerActivity
 
-    paint(count)
+    run(count)
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
-        paint(count)
+        run(count)
         torch.cuda.synchronize()
     kinds = {
         "attention": ("sdpa", "flash", "fmha"),
@@ -235,7 +242,7 @@ def profile(paint: Draw, count: int) -> dict[str, float]:
 
 
 class Report:
-    """One table, filled as figures come."""
+    """Table of figures, which are also printed as they come."""
 
     def __init__(self, title: str, peak: float, flop: float) -> None:
         self._table = Table("batch", "by", "images/s", "TFLOP/s", "of the peak", title=title)
@@ -254,7 +261,7 @@ class Report:
 
 
 def main() -> None:
-    """Measure, and print the tables."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batches", default="1,4,8,16,32", help="of SD 1.5, images at a time")
     parser.add_argument("--compile", default="1,4,8,16,32", help="batches for torch.compile; or ''")
@@ -286,8 +293,8 @@ def measured(
     diffusers: bool,
     profiled: bool,
 ) -> Report:
-    """Stable Diffusion 1.5 every way."""
-    report = Report("SD 1.5, 512 x 512, 20 guided steps", peak, work(stable_diffusion))
+    """Measure Stable Diffusion 1.5 in every way."""
+    report = Report("SD 1.5, 512 x 512, 20 guided steps", peak, flop_per_image(stable_diffusion))
     with torch.inference_mode():
         parts = stable_diffusion("cuda")
         engine = by_engine(torch_runner(parts), parts)
@@ -307,8 +314,8 @@ def measured(
 
 
 def measured_xl(peak: float, *, diffusers: bool) -> Report:
-    """SDXL at two batch sizes."""
-    report = Report("SDXL, 1024 x 1024, 20 guided steps", peak, work(stable_diffusion_xl))
+    """Measure SDXL at two batch sizes."""
+    report = Report("SDXL, 1024 x 1024, 20 guided steps", peak, flop_per_image(stable_diffusion_xl))
     with torch.inference_mode():
         parts = stable_diffusion_xl("cuda")
         for batch in (1, 8):
@@ -319,15 +326,15 @@ def measured_xl(peak: float, *, diffusers: bool) -> Report:
 
 
 def print_profile(spent: dict[str, float], batch: int) -> None:
-    """The longest first."""
+    """Print the kernels' times, longest first."""
     total = sum(spent.values())
-    print(f"milliseconds of the GPU an image, batch {batch}: {total:.1f}")
+    print(f"GPU milliseconds per image, batch {batch}: {total:.1f}")
     for kind, ms in sorted(spent.items(), key=lambda entry: -entry[1]):
         print(f"  {ms:5.1f}  {ms / total:4.0%}  {kind}")
 
 
 def print_system(rounds: Sequence[tuple[float, float]], batch: int) -> None:
-    """Medians."""
+    """Print the medians of the rounds."""
     ratio = statistics.median(through / alone for alone, through in rounds)
     alone, through = (statistics.median(figures) for figures in zip(*rounds, strict=True))
     print(

@@ -1,9 +1,9 @@
-"""What the API holds in memory while it streams a batch's results, and whether they are true.
+"""Memory of the API while it streams a batch's results, and a check of those results.
 
-`python -m benchmarks.result_streaming [--images 1000]` has a stack of its own draw so many small
-images, reads the manifest and images.zip in the middle of that and at the end, and checks both:
-each image of the archive against the manifest's SHA-256, each object of the store too. Memory is
-that of the API process at its highest while it streams, above what it held just before.
+`python -m benchmarks.result_streaming [--images 1000]` generates small images on a temporary stack,
+and reads the manifest and images.zip when a third is done and at the end. It compares each image of
+the archive, and each object in the store, with the manifest's SHA-256. Memory is the peak of the
+API process while it streams, above its memory just before.
 """
 
 import argparse
@@ -36,18 +36,18 @@ MIB: Final = 2**20
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Both files as they were at one moment."""
+class Download:
+    """Both files at one moment."""
 
     when: str
-    pictures: int
+    images: int
     zip_bytes: int
     seconds: float
     peak_bytes: int  #: of the API, above what it held before
 
 
 def rows(images: int) -> str:
-    """As small and quick as the demo model draws."""
+    """Write rows for the smallest and fastest images of the demo model."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(["prompt", "seed", "steps", "cfg", "width", "height"])
@@ -58,21 +58,21 @@ def rows(images: int) -> str:
 
 
 def api_process(address: str) -> psutil.Process:
-    """Whoever listens there."""
+    """Return the process of ours that listens at `address`."""
     port = urlsplit(address).port
     for process in psutil.Process().children(recursive=True):
-        held = process.net_connections("tcp4")
+        sockets = process.net_connections("tcp4")
         if any(
             each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
-            for each in held
+            for each in sockets
         ):
             return process
-    sys.exit(f"nobody of ours listens at {address}")
+    sys.exit(f"no process of ours listens at {address}")
 
 
 @contextmanager
 def watched(server: psutil.Process) -> Iterator[list[int]]:
-    """Its memory as it was before, and all through the block."""
+    """Sample the server's memory, before and during the block."""
     seen, done = [server.memory_info().rss], threading.Event()
 
     def watch() -> None:
@@ -88,22 +88,22 @@ def watched(server: psutil.Process) -> Iterator[list[int]]:
         watcher.join()
 
 
-def read(http: httpx2.Client, server: psutil.Process, batch: dict[str, Any], when: str) -> Reading:
-    """The archive, then the manifest, which knows at least as much by then; both checked."""
+def read(http: httpx2.Client, server: psutil.Process, batch: dict[str, Any], when: str) -> Download:
+    """Read the archive, then the (newer) manifest, and compare them."""
     began = time.perf_counter()
     with tempfile.TemporaryFile() as file, watched(server) as seen:
-        with http.stream("GET", batch["urls"]["images"]) as answer:
-            answer.raise_for_status()
-            for chunk in answer.iter_bytes():
+        with http.stream("GET", batch["urls"]["images"]) as response:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
                 file.write(chunk)
         size, seconds = file.tell(), time.perf_counter() - began
         text = http.get(batch["urls"]["manifest"]).raise_for_status().text
-        pictures = check(file, [json.loads(line) for line in text.splitlines()])
-    return Reading(when, pictures, size, seconds, max(seen) - seen[0])
+        images = check(file, [json.loads(line) for line in text.splitlines()])
+    return Download(when, images, size, seconds, max(seen) - seen[0])
 
 
 def check(file: Any, lines: list[dict[str, Any]]) -> int:
-    """How many images there are, every one of which is what the manifest says."""
+    """Count the archive's images; exit if one differs from the manifest."""
     by_name = {line["file"]: line for line in lines if line["file"]}
     with zipfile.ZipFile(file) as archive:
         if broken := archive.testzip():
@@ -111,23 +111,23 @@ def check(file: Any, lines: list[dict[str, Any]]) -> int:
         names = archive.namelist()
         for name in names:
             if hashlib.sha256(archive.read(name)).hexdigest() != by_name[name]["sha256"]:
-                sys.exit(f"{name} is not what the manifest says")
+                sys.exit(f"{name} differs from its hash in the manifest")
     return len(names)
 
 
 def check_objects(http: httpx2.Client, batch: dict[str, Any]) -> int:
-    """How many objects of the store, read by their URLs, fit the manifest's hashes."""
+    """Count the objects in the store that match the manifest's hashes, read by their URLs."""
     text = http.get(batch["urls"]["manifest"]).raise_for_status().text
-    fitting = 0
+    matching = 0
     with httpx2.Client(timeout=60) as store:
         for line in map(json.loads, text.splitlines()):
             content = store.get(line["url"]).raise_for_status().content
-            fitting += hashlib.sha256(content).hexdigest() == line["sha256"]
-    return fitting
+            matching += hashlib.sha256(content).hexdigest() == line["sha256"]
+    return matching
 
 
 def wait_for(http: httpx2.Client, batch: dict[str, Any], images: int, *, within_s: float) -> float:
-    """Until so many are drawn; the seconds it took."""
+    """Wait until `images` are generated. Return the seconds it took."""
     began = time.perf_counter()
     while True:
         counts = http.get(batch["urls"]["self"]).raise_for_status().json()["counts"]
@@ -139,35 +139,37 @@ def wait_for(http: httpx2.Client, batch: dict[str, Any], images: int, *, within_
 
 
 def measure(address: str, images: int) -> None:
-    """Draw, read twice, print."""
+    """Generate, read twice, and print."""
     server = api_process(address)
     with httpx2.Client(base_url=address, timeout=300) as http:
         http.get("/v1/models").raise_for_status()
         idle = server.memory_info().rss
-        answer = http.post("/v1/batches", content=rows(images), headers=CSV).raise_for_status()
-        batch = answer.json()
+        response = http.post("/v1/batches", content=rows(images), headers=CSV)
+        batch = response.raise_for_status().json()
         first = wait_for(http, batch, images // 3, within_s=1800)
-        middle = read(http, server, batch, "while it is drawn")
-        drawn = first + wait_for(http, batch, images, within_s=1800)
+        middle = read(http, server, batch, "at a third")
+        generated_s = first + wait_for(http, batch, images, within_s=1800)
         end = read(http, server, batch, "at the end")
-        fitting = check_objects(http, batch)
+        matching = check_objects(http, batch)
         last = server.memory_info().rss
-    table = Table("read", "pictures", "ZIP, MiB", "seconds", "API's peak over before, MiB")
+    table = Table("read", "images", "ZIP, MiB", "seconds", "API's peak over before, MiB")
     for each in (middle, end):
         size, peak = each.zip_bytes / MIB, each.peak_bytes / MIB
         table.add_row(
-            each.when, str(each.pictures), f"{size:.1f}", f"{each.seconds:.1f}", f"+{peak:.1f}"
+            each.when, str(each.images), f"{size:.1f}", f"{each.seconds:.1f}", f"+{peak:.1f}"
         )
     Console(width=110).print(table)
-    print(f"drawn in about {drawn:.0f} s; {fitting} of {images} objects fit the manifest's hashes")
+    print(
+        f"generated in about {generated_s:.0f} s; {matching} of {images} objects match the manifest"
+    )
     print(f"API, MiB: idle before the batch {idle / MIB:.0f}, at the end {last / MIB:.0f}")
-    print(f"load of the machine: {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
+    print(f"load average: {', '.join(f'{load:.1f}' for load in os.getloadavg())}")
 
 
 def main() -> None:
-    """All of it, on a stack of its own."""
+    """Run on a temporary stack."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=1000, help="(default 1000)")
+    parser.add_argument("--images", type=int, default=1000, help="to generate (default 1000)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, stack(Path(folder) / "data") as address:
         measure(address, arguments.images)

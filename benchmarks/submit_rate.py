@@ -1,9 +1,9 @@
-"""Durable POSTs a second of one API process, against the same app with a Celery task for each job.
+"""Durable POSTs per second of one API process, and of the same app with a Celery task per job.
 
 `python -m benchmarks.submit_rate [--requests 4000] [--connections 64] [--rounds 3] [--idle 60]`.
-Both apps validate the same and answer the same; ours has committed the job to PostgreSQL when it
-does, the other has put a message into Redis. They are loaded in turn, in one run; ratios are of
-medians. Then, on an idle stack with its workers, the time from a job's commit to its claim.
+Both apps validate and respond alike; ours has then committed the job to PostgreSQL, the other has
+put a message into Redis. They are loaded in turn, in one run; ratios are of medians. Then it
+measures the time from a job's commit to its claim, on an idle stack with workers.
 """
 
 import argparse
@@ -34,7 +34,7 @@ BODY = b'{"prompt": "a red apple", "width": 64, "height": 64, "num_inference_ste
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Load both apps in turn and print what they did."""
+    """Load both apps in turn and print their rates."""
     ours: list[Load] = []
     theirs: list[Load] = []
     with (
@@ -61,14 +61,14 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def load(url: str, arguments: argparse.Namespace, *, requests: int) -> Load:
-    """The same POST, so many times."""
+    """Send the same POST `requests` times."""
     return post_many(f"{url}/v1/jobs", BODY, requests=requests, connections=arguments.connections)
 
 
 def print_comparison(ours: Sequence[Load], theirs: Sequence[Load]) -> None:
-    """Medians of the rounds, and their ratio."""
+    """Print medians of the rounds, and their ratio."""
     table = Table("app", "POSTs/s", "p50, ms", "p99, ms")
-    for name, loads in (("a row each, committed", ours), ("a Celery task each", theirs)):
+    for name, loads in (("a committed row each", ours), ("a Celery task each", theirs)):
         rate = statistics.median(load.rate for load in loads)
         p50, p99 = (
             statistics.median(load.quantile_ms(share) for load in loads) for share in (0.5, 0.99)
@@ -80,7 +80,7 @@ def print_comparison(ours: Sequence[Load], theirs: Sequence[Load]) -> None:
 
 
 def measure_idle(jobs: int) -> None:
-    """One job at a time on a stack that does nothing else: from commit to claim."""
+    """Measure the time from commit to claim, one job at a time on an idle stack."""
     with tempfile.TemporaryDirectory() as folder, stack(Path(folder) / "data") as address:
         secret = Path(folder) / "data" / "secrets" / "darkroom_database_url"
         small = {"prompt": "a red apple", "width": 64, "height": 64, "num_inference_steps": 1}
@@ -89,21 +89,26 @@ def measure_idle(jobs: int) -> None:
                 job = client.submit(small)
                 while job["status"] in {"queued", "running"}:
                     job = client.job(job["id"], wait=True)
-        waited = func.extract("epoch", Job.started_at - Job.created_at) * 1000
+        wait_ms = func.extract("epoch", Job.started_at - Job.created_at) * 1000
         with open_sessions(secret.read_text(), pool_size=1).begin() as session:
-            waits = [float(ms) for ms in session.scalars(select(waited).order_by(Job.id))]
+            waits = [float(ms) for ms in session.scalars(select(wait_ms).order_by(Job.id))]
     ordered = sorted(waits[5:])
     p50, p95 = ordered[len(ordered) // 2], ordered[int(0.95 * len(ordered))]
     Console().print(f"commit to claim, idle, {jobs} jobs: p50 {p50:.1f} ms, p95 {p95:.1f} ms")
 
 
 def main() -> None:
-    """Both measurements."""
+    """Run both measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=4000, help="of one round (default 4000)")
     parser.add_argument("--connections", type=int, default=64, help="at once (default 64)")
     parser.add_argument("--rounds", type=int, default=3, help="alternating rounds (default 3)")
-    parser.add_argument("--idle", type=int, default=60, help="jobs one at a time; 0 skips them")
+    parser.add_argument(
+        "--idle",
+        type=int,
+        default=60,
+        help="jobs, one at a time, on an idle stack; 0 skips it (default 60)",
+    )
     arguments = parser.parse_args()
     compare(arguments)
     if arguments.idle:

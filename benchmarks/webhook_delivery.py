@@ -1,11 +1,11 @@
-"""Webhooks a second of one sender process to a receiver on loopback, and from commit to receipt.
+"""Webhooks per second of one sender process to a receiver on loopback, and commit to receipt.
 
 `python -m benchmarks.webhook_delivery [--deliveries 4000] [--rounds 3] [--events 400] [--rate 20]`.
-A batch is canceled, which is one transaction with an event a job; the clock runs from its commit
-until the receiver has the last POST. Then jobs end one at a time at a steady rate, and for each the
-time from its commit to its receipt is taken. The receiver is a process of its own that only reads
-and answers 200, over plain HTTP or TLS (every POST is a new connection, and so a handshake each).
-The sender's CPU time for each is the figure that a busy machine changes least.
+First a batch is canceled: one transaction with an event per job, timed from its commit until the
+receiver has the last POST. Then jobs finish one at a time at a steady rate, each timed from its
+commit to its receipt. The receiver is another process that only reads and responds 200, over plain
+HTTP or TLS (every POST is a new connection, with its own handshake). The sender's CPU time per
+webhook is the figure that a busy machine changes least.
 """
 
 import argparse
@@ -52,29 +52,29 @@ from darkroom.settings import Settings
 from darkroom.webhooks import endpoints as webhook_endpoints
 from darkroom.webhooks.secret_box import SecretBox
 
-_GIVE_UP_S: Final = 120.0
+_TIMEOUT_S: Final = 120.0
 _SHAPES: Final = (("http", 1), ("http", 20), ("https", 1), ("https", 20))
 
-Receipts = list[tuple[float, bytes]]  #: when by the wall clock, and the whole POST
+Receipts = list[tuple[float, bytes]]  #: the wall-clock time and the whole POST
 
 
 # --- the receiver ---------------------------------------------------------------------------------
 
 
 class Reader(asyncio.Protocol):
-    """Reads one POST, answers 200, closes."""
+    """Connection that reads one POST, responds 200 and closes."""
 
     def __init__(self, receipts: Receipts) -> None:
         self._receipts = receipts
         self._read = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep what to answer by."""
+        """Keep the transport for the response."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer once the body is whole."""
+        """Respond once the body is complete."""
         self._read += data
         head, found, body = self._read.partition(b"\r\n\r\n")
         if found and len(body) >= int(head.lower().partition(b"content-length: ")[2].split()[0]):
@@ -84,7 +84,7 @@ class Reader(asyncio.Protocol):
 
 
 def receive(control: Connection, certificate: str) -> None:
-    """Serve both schemes until told `end`; each other word is answered with what came since."""
+    """Serve both schemes until `end`; answer any other message with the POSTs since the last."""
     asyncio.run(_receive(control, certificate))
 
 
@@ -106,7 +106,7 @@ async def _receive(control: Connection, certificate: str) -> None:
 
 
 def make_certificate(file: Path) -> None:
-    """Of 127.0.0.1, signed by itself; with its key."""
+    """Write a self-signed certificate for 127.0.0.1, with its key."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a receiver")])
     certificate = (
@@ -127,27 +127,27 @@ def make_certificate(file: Path) -> None:
     file.write_bytes(certificate.public_bytes(Encoding.PEM) + private)
 
 
-# --- what is measured -----------------------------------------------------------------------------
+# --- the measurements -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Lab:
-    """A database, a receiver and a sender."""
+class Environment:
+    """Database, receiver and sender of one benchmark."""
 
     sessions: Sessions
     notifier: WorkNotifier
     registry: ModelRegistry
     receiver: Connection
     ports: Mapping[str, int]
-    sender: int  #: its process
+    sender: int  #: process id
 
     def sender_cpu_s(self) -> float:
-        """What the sender has used so far, in user and system mode."""
+        """Return the CPU seconds of the sender so far, in user and system mode."""
         fields = Path(f"/proc/{self.sender}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def listen(self, scheme: str, endpoints: int) -> None:
-        """So many endpoints there, and no others."""
+    def replace_endpoints(self, scheme: str, endpoints: int) -> None:
+        """Replace all endpoints by `endpoints` new ones."""
         with self.sessions.begin() as session:
             session.execute(update(WebhookEndpoint).values(deleted_at=datetime.now(UTC)))
             for number in range(endpoints):
@@ -161,7 +161,7 @@ class Lab:
                 )
 
     def queue_batch(self, count: int) -> str:
-        """A batch of so many queued jobs; its id."""
+        """Queue a batch of `count` jobs. Return its id."""
         made = [_submission(self.registry, number) for number in range(1, count + 1)]
         with self.sessions.begin() as session:
             batch = batches.create(
@@ -171,21 +171,23 @@ class Lab:
             return batch.id
 
     def received(self) -> Receipts:
-        """What came since this was last asked."""
+        """Return the POSTs since the last call."""
         self.receiver.send("take")
-        taken: Receipts = self.receiver.recv()
-        return taken
+        receipts: Receipts = self.receiver.recv()
+        return receipts
 
     def wait_for(self, count: int) -> Receipts:
-        """That many POSTs."""
-        came: Receipts = []
-        deadline = time.monotonic() + _GIVE_UP_S
-        while len(came) < count:
-            came += self.received()
+        """Wait for `count` POSTs."""
+        receipts: Receipts = []
+        deadline = time.monotonic() + _TIMEOUT_S
+        while len(receipts) < count:
+            receipts += self.received()
             if time.monotonic() > deadline:
-                sys.exit(f"only {len(came)} of {count} webhooks came within {_GIVE_UP_S:.0f} s")
+                sys.exit(
+                    f"only {len(receipts)} of {count} webhooks arrived within {_TIMEOUT_S:.0f} s"
+                )
             time.sleep(0.05)
-        return came
+        return receipts
 
 
 def _submission(registry: ModelRegistry, row_number: int | None = None) -> Submission:
@@ -196,43 +198,43 @@ def _submission(registry: ModelRegistry, row_number: int | None = None) -> Submi
 
 
 @dataclass(frozen=True)
-class Flood:
-    """From the commit of all events to the last receipt."""
+class BurstResult:
+    """Result from the commit of all events to the last receipt."""
 
-    rate: float  #: webhooks a second
-    cpu_ms: float  #: of the sender, for each
+    rate: float  #: webhooks per second
+    cpu_ms: float  #: of the sender, per webhook
 
 
-def flood(lab: Lab, scheme: str, endpoints: int, deliveries: int) -> Flood:
-    """All at once."""
-    lab.listen(scheme, endpoints)
-    batch_id = lab.queue_batch(deliveries // endpoints)
-    with lab.sessions.begin() as session:
+def burst(env: Environment, scheme: str, endpoints: int, deliveries: int) -> BurstResult:
+    """Deliver all events at once."""
+    env.replace_endpoints(scheme, endpoints)
+    batch_id = env.queue_batch(deliveries // endpoints)
+    with env.sessions.begin() as session:
         lifecycle.cancel_batch(session, DEFAULT_TENANT, batch_id)
-    committed, cpu_s = time.time(), lab.sender_cpu_s()
-    lab.notifier.notify_webhook_senders()
-    came = lab.wait_for(deliveries // endpoints * endpoints)
-    used_s = lab.sender_cpu_s() - cpu_s
-    rate = len(came) / (max(at for at, _ in came) - committed)
-    return Flood(rate, 1000 * used_s / len(came))
+    committed, cpu_s = time.time(), env.sender_cpu_s()
+    env.notifier.notify_webhook_senders()
+    receipts = env.wait_for(deliveries // endpoints * endpoints)
+    used_s = env.sender_cpu_s() - cpu_s
+    rate = len(receipts) / (max(at for at, _ in receipts) - committed)
+    return BurstResult(rate, 1000 * used_s / len(receipts))
 
 
-def trickle(lab: Lab, scheme: str, events: int, rate: float) -> Sequence[float]:
-    """Milliseconds from the commit of a job's end to its receipt, one job after the other."""
-    lab.listen(scheme, 1)
-    made = [_submission(lab.registry) for _ in range(events)]
-    with lab.sessions.begin() as session:
+def steady(env: Environment, scheme: str, events: int, rate: float) -> Sequence[float]:
+    """Measure the milliseconds from the commit of a finished job to its receipt, one by one."""
+    env.replace_endpoints(scheme, 1)
+    made = [_submission(env.registry) for _ in range(events)]
+    with env.sessions.begin() as session:
         ids = lifecycle.submit(session, DEFAULT_TENANT, made)
     committed: dict[str, float] = {}
     began = time.monotonic()
     for number, job_id in enumerate(ids):
         time.sleep(max(began + number / rate - time.monotonic(), 0))
-        with lab.sessions.begin() as session:
+        with env.sessions.begin() as session:
             lifecycle.cancel(session, DEFAULT_TENANT, job_id)
         committed[job_id] = time.time()
-        lab.notifier.notify_webhook_senders()
-    came = lab.wait_for(events)
-    return sorted(1000 * (at - committed[_job_of(post)]) for at, post in came)
+        env.notifier.notify_webhook_senders()
+    receipts = env.wait_for(events)
+    return sorted(1000 * (at - committed[_job_of(post)]) for at, post in receipts)
 
 
 def _job_of(post: bytes) -> str:
@@ -240,29 +242,31 @@ def _job_of(post: bytes) -> str:
 
 
 @contextmanager
-def lab(folder: Path) -> Iterator[Lab]:
-    """All of it, for as long as the block."""
+def environment(folder: Path) -> Iterator[Environment]:
+    """Start the database, the receiver and a sender."""
     certificate = folder / "certificate.pem"
     make_certificate(certificate)
     with database_server(folder) as admin_url, redis_server(folder) as redis_url:
         database_url = new_database(admin_url)
-        environment = {
+        variables = {
             "DARKROOM_DATABASE_URL": database_url,
             "DARKROOM_REDIS_URL": redis_url,
             "DARKROOM_WEBHOOK_ALLOW_PRIVATE": "1",
             "DARKROOM_WEBHOOK_CA_FILE": str(certificate),
         }
-        with receiver(certificate) as (control, ports), sender(folder, environment) as process:
+        with receiver(certificate) as (control, ports), sender(folder, variables) as process:
             settings = Settings(database_url=database_url, redis_url=redis_url)
             notifier = WorkNotifier(settings)
             registry = load_registry(settings.models_dir, settings.default_model)
-            yield Lab(open_sessions(database_url), notifier, registry, control, ports, process)
+            yield Environment(
+                open_sessions(database_url), notifier, registry, control, ports, process
+            )
             notifier.close()
 
 
 @contextmanager
 def receiver(certificate: Path) -> Iterator[tuple[Connection, Mapping[str, int]]]:
-    """A receiver in a process of its own, and its ports by scheme."""
+    """Start a receiver process. Yield its connection, and its ports by scheme."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=receive, args=(theirs, str(certificate)))
@@ -273,13 +277,13 @@ def receiver(certificate: Path) -> Iterator[tuple[Connection, Mapping[str, int]]
 
 
 @contextmanager
-def sender(folder: Path, environment: Mapping[str, str]) -> Iterator[int]:
-    """`python -m workers.webhooks.app`, ready; its process."""
+def sender(folder: Path, variables: Mapping[str, str]) -> Iterator[int]:
+    """Start `python -m workers.webhooks.app`. Yield its process id once it is ready."""
     ready, log = folder / "ready", folder / "sender.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "workers.webhooks.app"],
-            env=os.environ | environment | {"DARKROOM_READY_FILE": str(ready)},
+            env=os.environ | variables | {"DARKROOM_READY_FILE": str(ready)},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -295,46 +299,46 @@ def sender(folder: Path, environment: Mapping[str, str]) -> Iterator[int]:
 
 
 def main() -> None:
-    """Both measurements, for both schemes."""
+    """Run both measurements for both schemes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--deliveries", type=int, default=4000, help="of a round (default 4000)")
     parser.add_argument("--rounds", type=int, default=3, help="alternating (default 3)")
     parser.add_argument("--events", type=int, default=400, help="one at a time (default 400)")
     parser.add_argument("--rate", type=float, default=20, help="of those, a second (default 20)")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, lab(Path(folder)) as there:
-        flood(there, "https", 20, 400)
-        floods: dict[tuple[str, int], list[Flood]] = {shape: [] for shape in _SHAPES}
-        for _ in track(range(arguments.rounds), "floods", console=Console(stderr=True)):
-            for shape, found in floods.items():
-                found.append(flood(there, *shape, arguments.deliveries))
+    with tempfile.TemporaryDirectory() as folder, environment(Path(folder)) as env:
+        burst(env, "https", 20, 400)
+        bursts: dict[tuple[str, int], list[BurstResult]] = {shape: [] for shape in _SHAPES}
+        for _ in track(range(arguments.rounds), "bursts", console=Console(stderr=True)):
+            for shape, results in bursts.items():
+                results.append(burst(env, *shape, arguments.deliveries))
         waits = {
-            scheme: trickle(there, scheme, arguments.events, arguments.rate)
+            scheme: steady(env, scheme, arguments.events, arguments.rate)
             for scheme in ("http", "https")
         }
-    print_floods(floods, arguments.deliveries)
+    print_bursts(bursts, arguments.deliveries)
     print_waits(waits, arguments.rate)
 
 
-def print_floods(floods: Mapping[tuple[str, int], Sequence[Flood]], deliveries: int) -> None:
-    """The medians of the rounds, and the rounds."""
+def print_bursts(bursts: Mapping[tuple[str, int], Sequence[BurstResult]], deliveries: int) -> None:
+    """Print the medians of the rounds, and every round."""
     titles = ("one sender process", "endpoints", f"webhooks/s, {deliveries} at once", "rounds")
     table = Table(*titles, "its CPU, ms each")
-    for (scheme, endpoints), found in floods.items():
-        rates = [each.rate for each in found]
+    for (scheme, endpoints), results in bursts.items():
+        rates = [each.rate for each in results]
         rounds = " ".join(f"{rate:.0f}" for rate in rates)
-        cpu_ms = statistics.median(each.cpu_ms for each in found)
+        cpu_ms = statistics.median(each.cpu_ms for each in results)
         median = f"{statistics.median(rates):.0f}"
         table.add_row(scheme, str(endpoints), median, rounds, f"{cpu_ms:.2f}")
     Console().print(table)
 
 
 def print_waits(waits: Mapping[str, Sequence[float]], rate: float) -> None:
-    """How long after the commit they came, when there was nothing else to send."""
-    table = Table(f"commit to receipt, {rate:g} a second", "p50, ms", "p95, ms", "worst, ms")
-    for scheme, found in waits.items():
-        shares = (found[int(share * len(found))] for share in (0.5, 0.95))
-        table.add_row(scheme, *(f"{each:.1f}" for each in (*shares, found[-1])))
+    """Print the time from commit to receipt, one webhook at a time."""
+    table = Table(f"commit to receipt, {rate:g} per second", "p50, ms", "p95, ms", "worst, ms")
+    for scheme, times in waits.items():
+        shares = (times[int(share * len(times))] for share in (0.5, 0.95))
+        table.add_row(scheme, *(f"{each:.1f}" for each in (*shares, times[-1])))
     Console().print(table)
 
 

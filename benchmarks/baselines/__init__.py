@@ -1,1 +1,1 @@
-"""The usual way of doing the same, for comparison."""
+"""Baselines: the usual way to do the same, for comparison."""

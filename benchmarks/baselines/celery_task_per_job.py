@@ -1,6 +1,6 @@
-"""What `benchmarks/submit_rate.py` compares with: the same POST /v1/jobs, with a Celery task each.
+"""Baseline for `benchmarks/submit_rate.py`: the same POST /v1/jobs with a Celery task per job.
 
-The usual way: validate, `send_task`, answer. No database knows of the job when its client does.
+The usual way: validate, `send_task`, respond. No database has the job when its client is told.
 """
 
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from darkroom.settings import Settings, load_settings
 
 
 def task_app(settings: Settings) -> FastAPI:
-    """The project's own app, its POST /v1/jobs replaced."""
+    """Return our own app with its POST /v1/jobs replaced."""
     app = create_app(settings)
     celery = celery_app(settings, socket_timeout_s=5)
 
@@ -46,7 +46,7 @@ def task_app(settings: Settings) -> FastAPI:
         return Response(body, HTTPStatus.ACCEPTED, media_type="application/json")
 
     app.post("/v1/jobs")(create_job)
-    app.router.routes.insert(0, app.router.routes.pop())  # the first that fits is taken
+    app.router.routes.insert(0, app.router.routes.pop())  # the first match is used
     return app
 
 

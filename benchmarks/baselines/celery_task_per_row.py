@@ -19,7 +19,7 @@ from darkroom.settings import load_settings
 
 
 def main() -> None:
-    """One process, one connection."""
+    """Send the tasks from one process by one connection."""
     settings = load_settings()
     registry = load_registry(settings.models_dir, settings.default_model)
     celery = celery_app(settings, socket_timeout_s=5)
