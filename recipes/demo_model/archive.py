@@ -1,4 +1,4 @@
-"""The data set as one file: names and images, the same bytes wherever it is built."""
+"""Data set as one file: names and images, the same bytes on every machine."""
 
 import hashlib
 import json

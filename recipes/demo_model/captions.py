@@ -110,7 +110,7 @@ def with_article(noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """Of the last word: "fire engine" becomes "fire engines"."""
+    """Return the plural of the last word: "fire engine" becomes "fire engines"."""
     *before, last = noun.split()
     if last in _PLURALS:
         last = _PLURALS[last]

@@ -33,7 +33,7 @@ def lot_of(members: Sequence[int], weights: Sequence[float]) -> Lot:
 
 @dataclass(frozen=True, eq=False)
 class Cast:
-    """All that a composer draws from, sorted once."""
+    """Cast: everything that a composer chooses from, sorted once."""
 
     rasters: Rasters
     things: Sequence[Thing]

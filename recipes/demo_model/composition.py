@@ -1,4 +1,4 @@
-"""What an image is made of, before it has pixels."""
+"""Composition: the contents of an image before it has pixels."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -45,7 +45,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """What is behind: one color, two in a pattern, or a scene."""
+    """Background: one color, two in a pattern, or a scene."""
 
     kind: str = "plain"  #: "plain", "gradient", "dots", "stripes" or "scene"
     first: tuple[float, float, float] = (1.0, 1.0, 1.0)  #: RGB, 0 to 1
@@ -55,7 +55,7 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class Composition:
-    """An image to be, and its caption. `finish` is "none", "pixels", "gray" or "sticker"."""
+    """Planned image and its caption. `finish` is "none", "pixels", "gray" or "sticker"."""
 
     caption: str
     backdrop: Backdrop

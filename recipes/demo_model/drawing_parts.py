@@ -1,4 +1,4 @@
-"""What scenes are drawn with: skies, hills, trees, houses, each a piece of SVG."""
+"""Parts of scenes: skies, hills, trees and houses, each a piece of SVG."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The scores of a model: how often its images show what was asked, at several step counts."""
+"""Scores of a model: how often its images show what the prompt asks, at several step counts."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What people call the things whose Unicode names they do not know."""
+"""Everyday words for things whose Unicode names are not in common use."""
 
 from typing import Final
 

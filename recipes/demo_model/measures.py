@@ -26,7 +26,7 @@ _HUE_NAMES: Final = ("red", "orange", "yellow", "green", "teal", "blue", "purple
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """What must be learned from composed images before places and things can be told."""
+    """References learned from composed images, by which places and things are recognized."""
 
     places: tuple[str, ...]
     weights: NDArray[np.float64]  #: [features + 1, places], of a linear classifier
@@ -35,7 +35,7 @@ class Judge:
 
 
 def is_right(picture: Picture, one: Asked, judge: Judge | None) -> bool:
-    """Whether the image shows what was asked, as far as this score looks.
+    """Return whether the image shows what the prompt asks, by this score.
 
     Only places and things want a judge.
     """
@@ -71,7 +71,7 @@ def background_color(picture: Picture) -> str:
 
 
 def foreground(picture: Picture) -> Mask:
-    """Where the image differs from its edge, [256, 256]."""
+    """Mask the pixels that differ from the edge, [256, 256]."""
     return np.asarray(np.abs(picture - border(picture)).max(-1) > _DIFFERENT)
 
 
@@ -122,7 +122,7 @@ def _components(mask: Mask) -> list[list[tuple[int, int]]]:
 
 
 def relation(picture: Picture, colors: tuple[str, ...]) -> str | None:
-    """Where what has the first color is, seen from what has the second; None if one is missing."""
+    """Return where the first color is, seen from the second; None if one is missing."""
     mask = foreground(picture)
     spots = np.argwhere(mask)
     if not len(spots):
@@ -181,7 +181,7 @@ def thing(picture: Picture, judge: Judge) -> str:
 
 
 def _sprite_thumb(sprite: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Of a premultiplied sprite before white."""
+    """Return the thumbnail of a premultiplied sprite on white."""
     on_white = sprite[:3] + (255 - sprite[3:])
     return _thumbnail(on_white.transpose(1, 2, 0), sprite[3] > 100)
 

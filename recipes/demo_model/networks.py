@@ -1,4 +1,4 @@
-"""The three networks of Stable Diffusion, small: built, deepened, loaded and exported."""
+"""Networks of a small Stable Diffusion: built, deepened, loaded and exported."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Networks:
-    """All that a model folder holds besides its tokenizer."""
+    """Networks of a model folder: everything but its tokenizer."""
 
     vae: AutoencoderKL
     denoiser: Denoiser
@@ -174,7 +174,7 @@ def _passing_first_half(shortcut: Tensor) -> Tensor:
 
 
 def load_text(text: CLIPTextModel, weights: Mapping[str, Tensor]) -> None:
-    """Whether or not this transformers puts a prefix before the names."""
+    """Load the weights with or without a prefix before their names, by transformers' version."""
     prefix = _TEXT_PREFIX if next(iter(text.state_dict())).startswith(_TEXT_PREFIX) else ""
     bare = {name.removeprefix(_TEXT_PREFIX): tensor for name, tensor in weights.items()}
     text.load_state_dict({prefix + name: t.float() for name, t in bare.items()}, strict=False)

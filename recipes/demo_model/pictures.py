@@ -1,4 +1,4 @@
-"""An endless supply of captioned images: plans by processes, pixels and latents on the device."""
+"""Endless supply of captioned images: plans by processes, pixels and latents on the device."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""A better brush: the decoder alone, on latents as the UNet leaves them and not as they should be.
+"""Training of the decoder alone, on latents as the UNet leaves them, not on ideal ones.
 
 Nothing else moves, so the latents and the UNet stay what they are.
 """

@@ -18,7 +18,7 @@ Log = Callable[[str], None]
 
 
 class Stage:
-    """A stage of training with a budget in seconds, counted over all its runs.
+    """Stage of training with a budget in seconds, counted over all its runs.
 
     The learning rate follows the time spent and not the steps made, so that any budget on any
     machine ends annealed.
@@ -41,12 +41,12 @@ class Stage:
 
     @property
     def share(self) -> float:
-        """Of the budget that is spent, 0 to 1."""
+        """Share of the budget that is spent, 0 to 1."""
         return min(1.0, self.spent_s / self.budget_s)
 
     @property
     def rate(self) -> float:
-        """What to multiply the learning rates with."""
+        """Factor of the learning rates."""
         warm = min(1.0, (self.step + 1) / _WARM_UP_STEPS)
         fall = max(0.0, (self.share - _FLAT_SHARE) / (1 - _FLAT_SHARE))
         return warm * (_LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * fall)) / 2)

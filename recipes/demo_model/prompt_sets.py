@@ -1,4 +1,4 @@
-"""The fixed prompts of the evaluation, and for each an image that is right by construction."""
+"""Fixed prompts of the evaluation, and for each an image that is right by construction."""
 
 import itertools
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Asked:
 
 
 def asked() -> list[Asked]:
-    """All prompts, always in this order: a prompt's number is its seed."""
+    """Return all prompts, always in this order: a prompt's number is its seed."""
     return [*_colors(), *_backgrounds(), *_places(), *_counts(), *_positions(), *_things()]
 
 

@@ -38,7 +38,7 @@ _HUES: Final = {
 
 @dataclass(frozen=True)
 class SpriteFacts:
-    """What the composer knows of a sprite without looking at it."""
+    """Facts of a sprite that the composer uses instead of its pixels."""
 
     thing: str
     style: str
@@ -51,7 +51,7 @@ class SpriteFacts:
 
 @dataclass(frozen=True, eq=False)
 class Rasters:
-    """All pixels and facts. Sprites are premultiplied RGBA."""
+    """Pixels and facts of all sprites. They are premultiplied RGBA."""
 
     things: list[Thing]
     facts: list[SpriteFacts]

@@ -1,4 +1,4 @@
-"""The places a thing can be in: each a small SVG drawing with chance in it."""
+"""Scenes: the places a thing can be in, each a small, randomly varied SVG drawing."""
 
 import math
 from collections.abc import Callable

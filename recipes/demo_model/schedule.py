@@ -1,4 +1,4 @@
-"""The noise schedule, what the UNet predicts on it, and the way back from noise."""
+"""Noise schedule, the UNet's prediction target, and the sampler."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The prompts of the sheets that show a model, in rows of eight."""
+"""Prompts of the sheets that show a model, in rows of eight."""
 
 from typing import Final
 

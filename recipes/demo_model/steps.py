@@ -1,4 +1,4 @@
-"""The steps in their order: each reads what the ones before left in the work folder."""
+"""Steps in their order: each reads the files of the earlier ones in the work folder."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ _STARTED_FROM: Final = "started-from.md"  # whose weights are in the new ones; s
 
 @dataclass(frozen=True)
 class Workshop:
-    """What the training steps share: sizes, pace, words, images and where they are made."""
+    """Context of the training steps: sizes, schedule, tokenizer, images and device."""
 
     folder: Path
     device: torch.device
@@ -54,7 +54,7 @@ class Workshop:
 
     @property
     def empty(self) -> torch.Tensor:
-        """The empty caption, [1, 77]."""
+        """Token ids of the empty caption, [1, 77]."""
         return torch.from_numpy(self.encoder.encode([""])).long().to(self.device)
 
     def bank(self, vae: AutoencoderKL) -> LatentBank:

@@ -89,7 +89,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Sprite:
-    """The image of one thing in one style, as it came: SVG text or WebP bytes."""
+    """Image of one thing in one style, as in its package: SVG text or WebP bytes."""
 
     thing: str
     style: str
@@ -98,7 +98,7 @@ class Sprite:
 
 
 def read_things(names: Path, keywords: Path) -> list[Thing]:
-    """All things worth learning, in Unicode's order."""
+    """List all things to learn, in Unicode's order."""
     emoji: Mapping[str, Any] = read_json(names, "data-by-emoji.json")
     related: Mapping[str, list[str]] = read_json(keywords, "dist/emoji-en-US.json")
     chosen = {}

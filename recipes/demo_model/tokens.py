@@ -24,7 +24,7 @@ _PATTERN: Final = (
 
 
 class Encoder:
-    """A tokenizer as training needs it: texts in, rows of LENGTH ids out."""
+    """Tokenizer for training: texts in, rows of LENGTH ids out."""
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

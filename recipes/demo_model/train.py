@@ -1,4 +1,4 @@
-"""The two trainings: images to latents and back, and captions and noise to latents."""
+"""Both trainings: images to latents and back, and captions and noise to latents."""
 
 import copy
 from collections.abc import Callable, Iterator

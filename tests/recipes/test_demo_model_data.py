@@ -18,6 +18,7 @@ from recipes.demo_model.cast import cast_of
 from recipes.demo_model.composer import compose, recoloring
 from recipes.demo_model.composition import Backdrop, Composition, Placed
 from recipes.demo_model.evaluate import measurable, to_bytes
+from recipes.demo_model.progress import Stage
 from recipes.demo_model.prompt_sets import asked, held_out_colors
 from recipes.demo_model.raster import draw_sprite
 from recipes.demo_model.scenes import SCENES, VARIANTS, scene_svg
@@ -255,3 +256,12 @@ def _rose() -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "WEBP", lossless=True)
     return file.getvalue()
+
+
+def test_a_stage_ends_annealed_whatever_its_budget(tmp_path: Path) -> None:
+    stage = Stage("any", tmp_path, budget_s=100, log=print)
+    stage.step, stage.spent_s = 5000, 40
+    assert stage.rate == 1.0
+    stage.spent_s = 100
+    assert stage.rate == pytest.approx(0.01)
+    assert stage.done

@@ -11,8 +11,10 @@ from PIL import Image
 
 from recipes.demo_model.__main__ import main
 from recipes.demo_model.networks import TOY, Denoiser, Sizes, build, deepen, load
-from recipes.demo_model.progress import Stage
 from recipes.demo_model.tokens import Encoder
+
+#: its fixture trains a toy: 1 to 2 minutes on two cores
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +107,3 @@ def _predict(denoiser: Denoiser) -> torch.Tensor:
         latents, torch.tensor([10, 900]), torch.arange(2 * 77).reshape(2, 77)
     )
     return prediction
-
-
-def test_a_stage_ends_annealed_whatever_its_budget(tmp_path: Path) -> None:
-    stage = Stage("any", tmp_path, budget_s=100, log=print)
-    stage.step, stage.spent_s = 5000, 40
-    assert stage.rate == 1.0
-    stage.spent_s = 100
-    assert stage.rate == pytest.approx(0.01)
-    assert stage.done
