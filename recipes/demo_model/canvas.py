@@ -160,7 +160,7 @@ def _recolor(sprites: Tensor, rows: Tensor) -> Tensor:
 
 
 def _stays(hue: Tensor, saturation: Tensor, near: Tensor) -> Tensor:
-    """Mask the pixels where a thing of several hues keeps its own (leaves, faces), [n, SIDE, SIDE]."""
+    """Mask pixels where a thing of several hues keeps its own (leaves, faces), [n, SIDE, SIDE]."""
     away = ((hue - near + 0.5) % 1 - 0.5).abs()
     return (near >= 0) & ((away > HUE_REACH / 360) | (saturation < _GRAYISH))
 

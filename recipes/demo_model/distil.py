@@ -14,7 +14,7 @@ from recipes.demo_model import schedule
 from recipes.demo_model.networks import Denoiser
 from recipes.demo_model.pictures import LatentBank, mixed_precision
 from recipes.demo_model.progress import Stage, follow
-from recipes.demo_model.train import Pace, compiled
+from recipes.demo_model.train import TrainingConfig, compiled
 
 _JUMP: Final = 20  #: timesteps of the teacher's one step
 _RATE: Final = 2e-4
@@ -27,7 +27,7 @@ def distil(
     bank: LatentBank,
     empty: Tensor,
     stage: Stage,
-    pace: Pace,
+    training_config: TrainingConfig,
     *,
     guidance: float,
 ) -> Denoiser:
@@ -39,10 +39,10 @@ def distil(
     if saved := stage.resume():
         student.load_state_dict(saved["weights"])
         average.load_state_dict(saved["average"])
-    unets = tuple(compiled(one.unet, pace) for one in (student, average, teacher))
+    unets = tuple(compiled(one.unet, training_config) for one in (student, average, teacher))
     stage.begin()
     while not stage.done:
-        latents, tokens = bank.batch(pace.batch // 2)
+        latents, tokens = bank.batch(training_config.batch // 2)
         loss = consistency_loss(unets, teacher, latents, tokens, empty, guidance=guidance)
         for group in optimizer.param_groups:
             group["lr"] = _RATE * stage.rate

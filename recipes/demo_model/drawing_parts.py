@@ -46,8 +46,8 @@ def sky(r: Random, top: RGB, bottom: RGB) -> str:
 
 def hill(r: Random, y: float, swing: float, fill: str, waves: float = 2) -> str:
     """Everything below a wavy line."""
-    phase, pace = r.uniform(0, 6.3), r.uniform(0.6, 1.4) * waves
-    edge = [(x, y + swing * math.sin(phase + pace * x / 81)) for x in range(0, 257, 8)]
+    phase, training_config = r.uniform(0, 6.3), r.uniform(0.6, 1.4) * waves
+    edge = [(x, y + swing * math.sin(phase + training_config * x / 81)) for x in range(0, 257, 8)]
     return polygon([(0, 256), *edge, (256, 256)], fill)
 
 

@@ -13,7 +13,7 @@ from recipes.demo_model.canvas import Canvas, plan_of
 from recipes.demo_model.cast import Cast
 from recipes.demo_model.composer import compose
 from recipes.demo_model.composition import Composition
-from recipes.demo_model.measures import Judge
+from recipes.demo_model.measures import References
 from recipes.demo_model.networks import LATENT_SHAPE, Networks, load
 from recipes.demo_model.pictures import decode
 from recipes.demo_model.prompt_sets import HELD_OUT, Asked, composed
@@ -28,7 +28,7 @@ Numbered = tuple[int, Asked]  #: a prompt and its seed
 Scores = dict[str, float]  #: by score, and "mean" of those; shares of 1
 
 
-def judge_from(cast: Cast, canvas: Canvas, *, scenes_seen: int = 3000) -> Judge:
+def references_from(cast: Cast, canvas: Canvas, *, scenes_seen: int = 3000) -> References:
     """One that has seen composed images only, and none of a model."""
     scenes, places = [], []
     for one in _scene_compositions(cast):
@@ -55,10 +55,14 @@ def _scene_compositions(cast: Cast) -> Iterator[Composition]:
 
 
 def ceiling(
-    cast: Cast, canvas: Canvas, judge: Judge | None, prompts: Sequence[Asked], seeds: Sequence[int]
+    cast: Cast,
+    canvas: Canvas,
+    references: References | None,
+    prompts: Sequence[Asked],
+    seeds: Sequence[int],
 ) -> Scores:
     """Score images that are right by construction: the accuracy of the measures themselves."""
-    return score(_composed_pictures(cast, canvas, prompts, seeds), prompts, judge)
+    return score(_composed_pictures(cast, canvas, prompts, seeds), prompts, references)
 
 
 def measurable(cast: Cast, canvas: Canvas, numbered: Sequence[Numbered]) -> list[Numbered]:
@@ -78,7 +82,7 @@ def measurable(cast: Cast, canvas: Canvas, numbered: Sequence[Numbered]) -> list
 
 def _composed_pictures(
     cast: Cast, canvas: Canvas, prompts: Sequence[Asked], seeds: Sequence[int]
-) -> list[measures.Picture]:
+) -> list[measures.PixelArray]:
     numbered = zip(prompts, seeds, strict=True)
     plans = [plan_of(composed(cast, one, number)) for one, number in numbered]
     return [
@@ -89,12 +93,12 @@ def _composed_pictures(
 
 
 def score(
-    pictures: Sequence[measures.Picture], prompts: Sequence[Asked], judge: Judge | None
+    pictures: Sequence[measures.PixelArray], prompts: Sequence[Asked], references: References | None
 ) -> Scores:
     """Return the share of right images for each score, and their mean."""
     marks: dict[str, list[bool]] = {}
     for picture, one in zip(pictures, prompts, strict=True):
-        marks.setdefault(one.score, []).append(measures.is_right(picture, one, judge))
+        marks.setdefault(one.score, []).append(measures.is_right(picture, one, references))
     scores = {name: float(np.mean(right)) for name, right in marks.items()}
     return scores | {"mean": float(np.mean(list(scores.values())))}
 
@@ -108,7 +112,7 @@ def draw(
     guidance: float = GUIDANCE,
     device: torch.device,
     together: int | None = None,
-) -> list[measures.Picture]:
+) -> list[measures.PixelArray]:
     """Images [256, 256, 3] by the model in a folder, in float32, with DDIM."""
     networks = load(folder)
     networks.vae.to(device)
@@ -130,7 +134,7 @@ def draw_with(
     guidance: float = GUIDANCE,
     device: torch.device,
     together: int | None = None,
-) -> list[measures.Picture]:
+) -> list[measures.PixelArray]:
     """As `draw`, by networks that are on the device."""
     pictures = []
     together = together or (_TOGETHER if device.type == "cuda" else _TOGETHER_ON_A_CPU)

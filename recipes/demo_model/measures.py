@@ -10,7 +10,7 @@ from recipes.demo_model.captions import PALETTE
 from recipes.demo_model.prompt_sets import BASIC_COLORS, HELD_OUT, Asked
 from recipes.demo_model.raster import hue_saturation_value
 
-Picture = NDArray[np.uint8]  #: [256, 256, 3]
+PixelArray = NDArray[np.uint8]  #: [256, 256, 3]
 Mask = NDArray[np.bool_]
 
 _BORDER: Final = 8  #: pixels that are taken to be background
@@ -25,7 +25,7 @@ _HUE_NAMES: Final = ("red", "orange", "yellow", "green", "teal", "blue", "purple
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class References:
     """References learned from composed images, by which places and things are recognized."""
 
     places: tuple[str, ...]
@@ -34,48 +34,48 @@ class Judge:
     thumbnails: NDArray[np.float32]  #: [sprites, _THUMB * _THUMB * 3]
 
 
-def is_right(picture: Picture, one: Asked, judge: Judge | None) -> bool:
+def is_right(picture: PixelArray, one: Asked, references: References | None) -> bool:
     """Return whether the image shows what the prompt asks, by this score.
 
-    Only places and things want a judge.
+    Only places and things want a references.
     """
     if one.score in ("color", HELD_OUT):
         return dominant_color(picture) == one.expected
     if one.score == "background":
         return background_color(picture) == one.expected
     if one.score == "place":
-        assert judge is not None
-        return place(picture, judge) == one.expected
+        assert references is not None
+        return place(picture, references) == one.expected
     if one.score == "count":
         return count(picture) == int(one.expected)
     if one.score == "position":
         return relation(picture, one.colors) == one.expected
-    assert judge is not None
-    return thing(picture, judge) == one.expected
+    assert references is not None
+    return thing(picture, references) == one.expected
 
 
 # --- colors
 
 
-def border(picture: Picture) -> NDArray[np.float64]:
+def border(picture: PixelArray) -> NDArray[np.float64]:
     """Return the median color of the image's edge, [3]."""
     edge = np.ones(picture.shape[:2], bool)
     edge[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
     return np.asarray(np.median(picture[edge], axis=0), np.float64)
 
 
-def background_color(picture: Picture) -> str:
+def background_color(picture: PixelArray) -> str:
     """Return the basic color nearest to that of the edge."""
     edge = border(picture)
     return min(BASIC_COLORS, key=lambda name: float(np.square(edge - PALETTE[name]).sum()))
 
 
-def foreground(picture: Picture) -> Mask:
+def foreground(picture: PixelArray) -> Mask:
     """Mask the pixels that differ from the edge, [256, 256]."""
     return np.asarray(np.abs(picture - border(picture)).max(-1) > _DIFFERENT)
 
 
-def dominant_color(picture: Picture) -> str | None:
+def dominant_color(picture: PixelArray) -> str | None:
     """Return the color of most of the foreground, or None without a foreground."""
     mask = foreground(picture)
     if mask.mean() < 0.01:
@@ -100,7 +100,7 @@ def color_names(colors: NDArray[np.uint8]) -> NDArray[np.str_]:
 # --- numbers and positions
 
 
-def count(picture: Picture) -> int:
+def count(picture: PixelArray) -> int:
     """Separate things before a plain background; crumbs are not things."""
     share = foreground(picture).reshape(_SMALL, _CELL, _SMALL, _CELL).mean((1, 3))
     sizes = [len(cells) for cells in _components(share > 0.25)]
@@ -121,7 +121,7 @@ def _components(mask: Mask) -> list[list[tuple[int, int]]]:
     return regions
 
 
-def relation(picture: Picture, colors: tuple[str, ...]) -> str | None:
+def relation(picture: PixelArray, colors: tuple[str, ...]) -> str | None:
     """Return where the first color is, seen from the second; None if one is missing."""
     mask = foreground(picture)
     spots = np.argwhere(mask)
@@ -146,8 +146,8 @@ def relation(picture: Picture, colors: tuple[str, ...]) -> str | None:
 
 
 def learn(
-    scenes: list[Picture], places: list[str], sprites: NDArray[np.uint8], things: list[str]
-) -> Judge:
+    scenes: list[PixelArray], places: list[str], sprites: NDArray[np.uint8], things: list[str]
+) -> References:
     """From composed scenes whose places are known, and from every sprite [n, 4, 256, 256].
 
     The places' classifier is a ridge regression onto one-hot targets, in closed form.
@@ -157,14 +157,14 @@ def learn(
     targets = np.array([[place == name for name in names] for place in places], float)
     ridge = features.T @ features + 1e-2 * len(features) * np.eye(features.shape[1])
     weights = np.linalg.solve(ridge, features.T @ targets)
-    return Judge(names, weights, tuple(things), np.stack([_sprite_thumb(s) for s in sprites]))
+    return References(names, weights, tuple(things), np.stack([_sprite_thumb(s) for s in sprites]))
 
 
-def place(picture: Picture, judge: Judge) -> str:
-    return judge.places[int((_outskirts(picture) @ judge.weights).argmax())]
+def place(picture: PixelArray, references: References) -> str:
+    return references.places[int((_outskirts(picture) @ references.weights).argmax())]
 
 
-def _outskirts(picture: Picture) -> NDArray[np.float64]:
+def _outskirts(picture: PixelArray) -> NDArray[np.float64]:
     """Colors of the outer cells, where things seldom are, their squares, and a constant."""
     cell = 256 // _RING
     cells = picture.reshape(_RING, cell, _RING, cell, 3).mean((1, 3)) / 255
@@ -174,10 +174,10 @@ def _outskirts(picture: Picture) -> NDArray[np.float64]:
     return np.concatenate([colors, colors**2, [1.0]])
 
 
-def thing(picture: Picture, judge: Judge) -> str:
+def thing(picture: PixelArray, references: References) -> str:
     """Return the thing whose sprite, in any style, is nearest to the foreground."""
     thumb = _thumbnail(picture, foreground(picture))
-    return judge.things[int(np.square(judge.thumbnails - thumb).sum(1).argmin())]
+    return references.things[int(np.square(references.thumbnails - thumb).sum(1).argmin())]
 
 
 def _sprite_thumb(sprite: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -186,7 +186,7 @@ def _sprite_thumb(sprite: NDArray[np.uint8]) -> NDArray[np.float32]:
     return _thumbnail(on_white.transpose(1, 2, 0), sprite[3] > 100)
 
 
-def _thumbnail(picture: Picture, mask: Mask) -> NDArray[np.float32]:
+def _thumbnail(picture: PixelArray, mask: Mask) -> NDArray[np.float32]:
     """Return the smallest square around the foreground as [_THUMB * _THUMB * 3], 0 to 1."""
     rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
     if not len(rows):

@@ -20,7 +20,7 @@ from recipes.demo_model.canvas import Canvas, contact_sheet, plan_of
 from recipes.demo_model.cast import Cast, cast_of
 from recipes.demo_model.composer import compose
 from recipes.demo_model.distil import distil as train_few_steps
-from recipes.demo_model.measures import Picture
+from recipes.demo_model.measures import PixelArray
 from recipes.demo_model.networks import TOY, Denoiser, Networks, Sizes
 from recipes.demo_model.pictures import LatentBank, Supply, encode
 from recipes.demo_model.polish import polish_decoder
@@ -32,7 +32,7 @@ from recipes.demo_model.show_prompts import SHOW_PROMPTS
 from recipes.demo_model.sources import attribution_text
 from recipes.demo_model.tokens import Encoder, captions_of, train_tokenizer
 from recipes.demo_model.toy import TOY_PROMPTS, toy_rasters
-from recipes.demo_model.train import GENTLE, SMOKE, Pace
+from recipes.demo_model.train import GENTLE, SMOKE, TrainingConfig
 
 _SMOKE_SECONDS: Final = 0.3
 _SEED: Final = 7
@@ -41,13 +41,13 @@ _STARTED_FROM: Final = "started-from.md"  # whose weights are in the new ones; s
 
 
 @dataclass(frozen=True)
-class Workshop:
+class TrainingContext:
     """Context of the training steps: sizes, schedule, tokenizer, images and device."""
 
     folder: Path
     device: torch.device
     sizes: Sizes
-    pace: Pace
+    training_config: TrainingConfig
     encoder: Encoder
     supply: Supply
     canvas: Canvas
@@ -58,15 +58,15 @@ class Workshop:
         return torch.from_numpy(self.encoder.encode([""])).long().to(self.device)
 
     def bank(self, vae: AutoencoderKL) -> LatentBank:
-        together = min(256, self.pace.bank)
+        together = min(256, self.training_config.bank)
         bank = LatentBank(
             self.supply,
             self.canvas,
-            training.compiled(lambda pictures: encode(vae, pictures), self.pace),
-            capacity=self.pace.bank,
+            training.compiled(lambda pictures: encode(vae, pictures), self.training_config),
+            capacity=self.training_config.bank,
             together=together,
         )
-        say(f"bank of {self.pace.bank} pictures is full")
+        say(f"bank of {self.training_config.bank} pictures is full")
         return bank
 
 
@@ -104,42 +104,44 @@ def preview(asked: Namespace) -> None:
 
 
 def train(asked: Namespace) -> None:
-    with _workshop(asked) as shop:
-        made = _latest(shop, start=asked.start)
+    with _training_context(asked) as ctx:
+        made = _latest(ctx, start=asked.start)
         seconds = _SMOKE_SECONDS if asked.smoke else asked.seconds
-        stage = Stage(asked.part, shop.folder, budget_s=seconds, log=say)
+        stage = Stage(asked.part, ctx.folder, budget_s=seconds, log=say)
         if asked.part == "vae":
-            trained = training.train_vae(made.vae, shop.supply, shop.canvas, stage, shop.pace)
-            torch.save(trained.state_dict(), shop.folder / "vae-weights.pt")
+            trained = training.train_vae(
+                made.vae, ctx.supply, ctx.canvas, stage, ctx.training_config
+            )
+            torch.save(trained.state_dict(), ctx.folder / "vae-weights.pt")
             return
         training.train_denoiser(
-            made.denoiser, shop.bank(made.vae), shop.empty, stage, shop.pace,
-            look=lambda denoiser: _look(shop, made, denoiser),
+            made.denoiser, ctx.bank(made.vae), ctx.empty, stage, ctx.training_config,
+            look=lambda denoiser: _look(ctx, made, denoiser),
         )  # fmt: skip
 
 
 def polish(asked: Namespace) -> None:
-    with _workshop(asked) as shop:
-        made = _latest(shop)
+    with _training_context(asked) as ctx:
+        made = _latest(ctx)
         seconds = _SMOKE_SECONDS if asked.smoke else asked.seconds
-        stage = Stage("decoder", shop.folder, budget_s=seconds, log=say)
+        stage = Stage("decoder", ctx.folder, budget_s=seconds, log=say)
         polished = polish_decoder(
-            made.vae, made.denoiser, shop.supply, shop.canvas, stage,
+            made.vae, made.denoiser, ctx.supply, ctx.canvas, stage,
             batch=2 if asked.smoke else 32,
         )  # fmt: skip
-        torch.save(polished.state_dict(), shop.folder / "vae-weights.pt")
+        torch.save(polished.state_dict(), ctx.folder / "vae-weights.pt")
 
 
 def distil(asked: Namespace) -> None:
-    with _workshop(asked) as shop:
-        made = _latest(shop)
+    with _training_context(asked) as ctx:
+        made = _latest(ctx)
         seconds = _SMOKE_SECONDS if asked.smoke else asked.seconds
-        stage = Stage("few-steps", shop.folder, budget_s=seconds, log=say)
+        stage = Stage("few-steps", ctx.folder, budget_s=seconds, log=say)
         student = train_few_steps(
-            made.denoiser, shop.bank(made.vae), shop.empty, stage, shop.pace,
+            made.denoiser, ctx.bank(made.vae), ctx.empty, stage, ctx.training_config,
             guidance=scoring.GUIDANCE,
         )  # fmt: skip
-        torch.save(student.state_dict(), shop.folder / "few-steps-weights.pt")
+        torch.save(student.state_dict(), ctx.folder / "few-steps-weights.pt")
 
 
 def export(asked: Namespace) -> None:
@@ -173,17 +175,17 @@ def evaluate(asked: Namespace) -> None:
     canvas = Canvas(cast.rasters, device)
     numbered = scoring.measurable(cast, canvas, _numbered_prompts(asked, cast))
     prompts, seeds = [one for _, one in numbered], [number for number, _ in numbered]
-    judge = None  # learning takes minutes on a CPU
+    references = None  # learning takes minutes on a CPU
     if {one.score for one in prompts} & {"place", "thing"}:
-        judge = scoring.judge_from(cast, canvas, scenes_seen=160 if asked.smoke else 3000)
-    rows = [("composed", "", scoring.ceiling(cast, canvas, judge, prompts, seeds))]
+        references = scoring.references_from(cast, canvas, scenes_seen=160 if asked.smoke else 3000)
+    rows = [("composed", "", scoring.ceiling(cast, canvas, references, prompts, seeds))]
     for model in _models(asked):
         for steps in asked.steps:
             pictures = scoring.draw(
                 model, [one.prompt for one in prompts], seeds, steps=steps,
                 guidance=asked.guidance, device=device,
             )  # fmt: skip
-            rows.append((model.name, str(steps), scoring.score(pictures, prompts, judge)))
+            rows.append((model.name, str(steps), scoring.score(pictures, prompts, references)))
             say(scoring.table(rows[-1:]).splitlines()[-1])
     say(scoring.table(rows))
     if asked.out:
@@ -202,7 +204,7 @@ def _numbered_prompts(asked: Namespace, cast: Cast) -> list[scoring.Numbered]:
 
 
 @contextmanager
-def _workshop(asked: Namespace) -> Iterator[Workshop]:
+def _training_context(asked: Namespace) -> Iterator[TrainingContext]:
     """Fork the composing processes first, before anything touches the device."""
     encoder = Encoder(asked.work / "tokenizer")
     cast = _cast(asked)
@@ -213,11 +215,11 @@ def _workshop(asked: Namespace) -> Iterator[Workshop]:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     try:
-        yield Workshop(
+        yield TrainingContext(
             folder=asked.work,
             device=device,
             sizes=TOY if asked.smoke else Sizes(),
-            pace=_pace(asked, device),
+            training_config=_training_config(asked, device),
             encoder=encoder,
             supply=supply,
             canvas=Canvas(cast.rasters, device),
@@ -226,24 +228,24 @@ def _workshop(asked: Namespace) -> Iterator[Workshop]:
         supply.close()
 
 
-def _pace(asked: Namespace, device: torch.device) -> Pace:
+def _training_config(asked: Namespace, device: torch.device) -> TrainingConfig:
     if device.type != "cuda" or asked.smoke:
         return SMOKE
-    return GENTLE if getattr(asked, "gently", False) else Pace()
+    return GENTLE if getattr(asked, "gently", False) else TrainingConfig()
 
 
-def _latest(shop: Workshop, *, start: Path | None = None) -> Networks:
+def _latest(ctx: TrainingContext, *, start: Path | None = None) -> Networks:
     """Networks with the weights that the steps before left, on the device."""
-    made = networks.build(shop.sizes, shop.encoder)
+    made = networks.build(ctx.sizes, ctx.encoder)
     if start is not None:
         networks.warm_start(made, start)
         if (start / _ATTRIBUTION).exists():
-            shutil.copy(start / _ATTRIBUTION, shop.folder / _STARTED_FROM)
-    _load_weights(made, shop.folder)
+            shutil.copy(start / _ATTRIBUTION, ctx.folder / _STARTED_FROM)
+    _load_weights(made, ctx.folder)
     modules: tuple[torch.nn.Module, ...] = (made.vae, made.denoiser)
     for module in modules:
-        module.to(device=shop.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    say(f"{made.million_parameters:.1f} M parameters on {shop.device}")
+        module.to(device=ctx.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    say(f"{made.million_parameters:.1f} M parameters on {ctx.device}")
     return made
 
 
@@ -253,17 +255,17 @@ def _load_weights(made: Networks, folder: Path) -> None:
             module.load_state_dict(torch.load(folder / name, weights_only=True))
 
 
-def _look(shop: Workshop, made: Networks, denoiser: Denoiser) -> None:
+def _look(ctx: TrainingContext, made: Networks, denoiser: Denoiser) -> None:
     """Keep the averaged weights, so that a run cut short is not lost, and draw a sheet by them."""
-    torch.save(denoiser.state_dict(), shop.folder / "denoiser-weights.pt")
-    torch.save(made.vae.state_dict(), shop.folder / "vae-weights.pt")
-    is_a_try = shop.pace is SMOKE
+    torch.save(denoiser.state_dict(), ctx.folder / "denoiser-weights.pt")
+    torch.save(made.vae.state_dict(), ctx.folder / "vae-weights.pt")
+    is_a_try = ctx.training_config is SMOKE
     prompts = SHOW_PROMPTS[:2] if is_a_try else SHOW_PROMPTS
     pictures = scoring.draw_with(
-        Networks(made.vae, denoiser), shop.encoder, prompts, [_SEED] * len(prompts),
-        steps=2 if is_a_try else 8, device=shop.device,
+        Networks(made.vae, denoiser), ctx.encoder, prompts, [_SEED] * len(prompts),
+        steps=2 if is_a_try else 8, device=ctx.device,
     )  # fmt: skip
-    _save_sheet(torch.stack([_from_bytes(one) for one in pictures]), shop.folder / "progress.png")
+    _save_sheet(torch.stack([_from_bytes(one) for one in pictures]), ctx.folder / "progress.png")
 
 
 def _rasters(asked: Namespace) -> Rasters:
@@ -284,7 +286,7 @@ def _device(asked: Namespace) -> torch.device:
     return torch.device(asked.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _from_bytes(picture: Picture) -> torch.Tensor:
+def _from_bytes(picture: PixelArray) -> torch.Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
 
 

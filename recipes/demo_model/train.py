@@ -21,8 +21,8 @@ _KL_WEIGHT: Final = 2e-4
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How much at once, and how fast."""
+class TrainingConfig:
+    """Sizes and rates of a training."""
 
     batch: int = 512
     bank: int = 131_072  #: encoded images kept on the device
@@ -36,12 +36,12 @@ class Pace:
 
 
 #: To teach a trained model something more: a third of the rates, for minutes and not for many.
-GENTLE: Final = Pace(batch=256, bank=65_536, rate=2e-4, text_rate=1e-4, average=0.998)
-SMOKE: Final = Pace(batch=8, bank=32, fresh=2, crop=64, crops=4, compiled=False)
+GENTLE: Final = TrainingConfig(batch=256, bank=65_536, rate=2e-4, text_rate=1e-4, average=0.998)
+SMOKE: Final = TrainingConfig(batch=8, bank=32, fresh=2, crop=64, crops=4, compiled=False)
 
 
-def compiled(module: Any, pace: Pace) -> Any:
-    return torch.compile(module, dynamic=False) if pace.compiled else module
+def compiled(module: Any, training_config: TrainingConfig) -> Any:
+    return torch.compile(module, dynamic=False) if training_config.compiled else module
 
 
 # --- captions and noise to latents
@@ -52,7 +52,7 @@ def train_denoiser(
     bank: LatentBank,
     empty: Tensor,
     stage: Stage,
-    pace: Pace,
+    training_config: TrainingConfig,
     *,
     look: Callable[[Denoiser], None],
 ) -> Denoiser:
@@ -61,26 +61,26 @@ def train_denoiser(
     `empty` [1, 77] is the empty caption. Resumes from the stage's checkpoint.
     """
     average = copy.deepcopy(denoiser).requires_grad_(False).eval()
-    optimizer = _optimizer(denoiser, pace)
+    optimizer = _optimizer(denoiser, training_config)
     if saved := stage.resume():
         denoiser.load_state_dict(saved["weights"])
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
     denoiser.train()
-    unet = compiled(denoiser.unet, pace)
+    unet = compiled(denoiser.unet, training_config)
     looks = _looks(stage.share)
-    is_warm = not pace.compiled
+    is_warm = not training_config.compiled
     stage.begin()
     while not stage.done:
-        latents, tokens = bank.batch(pace.batch)
+        latents, tokens = bank.batch(training_config.batch)
         loss = denoising_loss(unet, denoiser.text, latents, _some_emptied(tokens, empty))
         _descend(loss, optimizer, denoiser, stage)
         if not is_warm:
             is_warm = True
             float(loss.detach())  # waits for it
             stage.begin()  # the compiler's time is not training
-        follow(average, denoiser, step=stage.step, decay=pace.average)
-        bank.renew(pace.fresh)
+        follow(average, denoiser, step=stage.step, decay=training_config.average)
+        bank.renew(training_config.fresh)
         stage.advance(loss)
         if stage.share >= looks[0] or stage.done:
             looks = looks[1:] if stage.share >= looks[0] else looks
@@ -107,12 +107,14 @@ def denoising_loss(unet: Any, text: nn.Module, latents: Tensor, tokens: Tensor) 
     return loss
 
 
-def _optimizer(denoiser: Denoiser, pace: Pace) -> torch.optim.AdamW:
+def _optimizer(denoiser: Denoiser, training_config: TrainingConfig) -> torch.optim.AdamW:
     groups = [
-        {"params": list(denoiser.unet.parameters()), "peak": pace.rate},
-        {"params": list(denoiser.text.parameters()), "peak": pace.text_rate},
+        {"params": list(denoiser.unet.parameters()), "peak": training_config.rate},
+        {"params": list(denoiser.text.parameters()), "peak": training_config.text_rate},
     ]
-    return torch.optim.AdamW(groups, lr=pace.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=training_config.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
 
 
 def _descend(
@@ -150,7 +152,11 @@ def _checkpoint(
 
 
 def train_vae(
-    vae: AutoencoderKL, supply: Supply, canvas: Canvas, stage: Stage, pace: Pace
+    vae: AutoencoderKL,
+    supply: Supply,
+    canvas: Canvas,
+    stage: Stage,
+    training_config: TrainingConfig,
 ) -> AutoencoderKL:
     """Train until the stage's time is up; averaged weights whose latents have unit variance."""
     average = copy.deepcopy(vae).requires_grad_(False).eval()
@@ -160,8 +166,8 @@ def train_vae(
         vae.load_state_dict(saved["weights"])
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
-    crops = _crops(supply, canvas, pace)
-    forward = compiled(lambda pictures: _through(vae, pictures), pace)
+    crops = _crops(supply, canvas, training_config)
+    forward = compiled(lambda pictures: _through(vae, pictures), training_config)
     stage.begin()
     while not stage.done:
         pictures = next(crops)
@@ -182,13 +188,17 @@ def _through(vae: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, Tensor, Tens
     return vae.decode(posterior.sample()).sample, posterior.mean, posterior.logvar
 
 
-def _crops(supply: Supply, canvas: Canvas, pace: Pace) -> Iterator[Tensor]:
+def _crops(supply: Supply, canvas: Canvas, training_config: TrainingConfig) -> Iterator[Tensor]:
     """Random squares; those of one quarter of the batch are cut at one place."""
     while True:
         pieces = []
-        for picture in canvas.draw(supply.take(pace.crops)[1]).chunk(4):
-            top, left = torch.randint(0, picture.shape[-1] - pace.crop + 1, (2,)).tolist()
-            pieces.append(picture[..., top : top + pace.crop, left : left + pace.crop])
+        for picture in canvas.draw(supply.take(training_config.crops)[1]).chunk(4):
+            top, left = torch.randint(
+                0, picture.shape[-1] - training_config.crop + 1, (2,)
+            ).tolist()
+            pieces.append(
+                picture[..., top : top + training_config.crop, left : left + training_config.crop]
+            )
         yield torch.cat(pieces).contiguous(memory_format=torch.channels_last)
 
 
