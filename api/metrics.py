@@ -81,7 +81,7 @@ def metrics(deps: Deps) -> Response:
     registry = CollectorRegistry()
     for part in (ProcessCollector, PlatformCollector, GCCollector):
         part(registry=registry)
-    registry.register(_Queue(deps.snapshot_cache.now(), deps.group_committer.waiting))
+    registry.register(_Queue(deps.snapshot_cache.now(), deps.group_committer.pending))
     build = GaugeMetricFamily("darkroom_build_info", "Version", labels=["version"])
     build.add_metric([__version__], 1)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
