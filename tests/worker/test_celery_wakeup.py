@@ -63,12 +63,12 @@ def test_a_hint_that_comes_just_after_all_slots_were_taken_is_taken_at_once(redi
     with Redis.from_url(redis_url) as redis:
         for _ in range(9):
             for _ in range(SLOTS):
-                app.send_task("darkroom.pump", queue=GENERATE_QUEUE)
+                app.send_task("darkroom.process_queue", queue=GENERATE_QUEUE)
             sent += SLOTS
             wait_for(redis, "ended", sent)
             time.sleep(0.1)
             asked = time.time()
-            app.send_task("darkroom.pump", queue=GENERATE_QUEUE)
+            app.send_task("darkroom.process_queue", queue=GENERATE_QUEUE)
             sent += 1
             waits.append(wait_for(redis, "began", sent) - asked)
             wait_for(redis, "ended", sent)
