@@ -60,7 +60,7 @@ class GroupCommitter:
 
     @property
     def pending(self) -> int:
-        """Number of jobs whose commit has not begun."""
+        """Number of jobs whose commit has not started."""
         return self._pending.qsize()
 
     def close(self) -> None:

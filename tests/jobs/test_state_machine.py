@@ -95,10 +95,10 @@ class JobLife(RuleBasedStateMachine):
             )
             batch.jobs.append(self.known[job_id])
 
-    @rule(target=job, batch_id=batch, place=st.integers(0, 9))
-    def pick_one_of(self, batch_id, place):
+    @rule(target=job, batch_id=batch, index=st.integers(0, 9))
+    def pick_one_of(self, batch_id, index):
         members = self.batches[batch_id].jobs
-        return members[place % len(members)].id
+        return members[index % len(members)].id
 
     @rule(job_id=job)
     def cancel(self, job_id):
@@ -210,12 +210,12 @@ class JobLife(RuleBasedStateMachine):
     )
     def settle(self, dispatch_id, kinds):
         """Settle a dispatch, even one that was closed long ago."""
-        ended = dict(zip(self.dispatched[dispatch_id], kinds, strict=False))
-        outcomes = [_outcome(job_id, dispatch_id, kind) for job_id, kind in ended.items()]
+        kind_of = dict(zip(self.dispatched[dispatch_id], kinds, strict=False))
+        outcomes = [_outcome(job_id, dispatch_id, kind) for job_id, kind in kind_of.items()]
         moved = self.act(dispatches.settle, dispatch_id, outcomes)
         assert moved == (dispatch_id in self.open)
         for job in self.close(dispatch_id):
-            match ended[job.id]:
+            match kind_of[job.id]:
                 case "succeeded":
                     self.end(job, "succeeded")
                 case "failed":
@@ -293,8 +293,8 @@ class JobLife(RuleBasedStateMachine):
 
     def suspect(self, dispatch_id):
         suspects = self.close(dispatch_id)
-        for place, job in enumerate(suspects):
-            half = "a" if place < (len(suspects) + 1) // 2 else "b"
+        for index, job in enumerate(suspects):
+            half = "a" if index < (len(suspects) + 1) // 2 else "b"
             if job.attempt >= MAX_ATTEMPTS:
                 self.end(job, "failed")
             else:
@@ -329,10 +329,10 @@ class JobLife(RuleBasedStateMachine):
 
     @invariant()
     def each_finished_job_has_one_event(self):
-        ends = """SELECT job_id, type FROM event
+        query = """SELECT job_id, type FROM event
             WHERE job_id IS NOT NULL AND type <> 'job.started'"""
         with self.sessions.begin() as session:
-            told = Counter(map(tuple, session.execute(text(ends))))
+            events = Counter(map(tuple, session.execute(text(query))))
         expected = Counter(
             {
                 (job.id, f"job.{job.status}"): job.ends
@@ -340,18 +340,18 @@ class JobLife(RuleBasedStateMachine):
                 if job.ends
             }
         )
-        assert told == expected
-        assert set(told.values()) <= {1}
+        assert events == expected
+        assert set(events.values()) <= {1}
 
     @invariant()
     def batches_finish_once_and_count_right(self):
-        ends = "SELECT batch_id, type FROM event WHERE job_id IS NULL"
+        query = "SELECT batch_id, type FROM event WHERE job_id IS NULL"
         with self.sessions.begin() as session:
-            told = sorted(map(tuple, session.execute(text(ends))))
+            events = sorted(map(tuple, session.execute(text(query))))
             found = [batches.find(session, DEFAULT_TENANT, each) for each in self.mine()]
             counted = batches.count(session, found)
         known = [self.batches[batch.id] for batch in found]
-        assert told == sorted(
+        assert events == sorted(
             (batch.id, "batch.canceled" if batch.canceled else "batch.completed")
             for batch in known
             if batch.finished
