@@ -50,20 +50,34 @@ LEASE = timedelta(seconds=30)
 LIMITS = {"darkroom-demo": 8}
 
 
+#: folders whose tests start Ray or Triton, import PyTorch or break whole stacks
+HEAVY = ("chaos", "compile", "engine", "gpu", "recipes", "replica", "stack")
+
+
 def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="leave out Ray, Triton and PyTorch")
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
     parser.addoption("--chaos", action="store_true", help="run the whole fault suite as well")
-    parser.addoption("--chaos-seed", default="1", help="decides the fault suite's every throw")
+    parser.addoption("--chaos-seed", default="1", help="seed of every random choice of the suite")
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--chaos"):
-        left_out = [item for item in items if item.get_closest_marker("chaos")]
-        if left_out:
-            config.hook.pytest_deselected(items=left_out)
-            items[:] = [item for item in items if item not in left_out]
+    left_out = [item for item in items if not _is_wanted(item, config)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if _is_wanted(item, config)]
     if hasattr(config, "workerinput"):  # one process of several
-        places = {name: place for place, name in enumerate(LONGEST)}
-        items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(places)))
+        ranks = {name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get("/".join(item.path.parts[-2:]), len(ranks)))
+
+
+def _is_wanted(item, config):
+    if config.getoption("--fast") and item.path.parent.name in HEAVY:
+        return False
+    return all(
+        config.getoption(f"--{marker}") or item.get_closest_marker(marker) is None
+        for marker in ("slow", "chaos")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Make the secrets that docker-compose.yml mounts, once: a file that exists is never touched.
+# Make the secrets that docker-compose.yml mounts, once: existing files are kept.
 #
 #   deploy/compose/make-secrets.sh [FOLDER]        default: secrets, beside docker-compose.yml
 #
-# The folder is its owner's alone. The files in it are readable to all, because Compose mounts them
-# one by one with the mode they have here, and the users inside the containers are others.
+# Only its owner can enter the folder. Every user can read the files in it, because Compose mounts
+# them one by one with their mode, and the users inside the containers have other ids.
 set -eu
 umask 077
 folder=${1:-$(dirname "$0")/../../secrets}
@@ -15,7 +15,7 @@ random() {
     od -An -N32 -tx1 /dev/urandom | tr -d ' \n'
 }
 
-# keep NAME VALUE; printf is the shell's own, so that no value shows in a list of processes
+# keep NAME VALUE; printf is a shell builtin, so that no value shows in a list of processes
 keep() {
     if [ -e "$folder/$1" ]; then
         return
@@ -37,7 +37,8 @@ keep darkroom_s3_secret_access_key "$(random)"
 password=$(cat "$folder/postgres_password")
 keep darkroom_database_url "postgresql://darkroom:$password@postgres:5432/darkroom"
 
-# Valkey's users: ours may do all but administer; `probe`, the health check, may only ping.
+# Valkey's users: Darkroom's may do everything except administer; the health check, `probe`, may
+# only ping.
 password=$(cat "$folder/redis_password")
 keep darkroom_redis_url "redis://:$password@redis:6379/0"
 keep redis_users.acl "user default on >$password ~* &* +@all -@dangerous -@admin

@@ -4,27 +4,27 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.chaos.client import Load, Submission, Wanted
+from tests.chaos.client import ExpectedImage, Load, SentRequest
 from tests.chaos.report import percentile
-from tests.chaos.run import Run
+from tests.chaos.run import FaultRun
 
 ENDS_IF_CANCELED = frozenset({"canceled", "succeeded"})
 
 
-def killed_in_answer(run: Run, points: Sequence[str], *, jobs: int, every: int) -> None:
+def killed_in_answer(run: FaultRun, points: Sequence[str], *, jobs: int, every: int) -> None:
     """The API dies at each so manieth submission, before its commit or between that and the 202."""
     for point in points:
-        deaths = run.lab.restarts
-        with run.lab.api_with({"DARKROOM_FAULT_POINT": f"{point}:{every}"}):
+        deaths = run.system.restarts
+        with run.system.api_with({"DARKROOM_FAULT_POINT": f"{point}:{every}"}):
             load = run.load(jobs, prompts=["slow:0.02 a letter"], largest=8)
-            assert run.lab.wait_until(lambda load=load: load.done, within_s=240)
-            run.injections += run.lab.restarts - deaths
+            assert run.system.wait_until(lambda load=load: load.done, within_s=240)
+            run.injections += run.system.restarts - deaths
     unknown = sum(each.unknown for each in run.client.submissions)
     run.require(f"{unknown} requests unanswered, each asked again", holds=unknown > 0)
     assert run.quiet(load)
 
 
-def asked_at_once(run: Run, *, rounds: int, clients: int = 50) -> None:
+def asked_at_once(run: FaultRun, *, rounds: int, clients: int = 50) -> None:
     """One key, many clients: half of the rounds all say the same, half say two things."""
     with ThreadPoolExecutor(clients) as crowd:
         for number in range(rounds):
@@ -39,14 +39,18 @@ def asked_at_once(run: Run, *, rounds: int, clients: int = 50) -> None:
     assert run.quiet()
 
 
-def ask_at_once(run: Run, crowd: ThreadPoolExecutor, texts: Sequence[str], clients: int) -> list:
-    seed = run.dice.randrange(2**32)
-    submission = Submission(0, [Wanted(texts[0], seed)], as_batch=False)
+def ask_at_once(
+    run: FaultRun, crowd: ThreadPoolExecutor, texts: Sequence[str], clients: int
+) -> list:
+    seed = run.rng.randrange(2**32)
+    submission = SentRequest(0, [ExpectedImage(texts[0], seed)], as_batch=False)
     ready = threading.Barrier(clients)
 
     def ask(number: int):
         [wanted] = submission.jobs
-        spoken = Submission(0, [Wanted(texts[number % len(texts)], wanted.seed)], as_batch=False)
+        spoken = SentRequest(
+            0, [ExpectedImage(texts[number % len(texts)], wanted.seed)], as_batch=False
+        )
         spoken.key = submission.key
         path, request = run.client._request(spoken)
         ready.wait()
@@ -61,15 +65,15 @@ def ask_at_once(run: Run, crowd: ThreadPoolExecutor, texts: Sequence[str], clien
     return [answer for _, answer in asked]
 
 
-def canceled(run: Run, *, batches: int, size: int) -> None:
+def canceled(run: FaultRun, *, batches: int, size: int) -> None:
     """Batches are canceled while their rows run, again, and once they have ended."""
     for _ in range(batches):
         wanted = [
-            Wanted("slow:0.3 a ship", run.dice.randrange(2**32), ends=ENDS_IF_CANCELED)
+            ExpectedImage("slow:0.3 a ship", run.rng.randrange(2**32), ends=ENDS_IF_CANCELED)
             for _ in range(size)
         ]
         batch_id = run.submit(*wanted)
-        assert run.lab.wait_until(lambda batch_id=batch_id: is_drawn(run, batch_id))
+        assert run.system.wait_until(lambda batch_id=batch_id: is_drawn(run, batch_id))
         answers = [run.client.post(0, f"/v1/batches/{batch_id}/cancel") for _ in range(2)]
         run.injections += 2
         assert run.quiet()
@@ -77,7 +81,7 @@ def canceled(run: Run, *, batches: int, size: int) -> None:
         answers.append(run.client.post(0, f"/v1/batches/{batch_id}/cancel"))
         assert {answer.status_code for answer in answers} <= {200, 202, 409}, answers
         assert run.client.get(f"/v1/batches/{batch_id}").json() == before
-    both = run.lab.value(
+    both = run.system.value(
         "SELECT count(*) FROM job WHERE label = :label AND"
         " (SELECT count(DISTINCT type) FROM event WHERE job_id = job.id"
         "  AND type IN ('job.canceled', 'job.succeeded')) > 1",
@@ -86,37 +90,40 @@ def canceled(run: Run, *, batches: int, size: int) -> None:
     run.require(f"{both} rows both canceled and succeeded", holds=both == 0)
 
 
-def is_drawn(run: Run, batch_id: str) -> bool:
+def is_drawn(run: FaultRun, batch_id: str) -> bool:
     running = "SELECT count(*) FROM job WHERE batch_id = :id AND status = 'running'"
-    return int(str(run.lab.value(running, id=batch_id))) > 0
+    return int(str(run.system.value(running, id=batch_id))) > 0
 
 
-def flooded(run: Run, *, jobs: int, probes: int) -> None:
+def flooded(run: FaultRun, *, jobs: int, probes: int) -> None:
     """One tenant floods; each job that the other posts is in one of the next claims."""
     flood = [
-        Submission(0, [Wanted("slow:0.02 a wave", seed) for seed in range(at, at + 1000)], True)
+        SentRequest(
+            0, [ExpectedImage("slow:0.02 a wave", seed) for seed in range(at, at + 1000)], True
+        )
         for at in range(0, jobs, 1000)
     ]
     load = Load(run.client, flood, threads=2)
     run.wait_for_backlog(min(jobs // 2, 1000))
     run.injections += 1
-    slots = 2 * len(run.lab.workers)
+    slots = 2 * len(run.system.workers)
     between: list[int] = []
     for _ in range(probes):
         if run.unfinished() < 100:
             break
-        job_id = run.submit(Wanted("slow:0.02 a cup", run.dice.randrange(2**32)), tenant=1)
-        assert run.lab.wait_until(lambda job_id=job_id: run.status(job_id) == "succeeded")
+        job_id = run.submit(ExpectedImage("slow:0.02 a cup", run.rng.randrange(2**32)), tenant=1)
+        assert run.system.wait_until(lambda job_id=job_id: run.status(job_id) == "succeeded")
         between.append(claims_before(run, job_id))
-    told = f"{len(between)} strangers waited for {percentile(between, 0.5)} claims (median) and "
-    told += f"{max(between)} at most, of {slots} slots"
-    run.require(told, holds=max(between) <= 2 * slots)
+    median = percentile(between, 0.5)
+    what = f"{len(between)} jobs of the other tenant waited for {median} claims (median) and "
+    what += f"{max(between)} at most, of {slots} slots"
+    run.require(what, holds=max(between) <= 2 * slots)
     assert run.quiet(load)
 
 
-def claims_before(run: Run, job_id: str) -> int:
+def claims_before(run: FaultRun, job_id: str) -> int:
     """How many microbatches others began between its commit and its own."""
     between = """SELECT count(*) FROM dispatch, job, dispatch own
         WHERE job.id = :id AND own.id = job.dispatch_id
         AND dispatch.created_at > job.created_at AND dispatch.id < own.id"""
-    return int(str(run.lab.value(between, id=job_id)))
+    return int(str(run.system.value(between, id=job_id)))

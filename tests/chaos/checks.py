@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.chaos.evidence import Evidence, JobRow
-from tests.chaos.replica import colour_of
+from tests.chaos.replica import color_of
 
 FINISHED = frozenset({"succeeded", "failed", "canceled", "expired"})
 _NOT_FOUND = 404
@@ -14,7 +14,7 @@ _UNAVAILABLE = 503
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing that must not be."""
+    """One fact that breaks an invariant."""
 
     invariant: str
     subject: str
@@ -25,13 +25,13 @@ class Violation:
 
 
 def violations(evidence: Evidence) -> list[Violation]:
-    """Everything that is wrong; empty is good."""
+    """Return every broken invariant; empty when all hold."""
     checks = (
         every_accepted_job_ended_once,
         nothing_was_counted_twice,
-        every_picture_is_there_and_its_own,
-        every_end_was_told,
-        nobody_sees_anothers,
+        every_image_is_stored_and_its_own,
+        every_finish_has_its_event,
+        no_tenant_sees_anothers_jobs,
         errors_are_documented,
         counts_are_those_of_the_rows,
         nothing_is_left_over,
@@ -58,7 +58,7 @@ def every_accepted_job_ended_once(evidence: Evidence) -> Iterator[Violation]:
             elif job.status not in wanted.ends:
                 yield Violation("I1", subject, f"is {job.status} ({job.error_code})")
             elif job.ends == 0:
-                yield Violation("I1", subject, f"is {job.status}, but nobody wrote down its end")
+                yield Violation("I1", subject, f"is {job.status}, but no event records its finish")
 
 
 def nothing_was_counted_twice(evidence: Evidence) -> Iterator[Violation]:
@@ -78,7 +78,7 @@ def nothing_was_counted_twice(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("I2", f"{batch_id}#{number}", f"is there {times} times")
 
 
-def every_picture_is_there_and_its_own(evidence: Evidence) -> Iterator[Violation]:
+def every_image_is_stored_and_its_own(evidence: Evidence) -> Iterator[Violation]:
     """I3: the object is there, its hash is the row's, and it shows what the job asked for."""
     for job in evidence.jobs:
         if job.status != "succeeded":
@@ -90,21 +90,21 @@ def every_picture_is_there_and_its_own(evidence: Evidence) -> Iterator[Violation
             yield Violation("I3", job.id, "its object has another hash")
         elif image.job_id != job.id:
             yield Violation("I3", job.id, f"its object says that it is {image.job_id}'s")
-        elif evidence.colours_known and image.colour != colour_of(job.prompt, job.seed):
+        elif evidence.colors_known and image.color != color_of(job.prompt, job.seed):
             yield Violation("I3", job.id, "its object shows something else")
 
 
-def every_end_was_told(evidence: Evidence) -> Iterator[Violation]:
+def every_finish_has_its_event(evidence: Evidence) -> Iterator[Violation]:
     """I4: each end reached its receiver, all attempts of it under one id. Where one listens."""
     if evidence.deliveries is None:
         return
     for job in evidence.jobs:
-        told = set(evidence.deliveries.get(job.id, ()))
-        if job.status in FINISHED and len(told) != 1:
-            yield Violation("I4", job.id, f"its end was told under {len(told)} ids")
+        ids = set(evidence.deliveries.get(job.id, ()))
+        if job.status in FINISHED and len(ids) != 1:
+            yield Violation("I4", job.id, f"its finish was sent under {len(ids)} ids")
 
 
-def nobody_sees_anothers(evidence: Evidence) -> Iterator[Violation]:
+def no_tenant_sees_anothers_jobs(evidence: Evidence) -> Iterator[Violation]:
     """I5: another tenant's object is not found, and every row is its owner's."""
     for path, status in evidence.trespasses:
         if status != _NOT_FOUND:
@@ -151,8 +151,8 @@ def every_request_was_answered_and_carried_out_once(evidence: Evidence) -> Itera
     for submission in evidence.submissions:
         known |= submission.ids
         if len(submission.ids) != 1:
-            told = f"was answered with {len(submission.ids)} ids"
-            yield Violation("I9", f"key {submission.key}", told)
+            what = f"was answered with {len(submission.ids)} ids"
+            yield Violation("I9", f"key {submission.key}", what)
     for job in evidence.jobs:
         if (job.batch_id or job.id) not in known:
-            yield Violation("I9", job.id, "nobody was told of it")
+            yield Violation("I9", job.id, "no client was told of it")

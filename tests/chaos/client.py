@@ -1,4 +1,4 @@
-"""A client that keeps its own books: what it asked for, what it was told, what it does not know.
+"""Client that records what it sent, what was answered, and what it cannot know.
 
 It sends each request with an Idempotency-Key, again and again until it is answered, as a client
 should. Its books are the truth that the server's rows are held against.
@@ -26,8 +26,8 @@ _PAUSE_S = 0.25
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One picture, and how its job may end."""
+class ExpectedImage:
+    """One image, and the statuses in which its job may finish."""
 
     prompt: str
     seed: int
@@ -36,14 +36,14 @@ class Wanted:
 
 
 @dataclass
-class Submission:
+class SentRequest:
     """One request that makes one job, or a batch of them; what became of it."""
 
     tenant: int
-    jobs: Sequence[Wanted]
+    jobs: Sequence[ExpectedImage]
     as_batch: bool
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    ids: set[str] = field(default_factory=set)  #: more than one would be a doubled submission
+    ids: set[str] = field(default_factory=set)  #: more than one would be a duplicate submission
     unknown: int = 0  #: times that no answer came
     waited_s: float = 0.0  #: until it was answered
 
@@ -53,7 +53,7 @@ class Submission:
 
 
 @dataclass
-class Answer:
+class RecordedResponse:
     """What the server said, whenever it said anything."""
 
     status: int
@@ -68,8 +68,8 @@ class Client:
     def __init__(self, url: str, keys: Sequence[str], label: str, log: Path) -> None:
         self.label = label
         self.keys = keys
-        self.submissions: list[Submission] = []
-        self.answers: list[Answer] = []
+        self.submissions: list[SentRequest] = []
+        self.answers: list[RecordedResponse] = []
         self._lock = threading.Lock()
         self._log = log.open("a")
         self._clients = [
@@ -86,7 +86,7 @@ class Client:
             client.close()
         self._log.close()
 
-    def submit(self, submission: Submission) -> str | None:
+    def submit(self, submission: SentRequest) -> str | None:
         """Ask until there is an answer; the id that was acknowledged."""
         with self._lock:
             self.submissions.append(submission)
@@ -96,7 +96,7 @@ class Client:
         submission.waited_s = time.monotonic() - began
         return submission.id
 
-    def _ask(self, submission: Submission) -> bool:
+    def _ask(self, submission: SentRequest) -> bool:
         """Whether an answer came that settles it."""
         path, request = self._request(submission)
         try:
@@ -112,7 +112,7 @@ class Client:
         self._note(submission, response.status_code)
         return response.status_code < 500  # refused for good: the checks will find it unanswered
 
-    def _request(self, submission: Submission) -> tuple[str, dict]:
+    def _request(self, submission: SentRequest) -> tuple[str, dict]:
         headers = {"Idempotency-Key": submission.key}
         if submission.as_batch:
             headers["Content-Type"] = "text/csv"
@@ -132,7 +132,7 @@ class Client:
         response = ask()
         is_problem = response.headers.get("content-type") == "application/problem+json"
         self.answers.append(
-            Answer(
+            RecordedResponse(
                 response.status_code,
                 response.headers.get("retry-after"),
                 response.json()["code"] if is_problem else "",
@@ -141,14 +141,14 @@ class Client:
         )
         return response
 
-    def _note(self, submission: Submission, answer: object) -> None:
+    def _note(self, submission: SentRequest, answer: object) -> None:
         line = {"key": submission.key, "tenant": submission.tenant, "answer": answer}
         with self._lock:
             self._log.write(json.dumps(line | {"jobs": len(submission.jobs)}) + "\n")
             self._log.flush()
 
 
-def _csv(jobs: Sequence[Wanted], label: str) -> str:
+def _csv(jobs: Sequence[ExpectedImage], label: str) -> str:
     extra = dict(jobs[0].fields)
     columns = list(dict.fromkeys(["prompt", "seed", "label", *SIZE, *extra]))
     text = io.StringIO()
@@ -161,22 +161,23 @@ def _csv(jobs: Sequence[Wanted], label: str) -> str:
 
 
 def plan(
-    dice: random.Random,
+    rng: random.Random,
     jobs: int,
     *,
     largest: int = 100,
     prompts: Sequence[str] = ("a red apple",),
     fields: tuple[tuple[str, object], ...] = (),
-) -> list[Submission]:
+) -> list[SentRequest]:
     """So many jobs of both tenants, as single jobs and as batches of up to `largest`."""
-    submissions: list[Submission] = []
+    submissions: list[SentRequest] = []
     while jobs > 0:
-        as_batch = jobs > 1 and dice.random() < 0.5
-        size = dice.randint(2, min(largest, jobs)) if as_batch else 1
+        as_batch = jobs > 1 and rng.random() < 0.5
+        size = rng.randint(2, min(largest, jobs)) if as_batch else 1
         wanted = [
-            Wanted(dice.choice(prompts), dice.randrange(2**32), fields=fields) for _ in range(size)
+            ExpectedImage(rng.choice(prompts), rng.randrange(2**32), fields=fields)
+            for _ in range(size)
         ]
-        submissions.append(Submission(dice.randrange(2), wanted, as_batch))
+        submissions.append(SentRequest(rng.randrange(2), wanted, as_batch))
         jobs -= size
     return submissions
 
@@ -184,7 +185,7 @@ def plan(
 class Load:
     """A plan that is submitted in the background by a few threads."""
 
-    def __init__(self, client: Client, submissions: Sequence[Submission], *, threads: int = 4):
+    def __init__(self, client: Client, submissions: Sequence[SentRequest], *, threads: int = 4):
         self._pool = ThreadPoolExecutor(threads)
         self._waiting = [self._pool.submit(client.submit, each) for each in submissions]
         self._pool.shutdown(wait=False)

@@ -1,4 +1,4 @@
-"""The lab and the table. Without `--chaos` only the short selection of rows runs."""
+"""The system and the table. Without `--chaos` only the short selection of rows runs."""
 
 import random
 
@@ -6,8 +6,8 @@ import pytest
 
 from darkroom.settings import HOME
 from tests.chaos import report
-from tests.chaos.lab import Ground, Lab
 from tests.chaos.run import running
+from tests.chaos.system import BackingServers, SystemUnderTest
 
 FOLDER = HOME / ".darkroom" / "chaos"
 results = []
@@ -32,9 +32,9 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture(scope="session")
-def ground(_postgres, _redis, _s3, migrated_template, server_dir):
+def backing_servers(_postgres, _redis, _s3, migrated_template, server_dir):
     s3, s3_settings = _s3
-    return Ground(
+    return BackingServers(
         postgres=_postgres,
         redis=_redis,
         s3=s3,
@@ -45,24 +45,24 @@ def ground(_postgres, _redis, _s3, migrated_template, server_dir):
 
 
 @pytest.fixture(scope="package")  # not longer: other tests want the machine
-def lab(ground, tmp_path_factory):
-    opened = Lab(ground, tmp_path_factory.mktemp("lab"))
+def system(backing_servers, tmp_path_factory):
+    opened = SystemUnderTest(backing_servers, tmp_path_factory.mktemp("system"))
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def dice(request):
+def rng(request):
     """The same for every run with the same seed."""
     return random.Random(f"{request.config.getoption('--chaos-seed')} {request.node.name}")
 
 
 @pytest.fixture
-def row(lab, dice, record):
-    """`with row("F01", "kill -9 ..."):` runs one row of the matrix on the lab."""
+def row(system, rng, record):
+    """`with row("F01", "kill -9 ..."):` runs one row of the matrix on the system."""
 
     def run(name, fault, **how):
-        return running(name, fault, how.pop("on", lab), dice, record, **how)
+        return running(name, fault, how.pop("on", system), rng, record, **how)
 
     return run
 

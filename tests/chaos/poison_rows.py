@@ -3,58 +3,61 @@
 import time
 from collections.abc import Sequence
 
-from tests.chaos.client import FAILS, Wanted
-from tests.chaos.run import Run
+from tests.chaos.client import FAILS, ExpectedImage
+from tests.chaos.run import FaultRun
 
 
-def in_company(run: Run, poisons: Sequence[str], *, company: int = 7) -> None:
-    """Each poison in a microbatch of its own with so many innocent ones."""
+def in_a_microbatch(run: FaultRun, poisons: Sequence[str], *, others: int = 7) -> None:
+    """Put each poison job into a microbatch of its own with `others` good jobs."""
     for number, poison in enumerate(poisons):
         size = (("width", 64 + 64 * (number % 8)), ("height", 64 + 64 * (number // 8)))
         jobs = [
-            Wanted("an innocent", run.dice.randrange(2**32), fields=size) for _ in range(company)
+            ExpectedImage("a good job", run.rng.randrange(2**32), fields=size)
+            for _ in range(others)
         ]
-        wrong = Wanted(f"{poison} here", 1, ends=FAILS, fields=size)
-        jobs.insert(run.dice.randint(0, company), wrong)
+        wrong = ExpectedImage(f"{poison} here", 1, ends=FAILS, fields=size)
+        jobs.insert(run.rng.randint(0, others), wrong)
         run.submit(*jobs)
         run.injections += 1
     assert run.quiet()
-    died_of_their_own(run)
+    own_crashes(run)
 
 
-def in_a_crowd(run: Run, *, jobs: int, share: float) -> None:
-    """So many of the jobs are poison; the others are drawn at half the usual rate, or better."""
+def among_many(run: FaultRun, *, jobs: int, share: float) -> None:
+    """Mix poison into a batch; the good jobs must succeed at half the usual rate or better."""
     run.quiet_within_s = 600
     began = time.monotonic()
-    run.submit(*[Wanted("an innocent", seed) for seed in range(jobs)])
+    run.submit(*[ExpectedImage("a good job", seed) for seed in range(jobs)])
     assert run.quiet()
     usual = jobs / (time.monotonic() - began)
-    wrong = set(run.dice.sample(range(jobs), round(jobs * share)))
+    wrong = set(run.rng.sample(range(jobs), round(jobs * share)))
     mixed = [
-        Wanted("poison:kill", seed, ends=FAILS) if seed in wrong else Wanted("an innocent", seed)
+        ExpectedImage("poison:kill", seed, ends=FAILS)
+        if seed in wrong
+        else ExpectedImage("a good job", seed)
         for seed in range(jobs)
     ]
     began = time.monotonic()
     batch_id = run.submit(*mixed)
     good = "SELECT count(*) FROM job WHERE batch_id = :id AND status = 'succeeded'"
-    innocent = jobs - len(wrong)
-    reached = run.lab.wait_until(
-        lambda: run.lab.value(good, id=batch_id) == innocent, within_s=run.quiet_within_s
+    good_jobs = jobs - len(wrong)
+    reached = run.system.wait_until(
+        lambda: run.system.value(good, id=batch_id) == good_jobs, within_s=run.quiet_within_s
     )
     run.injections += len(wrong)
-    rate = innocent / (time.monotonic() - began)
-    told = f"{innocent} of {innocent} innocent drawn, {rate:.0f}/s for {usual:.0f}/s without poison"
-    run.require(told, holds=reached)
+    rate = good_jobs / (time.monotonic() - began)
+    what = f"{good_jobs} good jobs succeeded, {rate:.0f}/s for {usual:.0f}/s without poison"
+    run.require(what, holds=reached)
     assert run.quiet()
-    died_of_their_own(run)
+    own_crashes(run)
 
 
-def died_of_their_own(run: Run) -> None:
-    """Whoever failed was there at three crashes, the last alone, and nobody else failed.
+def own_crashes(run: FaultRun) -> None:
+    """Check that each failed job was in three crashes, the last one alone, and no other failed.
 
     Where one kills the worker it may have been up to six: what else the worker held was there too.
     """
-    crashes = run.lab.rows(
+    crashes = run.system.rows(
         "SELECT prompt, attempt, error_code FROM job WHERE label = :label AND status = 'failed'",
         label=run.label,
     )

@@ -1,7 +1,7 @@
-"""What draws in most rows: a process of its own, instant, and breakable by the prompt.
+"""Generator of most rows: a process of its own, instant, and breakable by the prompt.
 
 Standard library only, so that a dead one is replaced in the twinkling of an eye. One line of JSON
-in, one line out; the picture is one colour, which follows from prompt and seed.
+in, one line out; the image is one color, which follows from prompt and seed.
 """
 
 import ctypes
@@ -17,17 +17,17 @@ PR_SET_PDEATHSIG = 1
 SLOW = "slow:"  # `slow:1.5` takes that many seconds, once a microbatch
 
 
-def colour_of(prompt, seed):
-    """The only colour that a picture of this may have."""
+def color_of(prompt, seed):
+    """Return the one color of the image of this prompt and seed."""
     return tuple(hashlib.sha256(f"{prompt}|{seed}".encode()).digest()[:3])
 
 
-def _spin():
+def _busy_loop():
     while True:
         pass
 
 
-def _hoard():
+def _allocate():
     resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))  # the machine is not ours alone
     return bytearray(20 * 2**30)
 
@@ -36,21 +36,21 @@ POISONS = {
     "poison:kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "poison:segv": lambda: ctypes.string_at(0),
     "poison:hang": lambda: time.sleep(3600),
-    "poison:spin": _spin,
-    "poison:hoard": _hoard,
+    "poison:spin": _busy_loop,
+    "poison:hoard": _allocate,
     "poison:raise": lambda: sys.exit("a prompt that the model cannot bear"),
     "poison:worker": lambda: os.kill(os.getppid(), signal.SIGKILL) or time.sleep(3600),
 }
 
 
-def draw(microbatch):
-    """The colours, after whatever the prompts make happen."""
+def generate(microbatch):
+    """The colors, after whatever the prompts make happen."""
     prompts = [prompt for prompt, _ in microbatch]
     for word, swallow in POISONS.items():
         if any(word in prompt for prompt in prompts):
             swallow()
     time.sleep(max(_slowness(prompt) for prompt in prompts))
-    return [colour_of(prompt, seed) for prompt, seed in microbatch]
+    return [color_of(prompt, seed) for prompt, seed in microbatch]
 
 
 def _slowness(prompt):
@@ -60,7 +60,7 @@ def _slowness(prompt):
 def main():
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(draw(json.loads(line))) + "\n")
+        sys.stdout.write(json.dumps(generate(json.loads(line))) + "\n")
         sys.stdout.flush()
 
 

@@ -11,8 +11,8 @@ from itertools import islice
 
 from tests.chaos import evidence
 from tests.chaos.checks import FINISHED, Violation, violations
-from tests.chaos.client import Client, Load, Submission, Wanted, plan
-from tests.chaos.lab import Lab
+from tests.chaos.client import Client, ExpectedImage, Load, SentRequest, plan
+from tests.chaos.system import SystemUnderTest
 from tests.support.servers import Server
 from tests.support.webhook_receiver import Receiver
 
@@ -20,7 +20,7 @@ QUIET_WITHIN_S = 180
 
 
 @dataclass(frozen=True)
-class Result:
+class FaultResult:
     """A line of the table."""
 
     row: str
@@ -28,7 +28,7 @@ class Result:
     injections: int
     jobs: int
     lost: int
-    doubled: int
+    duplicated: int
     late_tried: int
     late_refused: int
     recoveries: Sequence[float]
@@ -45,47 +45,47 @@ class Result:
 
 
 @dataclass
-class Run:
+class FaultRun:
     """What a row works with. Times are the monotonic clock's."""
 
     row: str
     fault: str
-    lab: Lab
-    dice: random.Random
+    system: SystemUnderTest
+    rng: random.Random
     injections: int = 0
     late_tried: int = 0
     late_refused: int = 0
     recoveries: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     missed: list[Violation] = field(default_factory=list)  #: the row's own criteria
-    receiver: Receiver | None = None  #: of webhooks, where the row has somebody listen
+    receiver: Receiver | None = None  #: of webhooks, where the row receives webhooks
     quiet_within_s: float = QUIET_WITHIN_S
 
     def __post_init__(self) -> None:
         self.label = f"{self.row}-{uuid.uuid4().hex[:12]}"
         self.began = time.monotonic()
-        log = self.lab.folder / f"{self.label}.jsonl"
-        self.client = Client(self.lab.url, self.lab.keys, self.label, log)
+        log = self.system.folder / f"{self.label}.jsonl"
+        self.client = Client(self.system.url, self.system.keys, self.label, log)
 
     def load(self, jobs: int, **how: object) -> Load:
         """So many jobs, asked for in the background."""
-        return Load(self.client, plan(self.dice, jobs, **how))
+        return Load(self.client, plan(self.rng, jobs, **how))
 
-    def submit(self, *wanted: Wanted, tenant: int = 0) -> str:
+    def submit(self, *wanted: ExpectedImage, tenant: int = 0) -> str:
         """One job, or a batch of several; its id."""
-        submission = Submission(tenant, wanted, as_batch=len(wanted) > 1)
+        submission = SentRequest(tenant, wanted, as_batch=len(wanted) > 1)
         submitted = self.client.submit(submission)
-        assert submitted is not None, f"{self.row}: nobody answered"
+        assert submitted is not None, f"{self.row}: no response"
         return submitted
 
     def probe(self) -> None:
-        """How long an urgent job takes now: recovered is who draws again."""
+        """Return how long an urgent job takes now: the system has recovered once it succeeds."""
         began = time.monotonic()
-        urgent = Wanted(
-            "a probe", self.dice.randrange(2**32), fields=(("priority", "interactive"),)
+        urgent = ExpectedImage(
+            "a probe", self.rng.randrange(2**32), fields=(("priority", "interactive"),)
         )
         job_id = self.submit(urgent)
-        if self.lab.wait_until(lambda: self.status(job_id) in FINISHED, within_s=90):
+        if self.system.wait_until(lambda: self.status(job_id) in FINISHED, within_s=90):
             self.recoveries.append(time.monotonic() - began)
 
     def require(self, what: str, *, holds: bool) -> None:
@@ -96,86 +96,86 @@ class Run:
             self.missed.append(Violation("criterion", self.row, what))
 
     def status(self, job_id: str) -> object:
-        return self.lab.value("SELECT status FROM job WHERE id = :id", id=job_id)
+        return self.system.value("SELECT status FROM job WHERE id = :id", id=job_id)
 
     def unfinished(self) -> int:
         statement = "SELECT count(*) FROM job WHERE label = :label AND finished_at IS NULL"
-        return int(str(self.lab.value(statement, label=self.label)))
+        return int(str(self.system.value(statement, label=self.label)))
 
     def wait_for_backlog(self, jobs: int = 1) -> None:
         """Until so many wait or run: a fault in an idle system shows nothing."""
-        assert self.lab.wait_until(lambda: self.unfinished() >= jobs)
+        assert self.system.wait_until(lambda: self.unfinished() >= jobs)
 
     def wait_for_running(self, workers: Sequence[Server] = ()) -> None:
         """Until each of these, or anybody, holds an open dispatch."""
         for server in workers or (None,):
-            assert self.lab.wait_until(lambda server=server: self.held_by(server) != [])
+            assert self.system.wait_until(lambda server=server: self.held_by(server) != [])
 
     def held_by(self, server: Server | None = None) -> list[int]:
         """The open dispatches of a worker, or of all."""
         worker = "%" if server is None else f"%:{server.running.process.pid}:%"
         statement = "SELECT id FROM dispatch WHERE status = 'running' AND worker_id LIKE :worker"
-        return [row.id for row in self.lab.rows(statement, worker=worker)]
+        return [row.id for row in self.system.rows(statement, worker=worker)]
 
     def jobs_of(self, server: Server) -> list[str]:
         """What a worker that has just died leaves running."""
         held = "SELECT id FROM job WHERE status = 'running' AND dispatch_id = ANY(:held)"
-        return [row.id for row in self.lab.rows(held, held=self.held_by(server))]
+        return [row.id for row in self.system.rows(held, held=self.held_by(server))]
 
     def quiet(self, load: Load | None = None) -> bool:
         """All that was asked for has ended; False when patience did first."""
         deadline = self.quiet_within_s
-        return (load is None or self.lab.wait_until(lambda: load.done, within_s=deadline)) and (
-            self.lab.wait_until(lambda: self.unfinished() == 0, within_s=deadline)
+        return (load is None or self.system.wait_until(lambda: load.done, within_s=deadline)) and (
+            self.system.wait_until(lambda: self.unfinished() == 0, within_s=deadline)
         )
 
     def refused(self, server: Server) -> int:
         """How many late settlements of this worker changed nothing, as its log says."""
-        return self.lab.log_of(server).count("was fenced out")
+        return self.system.log_of(server).count("was fenced out")
 
     def evidence(self) -> evidence.Evidence:
         """All that can be found out now. Waits for what may still be on its way out."""
-        leftovers = self.lab.lasting_leftovers()
-        jobs = evidence.read_jobs(self.lab.sessions, self.label)
+        leftovers = self.system.lasting_orphans()
+        jobs = evidence.read_jobs(self.system.sessions, self.label)
         return evidence.Evidence(
             submissions=self.client.submissions,
             answers=self.client.answers,
-            tenants=self.lab.tenants,
+            tenants=self.system.tenants,
             jobs=jobs,
-            batches=evidence.read_batches(self.lab.sessions, self.client),
-            images=evidence.read_images(self.lab.bucket, jobs),
+            batches=evidence.read_batches(self.system.sessions, self.client),
+            images=evidence.read_images(self.system.bucket, jobs),
             trespasses=evidence.read_trespasses(self.client),
             leftovers=leftovers,
-            colours_known=self.lab.colours_known,
+            colors_known=self.system.colors_known,
             deliveries=self._deliveries(),
         )
 
     def _deliveries(self) -> Mapping[str, Sequence[str]] | None:
-        """What the receiver was told of each job, once nothing is on its way to it."""
+        """Return the webhook-ids of each job, once no delivery is pending."""
         if self.receiver is None:
             return None
         pending = "SELECT count(*) FROM delivery WHERE status IN ('pending', 'sending')"
-        self.lab.wait_until(lambda: self.lab.value(pending) == 0, within_s=90)
+        self.system.wait_until(lambda: self.system.value(pending) == 0, within_s=90)
         return evidence.read_deliveries(self.receiver.got)
 
-    def result(self) -> Result:
+    def result(self) -> FaultResult:
         return self.judged(violations(self.evidence()))
 
-    def judged(self, found: Sequence[Violation]) -> Result:
+    def judged(self, found: Sequence[Violation]) -> FaultResult:
         """The table's line, given what the checks found."""
         found = [*found, *self.missed]
         lost = sum(violation.invariant == "I1" for violation in found)
-        doubled = sum(violation.invariant == "I2" for violation in found)
+        duplicated = sum(violation.invariant == "I2" for violation in found)
         if self.late_tried != self.late_refused:
-            told = f"{self.late_refused} of {self.late_tried} late writes were refused"
-            found.append(Violation("fence", self.row, told))
-        return Result(
+            what = f"{self.late_refused} of {self.late_tried} late writes were refused"
+            found.append(Violation("fence", self.row, what))
+        return FaultResult(
             row=self.row,
             fault=self.fault,
             injections=self.injections,
             jobs=sum(len(each.jobs) for each in self.client.submissions if each.id),
             lost=lost,
-            doubled=doubled,
+            duplicated=duplicated,
             late_tried=self.late_tried,
             late_refused=self.late_refused,
             recoveries=tuple(self.recoveries),
@@ -185,7 +185,7 @@ class Run:
         )
 
 
-def told(found: Sequence[Violation]) -> str:
+def report_result(found: Sequence[Violation]) -> str:
     """The violations by kind, and the first of them in words."""
     kinds = Counter(violation.invariant for violation in found)
     return "\n".join([str(dict(kinds)), *map(str, islice(found, 12))])
@@ -195,26 +195,26 @@ def told(found: Sequence[Violation]) -> str:
 def running(
     row: str,
     fault: str,
-    lab: Lab,
-    dice: random.Random,
-    record: Callable[[Result], None],
+    system: SystemUnderTest,
+    rng: random.Random,
+    record: Callable[[FaultResult], None],
     *,
     receiver: Receiver | None = None,
-) -> Iterator[Run]:
+) -> Iterator[FaultRun]:
     """A row: whatever its block did, all is healed, waited for, checked and written down."""
-    run = Run(row, fault, lab, dice, receiver=receiver)
+    run = FaultRun(row, fault, system, rng, receiver=receiver)
     try:
         yield run
     finally:
-        lab.heal()
+        system.recover()
     quiet = run.quiet()
     result = run.result()
     run.client.close()
     record(result)
-    assert not result.violations, told(result.violations)
+    assert not result.violations, report_result(result.violations)
     assert quiet
 
 
-def skipped(row: str, fault: str, why: str) -> Result:
+def skipped(row: str, fault: str, why: str) -> FaultResult:
     """A line for a row that cannot run on this machine."""
-    return Result(row, fault, 0, 0, 0, 0, 0, 0, (), 0, (), skipped=why)
+    return FaultResult(row, fault, 0, 0, 0, 0, 0, 0, (), 0, (), skipped=why)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from tests.chaos.checks import violations
-from tests.chaos.client import Answer, Submission, Wanted
+from tests.chaos.client import ExpectedImage, RecordedResponse, SentRequest
 from tests.chaos.evidence import BatchRow, Evidence, JobRow, StoredImage
-from tests.chaos.replica import colour_of
+from tests.chaos.replica import color_of
 
-WANTED = [Wanted("a cat", 1), Wanted("a dog", 2)]
+WANTED = [ExpectedImage("a cat", 1), ExpectedImage("a dog", 2)]
 
 
 def job(number, **changed):
@@ -32,8 +32,8 @@ def job(number, **changed):
 
 
 def image(number, **changed):
-    colour = colour_of(WANTED[number - 1].prompt, WANTED[number - 1].seed)
-    return replace(StoredImage(f"hash {number}", f"job_{number}", colour), **changed)
+    color = color_of(WANTED[number - 1].prompt, WANTED[number - 1].seed)
+    return replace(StoredImage(f"hash {number}", f"job_{number}", color), **changed)
 
 
 def batch(**changed):
@@ -42,8 +42,11 @@ def batch(**changed):
 
 
 GOOD = Evidence(
-    submissions=[Submission(0, WANTED, as_batch=True, ids={"bat_1"})],
-    answers=[Answer(202, None, "", 0.1), Answer(503, "5", "database_unavailable", 0.1)],
+    submissions=[SentRequest(0, WANTED, as_batch=True, ids={"bat_1"})],
+    answers=[
+        RecordedResponse(202, None, "", 0.1),
+        RecordedResponse(503, "5", "database_unavailable", 0.1),
+    ],
     tenants=["ten_a", "ten_b"],
     jobs=[job(1), job(2)],
     batches=batch(),
@@ -60,7 +63,7 @@ def test_what_is_right_is_green():
 @pytest.mark.parametrize(
     ("invariant", "changed"),
     [
-        ("I1", {"jobs": [job(1)], "batches": HALF}),  # one row is missing, and nobody else says so
+        ("I1", {"jobs": [job(1)], "batches": HALF}),  # one row is missing, and nothing else says so
         ("I1", {"jobs": [job(1), job(2, status="running", ends=0)]}),
         ("I1", {"jobs": [job(1), job(2, status="failed", error_code="worker_crashed")]}),
         ("I1", {"jobs": [job(1), job(2, seed=3)]}),
@@ -72,18 +75,18 @@ def test_what_is_right_is_green():
         ("I3", {"images": {"1.png": image(1)}}),
         ("I3", {"images": {"1.png": image(1), "2.png": image(2, sha256="another")}}),
         ("I3", {"images": {"1.png": image(1), "2.png": image(2, job_id="job_1")}}),
-        ("I3", {"images": {"1.png": image(1), "2.png": image(2, colour=(0, 0, 0))}}),
+        ("I3", {"images": {"1.png": image(1), "2.png": image(2, color=(0, 0, 0))}}),
         ("I4", {"deliveries": {"job_1": ["msg_1", "msg_1"]}}),
         ("I4", {"deliveries": {"job_1": ["msg_1"], "job_2": ["msg_2", "msg_3"]}}),
         ("I5", {"trespasses": [("/v1/batches/bat_1", 200)]}),
         ("I5", {"jobs": [job(1), job(2, tenant_id="ten_b")]}),
-        ("I6", {"answers": [Answer(500, None, "internal_error", 0.1)]}),
-        ("I6", {"answers": [Answer(503, None, "database_unavailable", 0.1)]}),
+        ("I6", {"answers": [RecordedResponse(500, None, "internal_error", 0.1)]}),
+        ("I6", {"answers": [RecordedResponse(503, None, "database_unavailable", 0.1)]}),
         ("I7", {"batches": batch(counts={"total": 2, "succeeded": 1, "failed": 1})}),
         ("I7", {"batches": batch(finished=False, ends=0)}),
         ("I8", {"leftovers": ["dispatch 7"]}),
-        ("I9", {"submissions": [Submission(0, WANTED, as_batch=True)]}),
-        ("I9", {"submissions": [Submission(0, WANTED, as_batch=True, ids={"bat_1", "bat_2"})]}),
+        ("I9", {"submissions": [SentRequest(0, WANTED, as_batch=True)]}),
+        ("I9", {"submissions": [SentRequest(0, WANTED, as_batch=True, ids={"bat_1", "bat_2"})]}),
         ("I9", {"jobs": [job(1), job(2), job(1, id="job_3", batch_id=None, row_number=None)]}),
     ],
 )

@@ -1,4 +1,4 @@
-"""A file is taken in while those die who take it in, or who would draw it."""
+"""A file is imported while API and workers are killed."""
 
 import csv
 import io
@@ -29,16 +29,16 @@ def file():
     return written.getvalue().encode()
 
 
-def copying(lab):
-    """Whether somebody is in the middle of writing a file's rows."""
+def copying(system):
+    """Return whether a COPY of a file's rows is under way."""
     statement = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY job %'"
-    return bool(lab.value(statement + " AND state <> 'idle' AND datname = current_database()"))
+    return bool(system.value(statement + " AND state <> 'idle' AND datname = current_database()"))
 
 
-def test_workers_killed_in_mid_import_cost_no_row_and_double_none(lab, tmp_path):
+def test_workers_killed_in_mid_import_cost_no_row_and_double_none(system, tmp_path):
     """The API stands still in the middle of the file while they die, then goes on."""
-    process, url = serve(lab.environment(), tmp_path / "log")
-    headers = {"Authorization": f"Bearer {lab.keys[0]}", "Content-Type": "text/csv"}
+    process, url = serve(system.environment(), tmp_path / "log")
+    headers = {"Authorization": f"Bearer {system.keys[0]}", "Content-Type": "text/csv"}
     answers = []
     with httpx2.Client(base_url=url, headers=headers, timeout=120) as client:
 
@@ -48,24 +48,26 @@ def test_workers_killed_in_mid_import_cost_no_row_and_double_none(lab, tmp_path)
         post("prompt,width,height,steps\n" + "slow:0.2 a cat,64,64,1\n" * 100)
         sending = threading.Thread(target=post, args=(file(),), kwargs={"on_error": "skip"})
         sending.start()
-        assert lab.wait_until(lambda: copying(lab))
+        assert system.wait_until(lambda: copying(system))
         process.send_signal(signal.SIGSTOP)
-        killed = [worker.running.process.pid for worker in lab.workers]
-        for worker in lab.workers:
+        killed = [worker.running.process.pid for worker in system.workers]
+        for worker in system.workers:
             worker.kill()
-        lab.tend()
+        system.supervise()
         process.send_signal(signal.SIGCONT)
         sending.join()
-        assert killed != [worker.running.process.pid for worker in lab.workers]
+        assert killed != [worker.running.process.pid for worker in system.workers]
         batch = answers[1]
         assert batch["counts"]["queued"] == len(VALID)
-        drawn = "SELECT count(*) FROM job WHERE batch_id = :id AND status = 'succeeded'"
-        assert lab.wait_until(lambda: lab.value(drawn, id=batch["id"]) >= 20, within_s=120)
+        succeeded = "SELECT count(*) FROM job WHERE batch_id = :id AND status = 'succeeded'"
+        assert system.wait_until(
+            lambda: system.value(succeeded, id=batch["id"]) >= 20, within_s=120
+        )
         client.post(f"/v1/batches/{batch['id']}/cancel")
     process.kill()
     process.wait()
-    assert lab.wait_until(lambda: unfinished(lab, batch["id"]) == 0)
-    with lab.sessions.begin() as session:
+    assert system.wait_until(lambda: unfinished(system, batch["id"]) == 0)
+    with system.sessions.begin() as session:
         rows = "SELECT row_number FROM job WHERE batch_id = :id ORDER BY row_number"
         assert session.scalars(text(rows), {"id": batch["id"]}).all() == VALID
         ends = (
@@ -75,6 +77,6 @@ def test_workers_killed_in_mid_import_cost_no_row_and_double_none(lab, tmp_path)
         assert tuple(session.execute(text(ends), {"id": batch["id"]}).one()) == (len(VALID),) * 2
 
 
-def unfinished(lab, batch_id):
+def unfinished(system, batch_id):
     statement = "SELECT count(*) FROM job WHERE batch_id = :id AND finished_at IS NULL"
-    return lab.value(statement, id=batch_id)
+    return system.value(statement, id=batch_id)

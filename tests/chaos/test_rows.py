@@ -5,16 +5,16 @@ import subprocess
 import pytest
 
 from tests.chaos import api_rows, network_rows, poison_rows, server_rows, worker_rows
+from tests.chaos.network import segment
 from tests.chaos.replica import POISONS
 from tests.chaos.run import skipped
-from tests.chaos.wire import segment
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
 
-def test_f01_workers_killed_at_every_named_line(lab, row):
+def test_f01_workers_killed_at_every_named_line(system, row):
     with (
-        lab.listening() as receiver,
+        system.listening() as receiver,
         row("F01", "worker killed at 5 named lines, 5 times each", receiver=receiver) as run,
     ):
         worker_rows.killed_again_and_again(run, rounds=5, jobs_each=50)
@@ -43,10 +43,10 @@ def test_f05_the_api_is_killed_in_mid_answer(row):
 
 
 @pytest.mark.parametrize("fault", ["restarted", "killed"])
-def test_f13_f14_redis(row, ground, fault):
+def test_f13_f14_redis(row, backing_servers, fault):
     name = {"restarted": "F13", "killed": "F14"}[fault]
     with row(name, f"Redis {fault}, nothing kept, 5 times") as run:
-        getattr(server_rows, fault)(run, ground.redis, jobs=800, times=5)
+        getattr(server_rows, fault)(run, backing_servers.redis, jobs=800, times=5)
 
 
 def test_f15_redis_flushed(row):
@@ -61,17 +61,17 @@ def test_f16_redis_is_full(row):
 
 def test_f17_garbage_in_redis(row):
     with row("F17", "garbage of 20 forms in every list and key of Redis") as run:
-        server_rows.littered(run, jobs=400)
+        server_rows.garbled(run, jobs=400)
 
 
-def test_f18_postgresql_restarts(row, ground):
+def test_f18_postgresql_restarts(row, backing_servers):
     with row("F18", "PostgreSQL restarted (fast), 5 times") as run:
-        server_rows.restarted(run, ground.postgres, jobs=800, times=5)
+        server_rows.restarted(run, backing_servers.postgres, jobs=800, times=5)
 
 
-def test_f19_postgresql_killed(row, ground):
+def test_f19_postgresql_killed(row, backing_servers):
     with row("F19", "PostgreSQL kill -9, all processes, 5 times") as run:
-        server_rows.killed(run, ground.postgres, jobs=800, times=5)
+        server_rows.killed(run, backing_servers.postgres, jobs=800, times=5)
 
 
 def test_f20_all_sessions_end(row):
@@ -87,7 +87,7 @@ def test_f22_postgresql_is_slow(row):
 
 def test_f24_deadlocks(row):
     with row("F24", "deadlocks; serializable as the database's default") as run:
-        server_rows.entangled(run, jobs=300, times=12)
+        server_rows.deadlocked(run, jobs=300, times=12)
 
 
 def test_f32_clocks_jump(row, record):
@@ -130,8 +130,8 @@ def test_f37_half_open_connections(row, wire):
 
 
 def test_f38_every_hint_three_times(row):
-    with row("F38", "hints doubled and out of order") as run:
-        server_rows.rung_thrice(run, jobs=1500)
+    with row("F38", "hints repeated and out of order") as run:
+        server_rows.hinted_thrice(run, jobs=1500)
 
 
 def test_f39_one_key_fifty_clients(row):
@@ -141,12 +141,12 @@ def test_f39_one_key_fifty_clients(row):
 
 def test_f40_poison_of_every_kind(row):
     with row("F40", f"prompts that {', '.join(word.partition(':')[2] for word in POISONS)}") as run:
-        poison_rows.in_company(run, list(POISONS))
+        poison_rows.in_a_microbatch(run, list(POISONS))
 
 
 def test_f41_a_tenth_is_poison(row):
     with row("F41", "10 % poison in 1,000 jobs") as run:
-        poison_rows.in_a_crowd(run, jobs=1000, share=0.1)
+        poison_rows.among_many(run, jobs=1000, share=0.1)
 
 
 def test_f43_batches_are_canceled(row):
@@ -159,9 +159,9 @@ def test_f49_one_tenant_floods(row):
         api_rows.flooded(run, jobs=3000, probes=15)
 
 
-def test_f50_the_power_goes(lab, row):
+def test_f50_the_power_goes(system, row):
     with (
-        lab.listening() as receiver,
+        system.listening() as receiver,
         row("F50", "SIGKILL of everything at once, 3 times", receiver=receiver) as run,
     ):
         server_rows.powered_off(run, jobs=500, times=3)

@@ -12,9 +12,9 @@ def test_f01_a_worker_killed_at_a_named_line(row):
         worker_rows.killed_at(run, ["after-claim", "before-settle-commit"])
 
 
-def test_f13_redis_restarts(row, ground):
+def test_f13_redis_restarts(row, backing_servers):
     with row("F13", "Redis restarted, nothing kept") as run:
-        server_rows.restarted(run, ground.redis, jobs=80)
+        server_rows.restarted(run, backing_servers.redis, jobs=80)
 
 
 def test_f15_redis_flushed(row):
@@ -22,16 +22,16 @@ def test_f15_redis_flushed(row):
         server_rows.flushed(run, jobs=80, times=3, every_s=0.3)
 
 
-def test_f19_postgresql_killed(row, ground):
+def test_f19_postgresql_killed(row, backing_servers):
     with row("F19", "PostgreSQL kill -9, all processes") as run:
-        server_rows.killed(run, ground.postgres, jobs=80)
+        server_rows.killed(run, backing_servers.postgres, jobs=80)
 
 
 def test_f38_every_hint_three_times(row):
-    with row("F38", "hints doubled and out of order") as run:
-        server_rows.rung_thrice(run, jobs=120)
+    with row("F38", "hints repeated and out of order") as run:
+        server_rows.hinted_thrice(run, jobs=120)
 
 
 def test_f40_poison_in_a_microbatch_of_eight(row):
     with row("F40", "a prompt that kills its replica") as run:
-        poison_rows.in_company(run, ["poison:kill"])
+        poison_rows.in_a_microbatch(run, ["poison:kill"])

@@ -1,7 +1,7 @@
 """`python -m tests.chaos.worker`: a worker of this project whose replicas are
 `tests.chaos.replica`.
 
-All of it is the product's but what draws: claims, leases, encoding, storage, settling, sweeping.
+Only the generator is not the product's: claims, leases, storage and maintenance are.
 """
 
 import json
@@ -22,7 +22,7 @@ from workers.app import celery_arguments, open_worker_process, worker_app
 from workers.generation.generator import Finished, Image, Started
 
 
-class Replicas:
+class SubprocessGenerator:
     """One process for each thread that pumps, started when it is first needed or was lost."""
 
     def __init__(self, timeout_s):
@@ -36,7 +36,7 @@ class Replicas:
         process = getattr(self._mine, "process", None)
         if process is None or process.poll() is not None:
             process = self._mine.process = start_replica()
-        return Call(process, microbatch, self._timeout_s)
+        return SubprocessCall(process, microbatch, self._timeout_s)
 
 
 def start_replica():
@@ -49,7 +49,7 @@ def start_replica():
     )
 
 
-class Call:
+class SubprocessCall:
     def __init__(self, process, microbatch, timeout_s):
         self._process, self._microbatch, self._timeout_s = process, microbatch, timeout_s
         self._cancelled = False
@@ -70,9 +70,9 @@ class Call:
         if not line:
             raise MicrobatchCrashed("the replica died" if answered else "the replica hung")
         elapsed_ms = round((time.monotonic() - self._begun) * 1000)
-        for place, colour in enumerate(json.loads(line)):
+        for place, color in enumerate(json.loads(line)):
             params = self._microbatch[place]
-            pixels = np.full((params.height, params.width, 3), colour, np.uint8)
+            pixels = np.full((params.height, params.width, 3), color, np.uint8)
             yield Finished(place, Image(pixels, elapsed_ms))
 
     def withdraw(self, indices):
@@ -90,7 +90,7 @@ class Call:
 
 def main():
     settings = load_settings()
-    crew = open_worker_process(settings, Replicas(settings.microbatch_timeout_s))
+    crew = open_worker_process(settings, SubprocessGenerator(settings.microbatch_timeout_s))
     app = worker_app(settings, crew, ready_file=Path(os.environ["DARKROOM_READY_FILE"]))
     app.worker_main(list(celery_arguments(settings)))
 

@@ -506,8 +506,8 @@ def test_a_stop_in_the_middle_of_a_request_is_in_time(child, run):
 
 OWNER = """
 import asyncio, pathlib, sys
-from workers.triton import open_host
-from workers.triton_runtime import stubs_of
+from workers.replica.open_host import open_host
+from workers.replica.triton_runtime import stubs_of
 
 async def main():
     host = open_host("subprocess", pathlib.Path(sys.argv[1]), {})

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
-from darkroom.queue.celery_app import GENERATE_QUEUE, celery_app
+from darkroom.queue.celery_app import GENERATE_QUEUE, PROCESS_QUEUE, celery_app
 from darkroom.settings import Settings
 
 SLOTS = 2
@@ -17,23 +17,23 @@ WORKER = """
 import sys, time
 from pydantic import SecretStr
 from redis import Redis
-from darkroom.queue import GENERATE, PUMP, celery_app
+from darkroom.queue.celery_app import GENERATE_QUEUE, PROCESS_QUEUE, celery_app
 from darkroom.settings import Settings
-from workers.nudge import Nudge
+from workers.generation.celery_wakeup import SlotFreedWakeup
 
 url, slots = sys.argv[1:]
 app = celery_app(Settings(redis_url=SecretStr(url)), socket_timeout_s=5)
-app.steps["consumer"].add(Nudge)
+app.steps["consumer"].add(SlotFreedWakeup)
 redis = Redis.from_url(url)
 
-@app.task(name=PUMP)
-def pump():
+@app.task(name=PROCESS_QUEUE)
+def process_queue():
     redis.rpush("began", time.time())
     time.sleep(0.05)
     redis.rpush("ended", time.time())
 
 app.worker_main(
-    ["worker", "--pool=threads", f"--concurrency={slots}", f"--queues={GENERATE}",
+    ["worker", "--pool=threads", f"--concurrency={slots}", f"--queues={GENERATE_QUEUE}",
      "--without-gossip", "--without-mingle", "--without-heartbeat"]
 )
 """
@@ -63,12 +63,12 @@ def test_a_hint_that_comes_just_after_all_slots_were_taken_is_taken_at_once(redi
     with Redis.from_url(redis_url) as redis:
         for _ in range(9):
             for _ in range(SLOTS):
-                app.send_task("darkroom.process_queue", queue=GENERATE_QUEUE)
+                app.send_task(PROCESS_QUEUE, queue=GENERATE_QUEUE)
             sent += SLOTS
             wait_for(redis, "ended", sent)
             time.sleep(0.1)
             asked = time.time()
-            app.send_task("darkroom.process_queue", queue=GENERATE_QUEUE)
+            app.send_task(PROCESS_QUEUE, queue=GENERATE_QUEUE)
             sent += 1
             waits.append(wait_for(redis, "began", sent) - asked)
             wait_for(redis, "ended", sent)

@@ -1,18 +1,18 @@
-"""A whole `darkroom up`, with Ray and Triton, as a lab: its launcher is the one that tends it."""
+"""System under test that is a whole `darkroom up`: its launcher supervises it."""
 
 import os
 from pathlib import Path
 
 from darkroom.db.tables import DEFAULT_TENANT
-from tests.chaos.lab import Ledger
+from tests.chaos.system import DatabaseView
 from tests.support.servers import Server
 from tests.support.stack import Stack
 
 
-class StackLab(Ledger):
-    """One tenant, since its API asks for no key; pictures are the demo model's."""
+class StackUnderTest(DatabaseView):
+    """One tenant, since its API asks for no key; images are the demo model's."""
 
-    colours_known = False
+    colors_known = False
     restarts = 0
     keys = ("", "")
     tenants = (DEFAULT_TENANT, DEFAULT_TENANT)
@@ -24,7 +24,7 @@ class StackLab(Ledger):
         self.bucket = stack.data_dir / "objects" / "darkroom"
         self.workers: list[Server] = []
 
-    def heal(self) -> None:
+    def recover(self) -> None:
         """What was stopped goes on; what is dead is the launcher's affair."""
         for process in self.stack.find():
             process.resume()

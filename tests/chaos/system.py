@@ -30,15 +30,15 @@ from tests.support.servers import S3Settings, Server
 from tests.support.webhook_receiver import Receiver, receiving
 
 LEASE_S = 4
-SWEEP_S = 0.5
-GENERATE_TIMEOUT_S = 5
+MAINTENANCE_INTERVAL_S = 0.5
+MICROBATCH_TIMEOUT_S = 5
 GONE_WITHIN_S = 60
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What everything stands on."""
+class BackingServers:
+    """Servers behind the system."""
 
     postgres: Server
     redis: Server
@@ -52,26 +52,26 @@ class Ground:
         return self.postgres, self.redis, self.s3
 
 
-class Ledger:
-    """What the database says of it all, and patience."""
+class DatabaseView:
+    """Queries against the system's database, and waiting for conditions."""
 
     sessions: Sessions
 
-    def tend(self) -> None:
-        """What a supervisor does."""
+    def supervise(self) -> None:
+        """Restart what has died, as a supervisor does."""
 
     def wait_until(self, holds: Callable[[], bool], *, within_s: float = 60) -> bool:
-        """Tend until it holds; False when the time is up."""
+        """Supervise until the condition holds. Return False when the time is up."""
         deadline = time.monotonic() + within_s
         while not holds():
             if time.monotonic() > deadline:
                 return False
-            self.tend()
+            self.supervise()
             time.sleep(0.02)
         return True
 
     def value(self, statement: str, **values: object) -> object:
-        """The first value that a statement finds."""
+        """Return the first value that a statement finds."""
         with self.sessions.begin() as session:
             return session.scalar(text(statement), values)
 
@@ -80,19 +80,19 @@ class Ledger:
             return list(session.execute(text(statement), values))
 
     def now(self) -> datetime:
-        """By the database's clock, as all times of rows."""
+        """Return the time by the database's clock, as all times of rows are."""
         return self.rows("SELECT clock_timestamp() AS now")[0].now
 
-    def lasting_leftovers(self) -> list[str]:
-        """What should be gone once all is quiet, and is not even after a minute."""
+    def lasting_orphans(self) -> list[str]:
+        """Return open leases and transactions that are still there a minute after all is quiet."""
         deadline = time.monotonic() + GONE_WITHIN_S
-        while (left := self._leftovers()) and time.monotonic() < deadline:
-            self.tend()
+        while (left := self._find_orphans()) and time.monotonic() < deadline:
+            self.supervise()
             time.sleep(0.2)
         return left
 
-    def _leftovers(self) -> list[str]:
-        """Leases that nobody ends, transactions that somebody forgot."""
+    def _find_orphans(self) -> list[str]:
+        """Return open dispatches and idle transactions."""
         open_dispatches = self.rows("SELECT id FROM dispatch WHERE status = 'running'")
         forgotten = self.rows(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
@@ -104,31 +104,31 @@ class Ledger:
         ]
 
 
-class Lab(Ledger):
-    """An API, workers, and whoever a row adds to them. All launching is the main thread's."""
+class SystemUnderTest(DatabaseView):
+    """An API, workers, and what a row adds to them. Only the main thread launches processes."""
 
-    colours_known = True  #: its pictures are those of `tests.chaos.replica`
+    colors_known = True  #: its images are those of `tests.chaos.replica`
 
     def __init__(
         self,
-        ground: Ground,
+        backing_servers: BackingServers,
         folder: Path,
         *,
         source: Path = HOME,
         workers: int = 2,
         redis_database: int = 1,  # 0 is the other tests'
     ):
-        self.ground, self.folder, self.source = ground, folder, source
-        self.redis_url = f"{ground.redis.url.rpartition('/')[0]}/{redis_database}"
-        self.database_url = _new_database(ground)
+        self.backing_servers, self.folder, self.source = backing_servers, folder, source
+        self.redis_url = f"{backing_servers.redis.url.rpartition('/')[0]}/{redis_database}"
+        self.database_url = _new_database(backing_servers)
         self.sessions: Sessions = open_sessions(self.database_url, pool_size=2)
         self.tenants, self.keys = _two_tenants(self.sessions)
         self.restarts = 0
         self._kept: list[Server] = []
-        self._hired: list[Server] = []
+        self._workers: list[Server] = []
         self.port = free_port()
         self.api = self._launch(self._api())
-        self.workers = [self.hire() for _ in range(workers)]
+        self.workers = [self.start_worker() for _ in range(workers)]
         self.wait_ready()
 
     @property
@@ -137,10 +137,10 @@ class Lab(Ledger):
 
     @property
     def bucket(self) -> Path:
-        return self.ground.objects / self.ground.s3_settings.bucket
+        return self.backing_servers.objects / self.backing_servers.s3_settings.bucket
 
     def environment(self) -> dict[str, str]:
-        s3 = self.ground.s3_settings
+        s3 = self.backing_servers.s3_settings
         inherited = {name: v for name, v in os.environ.items() if not name.startswith("DARKROOM_")}
         return inherited | {
             "PYTHONPATH": f"{self.source}{os.pathsep}{ROOT}",
@@ -154,8 +154,8 @@ class Lab(Ledger):
             "DARKROOM_AUTH": "on",
             "DARKROOM_API_PORT": str(self.port),
             "DARKROOM_LEASE_S": str(LEASE_S),
-            "DARKROOM_MAINTENANCE_INTERVAL_S": str(SWEEP_S),
-            "DARKROOM_MICROBATCH_TIMEOUT_S": str(GENERATE_TIMEOUT_S),
+            "DARKROOM_MAINTENANCE_INTERVAL_S": str(MAINTENANCE_INTERVAL_S),
+            "DARKROOM_MICROBATCH_TIMEOUT_S": str(MICROBATCH_TIMEOUT_S),
         }
 
     def _api(self) -> child_process.ProcessSpec:
@@ -180,7 +180,7 @@ class Lab(Ledger):
 
     @contextmanager
     def listening(self) -> Iterator[Receiver]:
-        """For the block, somebody listens to the ends of both tenants' jobs."""
+        """Receive the finish events of both tenants' jobs during the block."""
         with receiving() as receiver:
             endpoints = self._register(receiver.url())
             sender = self._launch(
@@ -194,7 +194,7 @@ class Lab(Ledger):
                 self.wait_ready(sender)
                 yield receiver
             finally:
-                self.dismiss(sender)
+                self.stop_worker(sender)
                 with self.sessions.begin() as session:
                     for tenant, endpoint in zip(self.tenants, endpoints, strict=True):
                         webhook_endpoints.remove(session, tenant, endpoint)
@@ -208,7 +208,7 @@ class Lab(Ledger):
                 for tenant in self.tenants
             ]
 
-    def hire(
+    def start_worker(
         self,
         environment: Mapping[str, str] | None = None,
         *,
@@ -220,7 +220,7 @@ class Lab(Ledger):
 
         `module` is what it runs; `within` a command that runs it somewhere else.
         """
-        number = len(self._hired) + 1
+        number = len(self._workers) + 1
         name = f"worker-{number}"
         spec = darkroom_processes.worker(
             number,
@@ -229,8 +229,8 @@ class Lab(Ledger):
             log=self.folder / f"{name}.log",
         )
         spec = replace(spec, argv=(*within, sys.executable, "-P", "-m", module))
-        self._hired.append(self._launch(spec, keep=keep))
-        return self._hired[-1]
+        self._workers.append(self._launch(spec, keep=keep))
+        return self._workers[-1]
 
     def _launch(self, spec: child_process.ProcessSpec, *, keep: bool = True) -> Server:
         server = Server(child_process.launch(spec))
@@ -238,7 +238,7 @@ class Lab(Ledger):
             self._kept.append(server)
         return server
 
-    def dismiss(self, server: Server) -> None:
+    def stop_worker(self, server: Server) -> None:
         """Ask it to end, and wait for that."""
         self.forget(server)
         child_process.end(server.running)
@@ -253,8 +253,8 @@ class Lab(Ledger):
         if server not in self._kept:
             self._kept.append(server)
 
-    def tend(self) -> None:
-        """What a supervisor does: launch the dead anew."""
+    def supervise(self) -> None:
+        """Restart what has died, as a supervisor does."""
         for server in self._kept:
             if server.running.process.poll() is not None:
                 self.restarts += 1
@@ -266,14 +266,14 @@ class Lab(Ledger):
             ready = self.wait_until(server.running.child.ready, within_s=90)
             assert ready, child_process.tail(server.running.child.log)
 
-    def heal(self) -> None:
-        """Everything runs, thawed; whoever was added and not dismissed goes."""
-        for server in self.ground.servers:
+    def recover(self) -> None:
+        """Thaw and restart everything; end what a row added and did not stop."""
+        for server in self.backing_servers.servers:
             server.recover()
         for server in self._kept:
             if server.running.process.poll() is None:
                 server.thaw()
-        self.tend()
+        self.supervise()
         self.wait_ready()
 
     @property
@@ -288,17 +288,17 @@ class Lab(Ledger):
             child_process.end(server.running)
         self.sessions.kw["bind"].dispose()
 
-    def _leftovers(self) -> list[str]:
+    def _find_orphans(self) -> list[str]:
         """And orphans, and halves of objects."""
         return [
-            *super()._leftovers(),
+            *super()._find_orphans(),
             *(f"process {pid}" for pid in self._orphans()),
-            *(str(path) for path in self.ground.objects.rglob("*.partial")),
+            *(str(path) for path in self.backing_servers.objects.rglob("*.partial")),
         ]
 
     def _orphans(self) -> list[int]:
         """Replicas that outlived their worker. Other runs on this machine have their own."""
-        workers = {server.running.process.pid for server in self._hired}
+        workers = {server.running.process.pid for server in self._workers}
         database = self.database_url.rpartition("/")[2]
         orphans = []
         for process in psutil.process_iter(["cmdline", "ppid", "environ"]):
@@ -312,11 +312,11 @@ class Lab(Ledger):
         return server.running.child.log.read_text(errors="replace")
 
 
-def _new_database(ground: Ground) -> str:
+def _new_database(backing_servers: BackingServers) -> str:
     name = f"chaos_{uuid.uuid4().hex}"
-    with psycopg.connect(ground.postgres.url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {ground.template}")
-    return f"{ground.postgres.url.rpartition('/')[0]}/{name}"
+    with psycopg.connect(backing_servers.postgres.url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {backing_servers.template}")
+    return f"{backing_servers.postgres.url.rpartition('/')[0]}/{name}"
 
 
 def _two_tenants(sessions: Sessions) -> tuple[list[str], list[str]]:

@@ -1,9 +1,9 @@
 """What lies between a worker and its servers: forwarders that are slow, a network that is cut.
 
-A `Forward` is a TCP relay of this process. A `Segment` is a network namespace that reaches the
-servers over relays only, through one pair of virtual interfaces. It is cut by giving a side a
-wrong hardware address for the other: what it sends is then dropped in silence, as by a dead
-switch, each way by itself; nobody is told, and no firewall is needed.
+A `TcpProxy` is a TCP relay of this process. A `NetworkSegment` is a network namespace that reaches
+the servers over relays only, through one pair of virtual interfaces. It is cut by giving a side a
+wrong hardware address for the other: what it sends is then dropped in silence, as by a dead switch,
+each way by itself; neither side gets an error, and no firewall is needed.
 """
 
 import os
@@ -21,7 +21,7 @@ OURS, THEIRS = "10.231.64.1", "10.231.64.2"
 _NOWHERE = "02:00:00:00:00:ff"
 
 
-class Forward:
+class TcpProxy:
     """Relays whatever connects to it; `delay_s` holds back each piece that goes up."""
 
     def __init__(self, to_port: int, *, host: str = "127.0.0.1", delay_s: float = 0.0) -> None:
@@ -88,7 +88,7 @@ def moved(url: str, host: str, port: int) -> str:
     ).geturl()
 
 
-class Segment:
+class NetworkSegment:
     """A namespace with one way out, which can be cut."""
 
     def __init__(self, name: str) -> None:
@@ -107,7 +107,7 @@ class Segment:
             OURS: _mac("link", "show", self._near),
             THEIRS: _mac("-n", name, "link", "show", self._far),
         }
-        self.heal()
+        self.recover()
 
     @property
     def inside(self) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ class Segment:
         """Drop what is sent from in there, what is sent to there, or both."""
         self._neighbours(_NOWHERE if out else None, _NOWHERE if back else None)
 
-    def heal(self) -> None:
+    def recover(self) -> None:
         self._neighbours(None, None)
 
     def _neighbours(self, ours: str | None, theirs: str | None) -> None:
@@ -132,11 +132,11 @@ class Segment:
 
 
 @contextmanager
-def segment() -> Iterator[Segment]:
+def segment() -> Iterator[NetworkSegment]:
     """Raises OSError and CalledProcessError where this process may not make one."""
     if shutil.which("ip") is None:
         raise FileNotFoundError("the program ip is not here")
-    made = Segment(f"dr{os.getpid() % 100_000}")
+    made = NetworkSegment(f"dr{os.getpid() % 100_000}")
     try:
         yield made
     finally:
