@@ -46,6 +46,7 @@ from darkroom.forecast import queue_position, snapshot
 from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
+from darkroom.jobs.bulk_insert import NewJob
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Succeeded
 from darkroom.settings import Settings
@@ -147,23 +148,19 @@ class Simulation:
     def arrive(self, source: Source) -> None:
         """Submit jobs, and schedule the source's next submission."""
         number = self.rng.randint(source.min_jobs, source.max_jobs)
-        made = [self._submission(source) for _ in range(number)]
         with self.transaction() as session:
             batch_id = None
             if number > 1:
                 batch_id = batches.create(session, source.tenant_id, total=number).id
-                made = [
-                    lifecycle.Submission(
-                        each.input, each.params, each.microbatch_key, row_number=row
-                    )
-                    for row, each in enumerate(made, 1)
-                ]
-            lifecycle.submit(session, source.tenant_id, made, batch_id=batch_id)
+            jobs = [
+                self._new_job(source, row if batch_id else None) for row in range(1, number + 1)
+            ]
+            lifecycle.submit(session, source.tenant_id, jobs, batch_id=batch_id)
             session.commit()
         self.at(self.now_s + self.rng.expovariate(1 / source.every_s), lambda: self.arrive(source))
         self.claim_all()
 
-    def _submission(self, source: Source) -> lifecycle.Submission:
+    def _new_job(self, source: Source, row_number: int | None) -> NewJob:
         job = JobInput(
             prompt="a red apple",
             priority=source.priority,
@@ -173,7 +170,7 @@ class Simulation:
         )
         params = self.registry.resolve(job)
         key = self.registry.models[params.model].microbatch_key(params)
-        return lifecycle.Submission(job, params, key)
+        return NewJob.of(job, params, key, row_number=row_number)
 
     def claim_all(self) -> None:
         """Let every worker with a free slot claim; a busy one lingers first, as in the product."""

@@ -46,7 +46,7 @@ from darkroom.event_types import EventType
 from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
-from darkroom.jobs.lifecycle import Submission
+from darkroom.jobs.bulk_insert import NewJob
 from darkroom.queue.notifier import WorkNotifier
 from darkroom.settings import Settings
 from darkroom.webhooks import endpoints as webhook_endpoints
@@ -162,12 +162,12 @@ class Environment:
 
     def queue_batch(self, count: int) -> str:
         """Queue a batch of `count` jobs. Return its id."""
-        made = [_submission(self.registry, number) for number in range(1, count + 1)]
+        jobs = [_new_job(self.registry, number) for number in range(1, count + 1)]
         with self.sessions.begin() as session:
             batch = batches.create(
                 session, DEFAULT_TENANT, total=count, label="b", webhook_url=None
             )
-            lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)
+            lifecycle.submit(session, DEFAULT_TENANT, jobs, batch_id=batch.id)
             return batch.id
 
     def received(self) -> Receipts:
@@ -190,11 +190,11 @@ class Environment:
         return receipts
 
 
-def _submission(registry: ModelRegistry, row_number: int | None = None) -> Submission:
+def _new_job(registry: ModelRegistry, row_number: int | None = None) -> NewJob:
     job = JobInput(prompt="a red apple")
     params = registry.resolve(job)
     key = registry.models[params.model].microbatch_key(params)
-    return Submission(job, params, key, row_number=row_number)
+    return NewJob.of(job, params, key, row_number=row_number)
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,9 @@ def burst(env: Environment, scheme: str, endpoints: int, deliveries: int) -> Bur
 def steady(env: Environment, scheme: str, events: int, rate: float) -> Sequence[float]:
     """Measure the milliseconds from the commit of a finished job to its receipt, one by one."""
     env.replace_endpoints(scheme, 1)
-    made = [_submission(env.registry) for _ in range(events)]
+    jobs = [_new_job(env.registry) for _ in range(events)]
     with env.sessions.begin() as session:
-        ids = lifecycle.submit(session, DEFAULT_TENANT, made)
+        ids = lifecycle.submit(session, DEFAULT_TENANT, jobs)
     committed: dict[str, float] = {}
     began = time.monotonic()
     for number, job_id in enumerate(ids):

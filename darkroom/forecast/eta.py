@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from darkroom.forecast.queue_position import QueuedJob, TailBucket, TenantShare
 from darkroom.forecast.throughput import Throughput
+from darkroom.generation.params import model_of
 from darkroom.queue.fairness import AGEING, FADING
 
 _Z90: Final = 1.2816  #: the standard normal's 90 % quantile
@@ -113,7 +114,7 @@ class EtaModel:
     def _add_front(self, rank: int, jobs: Iterable[QueuedJob]) -> None:
         queue = _ClassQueue()
         for job in jobs:
-            model = job.microbatch_key.partition("@")[0]
+            model = model_of(job.microbatch_key)
             if model not in self._max_microbatch:
                 continue
             index = self._microbatch_for(job.microbatch_key, model)
@@ -140,7 +141,7 @@ class EtaModel:
         front_tag = queue.rows[-1][0] if queue.rows else -math.inf
         jobs, microbatches, seconds = float(len(queue.rows)), 0.0, 0.0
         for bucket in buckets:
-            model = bucket.microbatch_key.partition("@")[0]
+            model = model_of(bucket.microbatch_key)
             if model not in self._max_microbatch or bucket.last_tag <= front_tag:
                 continue  # the front has moved past it since the scan
             full = bucket.jobs / self._max_microbatch[model]
@@ -221,7 +222,7 @@ class EtaModel:
     def _front_ahead(self, front_end: int, request: EtaRequest) -> tuple[float, float]:
         """Return the microbatches and seconds of the front, up to one with room for the job."""
         index = self._open.get(request.microbatch_key, front_end)
-        model = request.microbatch_key.partition("@")[0]
+        model = model_of(request.microbatch_key)
         limit = self._max_microbatch.get(model, 1)
         has_room = index < front_end and self._microbatches[index].jobs < limit
         end = index if has_room else front_end
@@ -231,7 +232,7 @@ class EtaModel:
         self, request: EtaRequest, ahead: "_Ahead", throughput: Throughput
     ) -> tuple[float, Eta]:
         """Return the expected seconds until the job is claimed, and its ETA."""
-        times = throughput.of(request.microbatch_key.partition("@")[0])
+        times = throughput.of(model_of(request.microbatch_key))
         wait = throughput.next_slot_s + ahead.seconds
         wait, variance = self._overtaken(request, wait, throughput)
         own = times.seconds(self._own_cost(request))
@@ -248,7 +249,7 @@ class EtaModel:
         jobs, cost = self._costs.get(request.microbatch_key, (0.0, 0.0))
         if not jobs:
             return request.cost
-        limit = self._max_microbatch.get(request.microbatch_key.partition("@")[0], 1)
+        limit = self._max_microbatch.get(model_of(request.microbatch_key), 1)
         return max(request.cost, min(jobs, limit) * cost / jobs)
 
     def _overtaken(

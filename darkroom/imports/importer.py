@@ -102,7 +102,7 @@ def load(
     # In a thread: while PostgreSQL stores one chunk, the next is read and validated.
     for chunk in prefetch(_chunks(table, options, limits, summary, on_error)):
         if chunk.jobs:
-            lifecycle.submit_drafts(session, batch.tenant_id, chunk.jobs, batch_id=batch.id)
+            lifecycle.submit(session, batch.tenant_id, chunk.jobs, batch_id=batch.id)
         rejected_rows.write(session, batch.id, chunk.rejected, first=chunks_written)
         chunks_written += len(chunk.rejected)
         fault_points.fault_point("in-import")
@@ -148,7 +148,7 @@ def _validated(
             summary.problem_count += len(invalid.problems)
             summary.problems += invalid.problems[: MAX_PROBLEMS - len(summary.problems)]
         summary.jobs += len(row.jobs)
-        summary.cost += sum(job.recipe.cost for job in row.jobs)
+        summary.cost += sum(job.template.cost for job in row.jobs)
         if summary.jobs > limits.max_jobs:
             message = f"the rows make more than {limits.max_jobs:,} jobs; split the file"
             raise file_problem("too_many_jobs", message)

@@ -115,7 +115,7 @@ def test_the_fields_that_rows_share_do_not_change_how_each_is_validated(registry
         rows = [JobColumns(job) for job in jobs]
         for row in rows:
             row.seed = row.seed if fields.get("seed") is not None else "random"
-            row.recipe = None
+            row.template = None
         return [vars(row) for row in rows]
 
     options = ImportOptions(registry, POLICY)

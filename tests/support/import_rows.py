@@ -31,7 +31,7 @@ class JobColumns:
     """All columns of a new job as attributes: its own and those of its template."""
 
     def __init__(self, job: NewJob) -> None:
-        vars(self).update(job.recipe.columns | job._asdict())
+        vars(self).update(job.template.columns | job._asdict())
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(name)
