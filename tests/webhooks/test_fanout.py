@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
-from api.schemas.webhook_payloads import MESSAGES
 from darkroom import batches
 from darkroom.db.tables import DEFAULT_TENANT, Event, Job, Tenant
 from darkroom.db.webhook_tables import Delivery, DeliveryAttempt, WebhookEndpoint
@@ -25,6 +24,7 @@ from darkroom.webhooks import deliveries, delivery_log, endpoints, payloads
 from darkroom.webhooks.deliveries import DELAYS_S, AttemptOutcome, Result, delay_s
 from darkroom.webhooks.delivery_log import DeliveryFilter
 from darkroom.webhooks.endpoints import EndpointDisabled, TooManyEndpoints
+from darkroom.webhooks.payload_models import MESSAGES
 from darkroom.webhooks.secret_box import SecretBox
 from tests.conftest import submission_of
 
