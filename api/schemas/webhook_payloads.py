@@ -27,7 +27,7 @@ def document(webhooks: APIRouter) -> None:
             webhook_timestamp: _Timestamp,
             webhook_signature: _Signature,
         ) -> None:
-            """Verify the signature of the raw body, answer 2xx within seconds, do the work later."""
+            """Verify the signature of the raw body, answer 2xx soon, do the work later."""
 
         receive.__name__ = f"on_{event_type.replace('.', '_')}"
         webhooks.post(event_type.value, summary=event_type.value, tags=["webhooks"])(receive)

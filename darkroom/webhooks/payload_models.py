@@ -44,12 +44,12 @@ class JobEventListError(_Payload):
 class JobEventUrls(_Payload):
     """Paths of a job on this API."""
 
-    self: str
+    self: str = Field(description="The job.")
     image: str = Field(description="Redirects to a fresh URL of the image of a succeeded job.")
 
 
 class _JobIdentity(_Payload):
-    id: str
+    id: str = Field(description="`job_…`.")
     object: Literal["job"]
     status: Status = Field(description="Status of the job right after the event.")
     row_number: int | None = Field(description="Row of the uploaded file, from 1; null without.")
@@ -62,11 +62,11 @@ class _JobIdentity(_Payload):
 class WebhookJob(_JobIdentity):
     """Job as it was right after the event."""
 
-    batch_id: str | None
-    label: str | None
-    attempt: int | None
+    batch_id: str | None = Field(description="Batch of the job; null without.")
+    label: str | None = Field(description="The client's label; null without.")
+    attempt: int | None = Field(description="Attempts at generating the image so far.")
     error: JobEventError | None = Field(description="Null unless the event is `job.failed`.")
-    created_at: Moment | None
+    created_at: Moment | None = Field(description="When the job was submitted.")
     urls: JobEventUrls
 
 
@@ -80,48 +80,48 @@ class JobEventList(_Payload):
     """Up to 100 jobs of one batch of more than 5,000 jobs, with the same event."""
 
     object: Literal["list"]
-    batch_id: str
-    data: list[JobEventListItem]
+    batch_id: str = Field(description="Batch of the jobs.")
+    data: list[JobEventListItem] = Field(description="The jobs, in the order of their events.")
 
 
 class BatchEventCounts(_Payload):
     """Jobs by status, which sum to `total`; `rejected` rows never became jobs."""
 
-    total: int
-    rejected: int
-    queued: int
-    running: int
-    succeeded: int
-    failed: int
-    canceled: int
-    expired: int
+    total: int = Field(description="Jobs of the batch.")
+    rejected: int = Field(description="Rows of the file that were rejected.")
+    queued: int = Field(description="Jobs with this status.")
+    running: int = Field(description="Jobs with this status.")
+    succeeded: int = Field(description="Jobs with this status.")
+    failed: int = Field(description="Jobs with this status.")
+    canceled: int = Field(description="Jobs with this status.")
+    expired: int = Field(description="Jobs with this status.")
 
 
 class BatchEventUrls(_Payload):
     """Paths of a batch on this API."""
 
-    self: str
-    jobs: str
+    self: str = Field(description="The batch.")
+    jobs: str = Field(description="Its jobs, in pages of 100.")
 
 
 class WebhookBatch(_Payload):
     """Batch with its counts at the time of the attempt."""
 
-    id: str
+    id: str = Field(description="`bat_…`.")
     object: Literal["batch"]
-    status: BatchStatus
-    outcome: BatchOutcome | None
-    label: str | None
+    status: BatchStatus = Field(description="Status of the batch.")
+    outcome: BatchOutcome | None = Field(description="Null unless the status is `completed`.")
+    label: str | None = Field(description="The client's label; null without.")
     counts: BatchEventCounts
-    created_at: Moment
-    finished_at: Moment | None
+    created_at: Moment = Field(description="When the batch was submitted.")
+    finished_at: Moment | None = Field(description="When its last job finished; null before.")
     urls: BatchEventUrls
 
 
 class EndpointEventData(_Payload):
     """Webhook endpoint that is tested or was disabled."""
 
-    id: str
+    id: str = Field(description="`whk_…`.")
     object: Literal["webhook"]
     reason: str | None = Field(
         description="`gone` (it answered 410) or `failing` (for five days); null in a test."
@@ -131,24 +131,26 @@ class EndpointEventData(_Payload):
 class JobMessage(_Payload):
     """Event of one job, or the same event of several jobs of a large batch."""
 
-    type: JobEvent
-    timestamp: Moment
-    data: Annotated[WebhookJob | JobEventList, Field(discriminator="object")]
+    type: JobEvent = Field(description="What happened.")
+    timestamp: Moment = Field(description="When it happened.")
+    data: Annotated[WebhookJob | JobEventList, Field(discriminator="object")] = Field(
+        description="The job, or a list of jobs."
+    )
 
 
 class BatchMessage(_Payload):
     """Event of a batch."""
 
-    type: BatchEvent
-    timestamp: Moment
+    type: BatchEvent = Field(description="What happened.")
+    timestamp: Moment = Field(description="When it happened.")
     data: WebhookBatch
 
 
 class EndpointMessage(_Payload):
     """Test event, or the news that another endpoint of the tenant was disabled."""
 
-    type: EndpointEvent
-    timestamp: Moment
+    type: EndpointEvent = Field(description="What happened.")
+    timestamp: Moment = Field(description="When it happened.")
     data: EndpointEventData
 
 

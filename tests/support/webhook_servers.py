@@ -1,4 +1,4 @@
-"""Running senders of webhooks for tests: real processes on the test's own database."""
+"""API and sender of webhooks for tests: real processes on the test's own database."""
 
 import signal
 import subprocess
@@ -15,7 +15,7 @@ PRIVATE = {"DARKROOM_WEBHOOK_ALLOW_PRIVATE": "1"}
 
 
 class SenderProcess:
-    """`python -m workers.webhooks.app`, to be killed and started again."""
+    """Process of `python -m workers.webhooks.app` that can be killed and started again."""
 
     def __init__(self, environment, folder):
         self._environment = environment
@@ -61,7 +61,7 @@ def webhook_environment(api_environment):
 
 @pytest.fixture(scope="module")
 def webhook_api(webhook_environment, tmp_path_factory):
-    """A client of an API that lets webhooks go to loopback."""
+    """Client of an API that allows webhooks to loopback."""
     process, url = serve(webhook_environment, tmp_path_factory.mktemp("api") / "log")
     with httpx2.Client(base_url=url, timeout=60) as client:
         yield client
@@ -70,7 +70,7 @@ def webhook_api(webhook_environment, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sender(webhook_environment, tmp_path_factory):
-    """A running sender."""
+    """Running sender."""
     running = SenderProcess(webhook_environment, tmp_path_factory.mktemp("sender"))
     running.start()
     yield running

@@ -359,8 +359,8 @@ def test_all_that_was_missed_since_a_time_is_replayed(
     receiver.wait(3)
     with psycopg.connect(api_database) as connection:
         connection.execute(
-            "UPDATE delivery SET status = 'exhausted', finished_at = now(), claims = claims + 1"
-            " WHERE endpoint_id = %s",
+            "UPDATE delivery SET status = 'exhausted', finished_at = now(),"
+            " attempt_token = attempt_token + 1 WHERE endpoint_id = %s",
             (webhook["id"],),
         )
     receiver.reply = lambda _: OK

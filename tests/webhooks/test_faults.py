@@ -33,7 +33,7 @@ from workers.webhooks.resolver import SystemResolver
 from workers.webhooks.sender import Sender
 from workers.webhooks.transport import WebhookTransport, tls_context
 
-SEAL = SecretBox("")
+SECRET_BOX = SecretBox("")
 pytestmark = pytest.mark.timeout(400)
 
 
@@ -42,7 +42,12 @@ def register(sessions, urls, *kinds):
     with sessions.begin() as session:
         return [
             endpoints.create(
-                session, DEFAULT_TENANT, url=url, kinds=set(kinds), seal=SEAL, most=10_000
+                session,
+                DEFAULT_TENANT,
+                url=url,
+                event_types=set(kinds),
+                secret_box=SECRET_BOX,
+                max_endpoints=10_000,
             ).endpoint.id
             for url in urls
         ]
@@ -194,7 +199,10 @@ class World:
             policy, SystemResolver(), tls=tls_context(None), timeout_s=timeout_s
         )
         self._make = lambda: Sender(
-            sessions, outbound.post, DestinationLimiter(1000, clock=self.clock), seal=SEAL
+            sessions,
+            outbound.post,
+            DestinationLimiter(1000, clock=self.clock),
+            secret_box=SECRET_BOX,
         )
         self._loop = asyncio.new_event_loop()
         self._began = threading.Event()
