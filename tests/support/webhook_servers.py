@@ -54,12 +54,12 @@ def receiver():
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def webhook_environment(api_environment):
     return api_environment | PRIVATE | {"DARKROOM_WEBHOOK_ENCRYPTION_KEYS": "a long random text"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def webhook_api(webhook_environment, tmp_path_factory):
     """Client of an API that allows webhooks to loopback."""
     process, url = serve(webhook_environment, tmp_path_factory.mktemp("api") / "log")
@@ -68,7 +68,7 @@ def webhook_api(webhook_environment, tmp_path_factory):
     stop(process)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sender(webhook_environment, tmp_path_factory):
     """Running sender."""
     running = SenderProcess(webhook_environment, tmp_path_factory.mktemp("sender"))

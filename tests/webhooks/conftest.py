@@ -1,4 +1,4 @@
-"""Fixtures for deliveries as rows: make events, claim, settle, let time pass."""
+"""Fixtures that make events, claim and settle deliveries, and let time pass."""
 
 import json
 from datetime import timedelta
@@ -23,7 +23,7 @@ SECRET_BOX = SecretBox("a key")
 
 @pytest.fixture
 def endpoint(sessions):
-    """Makes an endpoint; its id."""
+    """Creates an endpoint; returns its id."""
 
     def make(*kinds, tenant=DEFAULT_TENANT, url="https://ok.example/hook"):
         with sessions.begin() as session:
@@ -42,7 +42,7 @@ def endpoint(sessions):
 
 @pytest.fixture
 def queue_batch(sessions, registry):
-    """Queues a batch; its id and its jobs'."""
+    """Queues a batch; returns its id and those of its jobs."""
 
     def queue(count, *, total=None, webhook_url=None, **fields):
         rows = [
@@ -72,7 +72,7 @@ def cancel(sessions):
 
 @pytest.fixture
 def rows(sessions):
-    """All deliveries, oldest first."""
+    """Returns all deliveries, oldest first."""
 
     def read():
         with sessions.begin() as session:
@@ -83,7 +83,7 @@ def rows(sessions):
 
 @pytest.fixture
 def claim_due(sessions):
-    """Claims what is due."""
+    """Claims due deliveries."""
 
     def claim(limit=100, *, admit=lambda _: None, lease=LEASE):
         with sessions.begin() as session:
@@ -94,7 +94,7 @@ def claim_due(sessions):
 
 @pytest.fixture
 def settle(sessions):
-    """Settles claims with one outcome; how many were ours to settle."""
+    """Settles claims with one outcome; returns how many claims still held."""
 
     def end(claimed, outcome, retry_after_s=None):
         with sessions.begin() as session:
@@ -106,7 +106,7 @@ def settle(sessions):
 
 @pytest.fixture
 def advance(sessions):
-    """Lets time pass for all that is not ended: what was due in so many seconds is due now."""
+    """Lets time pass: deliveries due in so many seconds are due now."""
 
     def skip(seconds=10**7):
         with sessions.begin() as session:
@@ -134,7 +134,7 @@ def body_of(sessions):
 
 @pytest.fixture
 def attempts_of(sessions):
-    """Outcomes of a delivery's attempts, in order."""
+    """Returns the outcomes of a delivery's attempts, in order."""
 
     def read(delivery_id):
         query = select(DeliveryAttempt.outcome).where(DeliveryAttempt.delivery_id == delivery_id)
@@ -142,3 +142,32 @@ def attempts_of(sessions):
             return session.scalars(query.order_by(DeliveryAttempt.number)).all()
 
     return read
+
+
+@pytest.fixture
+def register_webhook(webhook_api, receiver):
+    """Registers endpoints at the receiver over HTTP; deletes them after the test."""
+    made = []
+
+    def register(path="/hook", **wanted):
+        asked = {"url": receiver.url(path)} | wanted
+        response = webhook_api.post("/v1/webhooks", json=asked)
+        assert response.status_code == 201, response.text
+        made.append(response.json()["id"])
+        return response.json()
+
+    yield register
+    for webhook_id in made:
+        webhook_api.delete(f"/v1/webhooks/{webhook_id}")
+
+
+@pytest.fixture
+def canceled_job(webhook_api):
+    """Submits a job and cancels it: an event that needs no worker."""
+
+    def submit(**fields):
+        asked = {"prompt": "a red apple"} | fields
+        job = webhook_api.post("/v1/jobs", json=asked).raise_for_status().json()
+        return webhook_api.post(f"/v1/jobs/{job['id']}/cancel").raise_for_status().json()
+
+    return submit

@@ -67,8 +67,8 @@ def test_five_days_of_failures_disable_an_endpoint_and_notify_the_others(
     settle(claim_due(), AttemptOutcome.HTTP_4XX)
 
     assert endpoint_row(sessions, tired).disabled_reason == "failing"
-    told = [row for row in rows() if row.endpoint_id == watching]
-    assert [row.type for row in told] == ["webhook.disabled"]
+    found = [row for row in rows() if row.endpoint_id == watching]
+    assert [row.type for row in found] == ["webhook.disabled"]
     assert {row.status for row in rows() if row.endpoint_id == tired} == {"exhausted"}
     [claim] = claim_due()
     body = body_of(claim)

@@ -55,14 +55,14 @@ def test_all_deliveries_of_an_event_share_one_message_id(queue_jobs, cancel, end
     endpoint()
     cancel(*queue_jobs({"webhook_url": OWN_URL}))
 
-    told = rows()
-    assert len(told) == 3
-    assert len({delivery.message_id for delivery in told}) == 1
-    assert len({delivery.id for delivery in told}) == 3
+    found = rows()
+    assert len(found) == 3
+    assert len({delivery.message_id for delivery in found}) == 1
+    assert len({delivery.id for delivery in found}) == 3
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "found"),
     [
         (None, ["job.failed", "job.succeeded"]),
         (["job.started"], ["job.started", "job.started"]),
@@ -70,7 +70,7 @@ def test_all_deliveries_of_an_event_share_one_message_id(queue_jobs, cancel, end
     ],
 )
 def test_the_url_of_a_job_gets_final_events_or_the_types_it_names(
-    sessions, queue_jobs, claim, rows, wanted, told
+    sessions, queue_jobs, claim, rows, wanted, found
 ):
     queue_jobs(*[{"webhook_url": OWN_URL} | ({"webhook_events": wanted} if wanted else {})] * 2)
     good, bad = claim()
@@ -79,7 +79,7 @@ def test_the_url_of_a_job_gets_final_events_or_the_types_it_names(
         failed = Failed(bad.id, "invalid_output", "it is black")
         dispatches.settle(session, good.dispatch_id, [succeeded, failed])
 
-    assert sorted(delivery.type for delivery in rows()) == told
+    assert sorted(delivery.type for delivery in rows()) == found
     assert {delivery.url for delivery in rows()} == {OWN_URL}
 
 
@@ -132,14 +132,14 @@ def test_events_of_a_large_batch_are_sent_in_lists(sessions, queue_batch, endpoi
     with sessions.begin() as session:
         lifecycle.cancel_batch(session, DEFAULT_TENANT, batch_id)
 
-    told = rows()
-    assert sorted(len(delivery.event_ids) for delivery in told) == [50, 100, 100]
-    assert len({delivery.message_id for delivery in told}) == 3
-    for_company = timedelta(seconds=fanout.GROUPING_S)
-    assert all(delivery.next_attempt_at - delivery.created_at >= for_company for delivery in told)
+    found = rows()
+    assert sorted(len(delivery.event_ids) for delivery in found) == [50, 100, 100]
+    assert len({delivery.message_id for delivery in found}) == 3
+    grouping = timedelta(seconds=fanout.GROUPING_S)
+    assert all(delivery.next_attempt_at - delivery.created_at >= grouping for delivery in found)
     with sessions.begin() as session:
         listed = select(Event.job_id).where(
-            Event.id.in_([each for delivery in told for each in delivery.event_ids])
+            Event.id.in_([each for delivery in found for each in delivery.event_ids])
         )
         assert sorted(session.scalars(listed)) == ids
 
@@ -163,8 +163,8 @@ def test_pending_messages_of_a_large_batch_are_merged(
 
     claimed = claim_due(500)
     assert sorted(len(claim.event_ids) for claim in claimed) == [30, 100]
-    told = [each["id"] for claim in claimed for each in body_of(claim)["data"]["data"]]
-    assert sorted(told) == ids
+    found = [each["id"] for claim in claimed for each in body_of(claim)["data"]["data"]]
+    assert sorted(found) == ids
     assert len(rows()) == 2
 
 
