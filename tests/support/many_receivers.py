@@ -46,7 +46,7 @@ def many_receivers(reply: Callable[[ReceivedPost], int | None]) -> Iterator[Many
                 await _answer(running, reader, writer)
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
                 await writer.wait_closed()
 
     async def serve() -> None:
