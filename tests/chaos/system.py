@@ -15,7 +15,6 @@ import psycopg
 from sqlalchemy import text
 
 from darkroom.accounts import api_keys
-from darkroom.accounts.api_keys import Scope
 from darkroom.db.connection import Sessions, open_sessions
 from darkroom.db.tables import Tenant
 from darkroom.event_types import JOB_ENDS
@@ -23,6 +22,7 @@ from darkroom.local import darkroom_processes
 from darkroom.local import process as child_process
 from darkroom.local.ports import free_port
 from darkroom.settings import HOME
+from darkroom.status import Scope
 from darkroom.webhooks import endpoints as webhook_endpoints
 from darkroom.webhooks.secret_box import SecretBox
 from tests.chaos import replica

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from darkroom.generation import image_codec
-from darkroom.generation.params import GenerationParams, OutputFormat
+from darkroom.generation.params import GenerationParams
 from darkroom.local.ports import free_port
+from darkroom.status import OutputFormat
 
 
 @pytest.fixture
