@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from darkroom.cli.session import open_database
+from darkroom.cli.session import database_session
 from darkroom.status import Scope
 
 if TYPE_CHECKING:
@@ -30,14 +30,13 @@ def create(
     ] = None,
 ) -> None:
     """Create an API key and print its secret, which is not shown again."""
-    sessions = open_database()
-    from darkroom.accounts import api_keys, tenants
-    from darkroom.db.tables import DEFAULT_TENANT
-
-    tenant_id = tenant or DEFAULT_TENANT
     scopes = scope or [Scope.SUBMIT, Scope.READ]
     lifetime = None if days is None else timedelta(days=days)
-    with sessions.begin() as session:
+    with database_session() as session:
+        from darkroom.accounts import api_keys, tenants
+        from darkroom.db.tables import DEFAULT_TENANT
+
+        tenant_id = tenant or DEFAULT_TENANT
         tenants.find(session, tenant_id)
         key = api_keys.create(session, tenant_id, scopes, lifetime=lifetime)
     print(key.secret)
@@ -46,10 +45,9 @@ def create(
 @app.command("list")
 def list_() -> None:
     """List API keys, one a line: id, tenant, prefix, scopes, state."""
-    sessions = open_database()
-    from darkroom.accounts import api_keys
+    with database_session() as session:
+        from darkroom.accounts import api_keys
 
-    with sessions.begin() as session:
         for key in api_keys.list_all(session):
             scopes = ",".join(key.scopes)
             print(f"{key.id}  {key.tenant_id}  {key.prefix}…  {scopes}  {_state(key)}")
@@ -66,9 +64,8 @@ def _state(key: "ApiKey") -> str:
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")]) -> None:
     """Revoke an API key; the next request with it is refused."""
-    sessions = open_database()
-    from darkroom.accounts import api_keys
+    with database_session() as session:
+        from darkroom.accounts import api_keys
 
-    with sessions.begin() as session:
         api_keys.revoke(session, key_id)
     print(f"revoked {key_id}")

@@ -13,9 +13,9 @@ from darkroom.errors import SetupError
 
 if TYPE_CHECKING:  # each takes longer to import than `darkroom version` may run
     from rich.console import Console, RenderableType
+    from sqlalchemy.orm import Session
 
     from darkroom.client.http import ApiError, Client
-    from darkroom.db.connection import Sessions
 
 EXIT_OK: Final = 0
 EXIT_JOB_FAILED: Final = 1
@@ -99,10 +99,10 @@ def requires_extra(extra: str) -> Iterator[None]:
         ) from missing
 
 
-def open_database() -> "Sessions":
-    """Open the database itself, for an operator's commands. Raises SetupError."""
+@contextmanager
+def database_session() -> "Iterator[Session]":
+    """Yield a session on the database itself, committed after the block. Raises SetupError."""
     with requires_extra("server"):
-        from sqlalchemy import text
         from sqlalchemy.exc import OperationalError
 
         from darkroom.db.connection import open_sessions
@@ -111,13 +111,14 @@ def open_database() -> "Sessions":
     sessions = open_sessions(load_settings().database_url.get_secret_value(), pool_size=1)
     try:
         with sessions.begin() as session:
-            session.execute(text("SELECT 1"))
+            yield session
     except OperationalError as error:
         raise SetupError(
             "the database at DARKROOM_DATABASE_URL cannot be reached: is the server up, and the "
             f"URL that of this server? ({error.orig})"
         ) from error
-    return sessions
+    finally:
+        sessions.kw["bind"].dispose()
 
 
 def _print_problem(error: "ApiError") -> None:

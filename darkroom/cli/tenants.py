@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from darkroom.cli.session import fail, open_database
+from darkroom.cli.session import database_session, fail
 
 app = typer.Typer(
     help="Manage tenants, on the database itself (DARKROOM_DATABASE_URL).", no_args_is_help=True
@@ -19,20 +19,19 @@ def create(
     weight: Annotated[float, typer.Option(min=_MIN_WEIGHT, max=_MAX_WEIGHT, help=_WEIGHT_HELP)] = 1,
 ) -> None:
     """Create a tenant and print its id, for `darkroom keys create --tenant`."""
-    sessions = open_database()
-    from darkroom.accounts import tenants
+    with database_session() as session:
+        from darkroom.accounts import tenants
 
-    with sessions.begin() as session:
-        print(tenants.create(session, name, weight=weight))
+        tenant_id = tenants.create(session, name, weight=weight)
+    print(tenant_id)
 
 
 @app.command("list")
 def list_() -> None:
     """List tenants, one a line: id, weight, name."""
-    sessions = open_database()
-    from darkroom.accounts import tenants
+    with database_session() as session:
+        from darkroom.accounts import tenants
 
-    with sessions.begin() as session:
         for tenant in tenants.list_all(session):
             print(f"{tenant.id}  {tenant.weight:g}  {tenant.name}")
 
@@ -61,10 +60,9 @@ def update(
     if weight is None and retention_days is None:
         raise fail("nothing to change: give --weight, --retention-days, or both")
     days = None if retention_days is None else _days(retention_days)
-    sessions = open_database()
-    from darkroom.accounts import tenants
+    with database_session() as session:
+        from darkroom.accounts import tenants
 
-    with sessions.begin() as session:
         if weight is not None:
             tenants.set_weight(session, tenant_id, weight)
         if retention_days is not None:
