@@ -66,7 +66,7 @@ class Stack:
         deadline = time.monotonic() + within_s
         while not holds():
             assert time.monotonic() < deadline, f"{self.said()}\n{self.log('worker-1')[-3000:]}"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def said(self) -> str:
         """Return what `up` has printed so far."""
@@ -101,7 +101,7 @@ class Stack:
 
     def wait(self, job_ids: list[str], *, within_s: float = HANGS_S) -> list[dict]:
         """Return the jobs once all of them have finished."""
-        for job_id in job_ids:  # each at its own pace: a poll of all of them would slow the stack
+        for job_id in job_ids:  # one by one: polling all of them would slow the stack
             self.until(
                 lambda job_id=job_id: self.job(job_id)["status"] in FINISHED, within_s=within_s
             )
