@@ -23,6 +23,7 @@ from darkroom.local.linux import started_at
 from darkroom.local.ports import LOOPBACK, Listener, free_port, listeners
 from darkroom.local.postgres import postgres
 from darkroom.local.process import ProcessSpec
+from darkroom.local.supervisor import STOP_TIMEOUT_S
 from darkroom.local.up import run
 from tests.support.servers import Server
 
@@ -35,11 +36,14 @@ def server_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Launcher
         yield stack
 
 
+HANGS_S = 60  # after which a wait has failed; a busy machine may need half of it
+
+
 def test_a_second_launcher_on_the_same_data_directory_is_refused(tmp_path: Path) -> None:
     with launcher(tmp_path, "redis") as first:
         first.wait_for("Ready")
         second = start_launcher(tmp_path, "redis")
-        assert second.process.wait(10) == 2
+        assert second.process.wait(HANGS_S) == 2
         assert f"process id {first.process.pid}" in second.output()
 
 
@@ -66,7 +70,7 @@ def test_the_dependents_of_a_process_are_restarted_with_it(tmp_path: Path) -> No
 
 def test_three_deaths_within_a_minute_end_the_stack_with_code_1(tmp_path: Path) -> None:
     with launcher(tmp_path, "redis", "frail") as stack:
-        assert stack.process.wait(20) == 1
+        assert stack.process.wait(HANGS_S) == 1
         assert "frail died 3 times within a minute; it died: exit code 3" in stack.output()
         assert "out of breath" in stack.output()  # the end of its log
         assert stack.leaves_nothing()
@@ -77,7 +81,7 @@ def test_sigterm_leaves_no_process(tmp_path: Path) -> None:
         stack.wait_for("Ready")
         stack.note_descendants()
         stack.process.terminate()
-        assert stack.process.wait(10) == 0
+        assert stack.process.wait(HANGS_S) == 0
         assert stack.leaves_nothing()
 
 
@@ -86,7 +90,7 @@ def test_a_process_that_ignores_its_stop_signal_is_killed_with_its_children(tmp_
         stack.wait_for("Ready")
         stack.note_descendants()
         stack.process.send_signal(signal.SIGINT)
-        assert stack.process.wait(10) == 0
+        assert stack.process.wait(HANGS_S) == 0
         assert stack.leaves_nothing()
 
 
@@ -98,7 +102,7 @@ def test_a_second_ctrl_c_kills_at_once(tmp_path: Path) -> None:
         stack.wait_until((tmp_path / "ready" / "asked").exists)  # and the program has not stopped
         assert stack.process.poll() is None
         stack.process.send_signal(signal.SIGINT)
-        stack.process.wait(3)
+        stack.process.wait(STOP_TIMEOUT_S - 5)
         assert stack.leaves_nothing()
 
 
@@ -114,14 +118,14 @@ def test_orphans_of_a_killed_launcher_are_killed_by_the_next(tmp_path: Path) -> 
     with launcher(tmp_path, "stubborn", "redis") as first:
         first.wait_for("Ready")
         first.note_descendants()
+        first.kill_watchdog()
         first.process.kill()
-        killed = time.monotonic()
         first.process.wait()
         assert not first.leaves_nothing()
         with launcher(tmp_path, "redis") as second:
             second.wait_for("Ready")
-            first.wait_until(first.leaves_nothing)
-            assert time.monotonic() - killed < watchdog.TIMEOUT_S  # so it was not the watchdog
+            assert "Killed" in second.output()
+            assert first.leaves_nothing()
 
 
 def test_the_watchdog_kills_the_orphans_of_a_killed_launcher(tmp_path: Path) -> None:
@@ -169,7 +173,7 @@ def test_a_port_open_to_the_network_is_announced(tmp_path: Path) -> None:
 
 def test_a_command_runs_against_the_stack_and_its_code_is_ours(tmp_path: Path) -> None:
     with launcher(tmp_path, "redis", "--", "sh", "-c", "echo at $DARKROOM_API; exit 7") as stack:
-        assert stack.process.wait(15) == 7
+        assert stack.process.wait(HANGS_S) == 7
         assert "at http://api.test" in stack.output()
 
 
@@ -212,7 +216,7 @@ class Launcher:
         self.wait_until(lambda: words in self.output())
 
     def wait_until(self, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANGS_S
         while not holds():
             assert time.monotonic() < deadline, self.output()
             time.sleep(0.02)
@@ -224,6 +228,11 @@ class Launcher:
         """Remember who there is, to ask later whether they ended."""
         self._noted = {process.pid: started_at(process.pid) or 0 for process in self.descendants()}
         assert self._noted
+
+    def kill_watchdog(self) -> None:
+        for process in self.descendants():
+            if watchdog.__name__ in process.cmdline():
+                process.kill()
 
     def leaves_nothing(self) -> bool:
         return not any(started_at(pid) == ticks for pid, ticks in self._noted.items())
@@ -255,7 +264,7 @@ def launcher(folder: Path, *words: str) -> Iterator[Launcher]:
     finally:
         if started.process.poll() is None:
             started.process.terminate()
-            started.process.wait(15)
+            started.process.wait(HANGS_S)
 
 
 @contextmanager
@@ -317,7 +326,7 @@ def _program(name: str, code: str, data_dir: DataDir) -> ProcessSpec:
         ready=ready.exists,
         needs=("redis",) if name == "dependent" else (),
         restart_with=("redis",) if name == "dependent" else (),
-        grace_s=10 if name == "slow" else 0.5,
+        grace_s=100 if name == "slow" else 0.5,
     )
 
 
