@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -179,7 +180,7 @@ def _finish(client: "Client", batch: Json, *, wait: bool, out: Path | None, as_j
         batch = _until_finished(client, batch)
     if out is not None:
         _download(client, batch["id"], out)
-    print_result(batch, batch_summary, as_json=as_json)
+    print_result(batch, partial(batch_summary, folder=out), as_json=as_json)
     _exit_for(batch)
 
 

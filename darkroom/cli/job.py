@@ -1,5 +1,6 @@
 """`darkroom submit` and `darkroom job`: one image."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -171,9 +172,8 @@ def _finish(client: "Client", job: Json, *, wait: bool, out: Path | None, as_jso
     """Wait for the job and save its image, as far as asked; print it and exit by its status."""
     if wait or out is not None:
         job = _until_finished(client, job)
-    if out is not None:
-        _save(client, job, out)
-    print_result(job, job_summary, as_json=as_json)
+    files = [] if out is None else _save(client, job, out)
+    print_result(job, partial(job_summary, files=files), as_json=as_json)
     if job["status"] in FINISHED - {Status.SUCCEEDED}:
         raise typer.Exit(EXIT_JOB_FAILED)
 
@@ -194,10 +194,10 @@ def _line(job: Json) -> str:
     return ", ".join(filter(None, [f"{job['id']} queued", position, eta(queue)]))
 
 
-def _save(client: "Client", job: Json, folder: Path) -> None:
+def _save(client: "Client", job: Json, folder: Path) -> list[Path]:
     from darkroom.client import download
 
     folder.mkdir(parents=True, exist_ok=True)
     lines = [download.manifest_line(job)]
-    for image in download.download(client, lines, folder, on_line=lambda: None).images:
-        console().print(f"saved {image.file}", markup=False)
+    summary = download.download(client, lines, folder, on_line=lambda: None)
+    return [image.file for image in summary.images]

@@ -1,7 +1,8 @@
 """Summaries of jobs, batches and the queue, as a person reads them on a terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from darkroom.status import FINISHED, BatchOutcome, BatchStatus, Status
@@ -22,8 +23,8 @@ _STYLES: Final[dict[str, str]] = {
 }
 
 
-def job_summary(job: Json) -> "Table":
-    """Return a job's status, input, seed, seconds, and the command to run next."""
+def job_summary(job: Json, *, files: Sequence[Path] = ()) -> "Table":
+    """Return a job's status, input, seed, seconds, saved files, and the command to run next."""
     asked = job["input"]
     size = f"{asked['width']} x {asked['height']} pixels"
     return _facts(
@@ -35,12 +36,13 @@ def job_summary(job: Json) -> "Table":
             ("model", f"{job['model']}, {size}, {asked['num_inference_steps']} steps"),
             ("seed", str(asked["seed"])),
             ("time", _job_time(job)),
-            ("next", _after_job(job)),
+            ("saved", "\n".join(map(str, files))),
+            ("next", None if files else _after_job(job)),
         ]
     )
 
 
-def batch_summary(batch: Json) -> "Table":
+def batch_summary(batch: Json, *, folder: Path | None = None) -> "Table":
     """Return a batch's status, its jobs by status, seconds, and the command to run next."""
     counts = batch["counts"]
     numbers = [f"{counts[name]:,} {name}" for name in Status if counts[name]]
@@ -49,10 +51,11 @@ def batch_summary(batch: Json) -> "Table":
             ("batch", batch["id"]),
             ("label", batch["label"]),
             ("status", batch["outcome"] or batch["status"]),
-            ("images", f"{counts['total']:,}: {', '.join(numbers) or 'none'}"),
+            ("jobs", ", ".join(numbers)),
             ("skipped", f"{counts['rejected']:,} rows" if counts["rejected"] else None),
             ("time", _batch_time(batch)),
-            ("next", _after_batch(batch)),
+            ("saved", None if folder is None else f"{folder}/"),
+            ("next", _after_batch(batch, downloaded=folder is not None)),
         ]
     )
 
@@ -154,12 +157,12 @@ def _batch_time(batch: Json) -> str:
     return f"{duration((finished - created).total_seconds())} from submission to the last image"
 
 
-def _after_batch(batch: Json) -> str | None:
+def _after_batch(batch: Json, *, downloaded: bool) -> str | None:
     if batch["status"] == BatchStatus.PAUSED:
         return f"darkroom batch resume {batch['id']}"
     if batch["status"] in {BatchStatus.QUEUED, BatchStatus.RUNNING}:
         return f"darkroom batch watch {batch['id']}"
-    verbs = ["download"] * bool(batch["counts"]["succeeded"])
+    verbs = ["download"] * bool(batch["counts"]["succeeded"] and not downloaded)
     verbs += ["retry"] * bool(batch["counts"]["failed"])
     return "\n".join(f"darkroom batch {verb} {batch['id']}" for verb in verbs)
 
