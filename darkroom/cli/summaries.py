@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from darkroom.status import FINISHED, BatchOutcome, BatchStatus, Status
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 Json = dict[str, Any]
@@ -60,21 +61,22 @@ def batch_summary(batch: Json, *, folder: Path | None = None) -> "Table":
     )
 
 
-def queue_summary(queue: Json) -> "Table":
+def queue_summary(queue: Json) -> "RenderableType":
     """Return the queued jobs by class and model, and the speed of the installation."""
+    from rich.console import Group
     from rich.table import Table
 
-    table = Table("class", "model", "queued", "oldest", caption_justify="left")
-    for depth in queue["depth"]:
-        oldest = duration(depth["oldest_queued_s"])
-        table.add_row(depth["priority"], depth["model"], f"{depth['jobs']:,}", oldest)
     control = [state for state in ("paused", "draining") if queue[state]]
-    table.caption = (
+    line = (
         f"{queue['queued']:,} queued, {queue['paused_jobs']:,} paused, "
         f"{queue['microbatches_running']} microbatches running, "
         f"{queue['images_per_s']:.2f} images/s" + "".join(f"; {state}" for state in control)
     )
-    return table
+    table = Table("class", "model", "queued", "oldest")
+    for depth in queue["depth"]:
+        oldest = duration(depth["oldest_queued_s"])
+        table.add_row(depth["priority"], depth["model"], f"{depth['jobs']:,}", oldest)
+    return Group(table, line) if queue["depth"] else line
 
 
 def fields_summary(result: Json) -> "Table":
@@ -154,7 +156,7 @@ def _batch_time(batch: Json) -> str:
     created, finished = (
         datetime.fromisoformat(batch[name]) for name in ("created_at", "finished_at")
     )
-    return f"{duration((finished - created).total_seconds())} from submission to the last image"
+    return f"finished {duration((finished - created).total_seconds())} after its submission"
 
 
 def _after_batch(batch: Json, *, downloaded: bool) -> str | None:
