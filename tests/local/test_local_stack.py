@@ -282,7 +282,7 @@ PROGRAMS = {
     "slow": "signal.signal(15, lambda *_: ready.with_name('asked').touch())",
     "stubborn": "signal.signal(15, signal.SIG_IGN); subprocess.Popen(['sleep', '99'])",
 }
-_AROUND = """
+_PROGRAM_TEMPLATE = """
 import os, pathlib, signal, socket, subprocess, time
 ready = pathlib.Path(os.environ["READY"])
 {}
@@ -319,7 +319,7 @@ def _program(name: str, code: str, data_dir: DataDir) -> ProcessSpec:
     ready = data_dir.ready / name
     return ProcessSpec(
         name=name,
-        argv=(sys.executable, "-c", _AROUND.format(code)),
+        argv=(sys.executable, "-c", _PROGRAM_TEMPLATE.format(code)),
         env=os.environ | {"READY": str(ready)},
         log=data_dir.log(name),
         prepare=lambda: ready.unlink(missing_ok=True),
