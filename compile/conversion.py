@@ -171,7 +171,7 @@ def _planned(order: Order, part: Part, exported: Export, target: Target, tell: T
 def _is_there(order: Order, part: Part, wanted: PlanRecord) -> bool:
     """Whether a whole plan lies there that differs from the wanted in its making only."""
     try:
-        found = find_plan(order.repository, part.name, make=order.command).record
+        found = find_plan(order.repository, part.name, command=order.command).record
     except PlanUnfit:
         return False
     unlike = {"plan_sha256", "seconds", "rebuild", "cuda", "gpu"}

@@ -110,7 +110,7 @@ def _text_encoder(model_dir: Path, name: str, precision: Precision, *, is_xl: bo
 
         kind = CLIPTextModelWithProjection if is_pooled else CLIPTextModel
         encoder = _read(kind, model_dir / name, precision)
-        return TextEncoder(encoder, is_penultimate=is_xl, is_pooled=is_pooled)
+        return ExportedTextEncoder(encoder, is_penultimate=is_xl, is_pooled=is_pooled)
 
     return Part(
         name=name,
@@ -152,7 +152,7 @@ def _unet(
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         unet = _read(UNet2DConditionModel, model_dir / "unet", precision)
-        return ConditionedUNet(unet) if is_xl else PlainUNet(unet)
+        return ExportedXlUNet(unet) if is_xl else ExportedUNet(unet)
 
     return Part(
         name="unet",
@@ -173,15 +173,15 @@ def _vae_decoder(
     def load() -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        return Decoder(_read(AutoencoderKL, model_dir / "vae", precision))
+        return ExportedDecoder(_read(AutoencoderKL, model_dir / "vae", precision))
 
     area = _area(fixed_size, _pixels_per_latent(config))
-    pixels = ("picture_height", "picture_width") if fixed_size is None else fixed_size[::-1]
+    pixels = ("image_height", "image_width") if fixed_size is None else fixed_size[::-1]
     latents = ("rows", config.get("latent_channels", 4), *area)
     return Part(
         name="vae_decoder",
         inputs=(Port(name="latents", dtype="float32", dims=latents),),
-        outputs=(Port(name="picture", dtype="float32", dims=("rows", 3, *pixels)),),
+        outputs=(Port(name="image", dtype="float32", dims=("rows", 3, *pixels)),),
         precision=precision,
         pixels_per_unit=_pixels_per_latent(config),
         unit=_pixels_per_latent(config),
@@ -212,7 +212,7 @@ def _read(kind: Any, folder: Path, precision: Precision) -> Any:
     return network.eval().requires_grad_(False)
 
 
-class TextEncoder(nn.Module):
+class ExportedTextEncoder(nn.Module):
     """Token ids to what the UNet reads: the last hidden states, or those before (SDXL)."""
 
     def __init__(self, encoder: Any, *, is_penultimate: bool, is_pooled: bool) -> None:
@@ -226,7 +226,7 @@ class TextEncoder(nn.Module):
         return (hidden, said.text_embeds) if self._is_pooled else (hidden,)
 
 
-class PlainUNet(nn.Module):
+class ExportedUNet(nn.Module):
     """Latents come and go in single precision, whatever the network computes in."""
 
     def __init__(self, unet: Any) -> None:
@@ -241,7 +241,7 @@ class PlainUNet(nn.Module):
         return (self._unet(states, timestep, encoder_hidden_states, return_dict=False)[0].float(),)
 
 
-class ConditionedUNet(nn.Module):
+class ExportedXlUNet(nn.Module):
     """SDXL's, which also reads a summary of the text and the picture's size."""
 
     def __init__(self, unet: Any) -> None:
@@ -268,7 +268,7 @@ class ConditionedUNet(nn.Module):
         return (said[0].float(),)
 
 
-class Decoder(nn.Module):
+class ExportedDecoder(nn.Module):
     """All that `vae.decode` does, and the scaling before it: not `vae.decoder` alone."""
 
     def __init__(self, vae: Any) -> None:

@@ -27,7 +27,7 @@ def compile_main(*arguments):
 
 
 def plan_of(made, part):
-    return find_plan(made.repository, part, make="-")
+    return find_plan(made.repository, part, command="-")
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -109,7 +109,7 @@ def test_what_is_there_is_not_made_again_and_what_is_broken_is(compiled, tmp_pat
     assert "vae_decoder: the plan is there" in said
     assert "exporting" not in said
     assert {path: path.stat().st_mtime_ns for path in repository.rglob("*.onnx")} == before
-    find_plan(repository, "text_encoder", make="-")
+    find_plan(repository, "text_encoder", command="-")
 
 
 def test_a_plan_of_other_profiles_is_made_anew_from_the_same_onnx(compiled, tmp_path, capsys):
@@ -123,7 +123,7 @@ def test_a_plan_of_other_profiles_is_made_anew_from_the_same_onnx(compiled, tmp_
     assert "unet: building" in said
     assert "vae_decoder: the plan is there" in said
     assert "exporting" not in said
-    assert find_plan(repository, "unet", make="-").most_rows(64, 64) == 32
+    assert find_plan(repository, "unet", command="-").most_rows(64, 64) == 32
 
 
 @pytest.mark.parametrize("broken", ["weights", "config", "ONNX", "ONNX's weights", "precision"])
@@ -251,4 +251,4 @@ def test_a_repository_goes_to_s3_and_comes_back(compiled, s3_settings, tmp_path,
     (tmp_path / "unet/1/model.plan").write_bytes(b"half of it")
     assert compiled_models.pull(url, tmp_path) == 1
     for part in ASKED["sd"].parts:
-        find_plan(tmp_path, part, make="-")
+        find_plan(tmp_path, part, command="-")

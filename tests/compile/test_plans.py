@@ -20,7 +20,7 @@ from engine.tensorrt.plans import Machine, PlanUnfit, find_plan
 from engine.tensorrt.runner import checked_plans, filled_up, load_tensorrt_runner
 from engine.torch_runner import TorchRunner
 from tests.support.compiled_models import ASKED, ROOT
-from tests.support.engine_requests import DEMO, events, levels_apart, mishaps, pictures, row
+from tests.support.engine_requests import DEMO, events, failures, images, levels_apart, row
 from workers.replica.model_host import ModelFailed, TritonTimeouts
 from workers.replica.open_host import open_host
 
@@ -78,8 +78,8 @@ def test_the_onnx_of_a_model_draws_the_same_pictures_as_torch(compiled, name):
         row_of(made, scheduler="dpmsolver++", num_inference_steps=6),
         row_of(made, negative_prompt="red"),
     ]
-    theirs = pictures(events(TorchRunner.load(made.model, threads=2), *asked, max_unet_rows=8))
-    ours = pictures(events(onnx_runner(made), *asked, max_unet_rows=8))
+    theirs = images(events(TorchRunner.load(made.model, threads=2), *asked, max_unet_rows=8))
+    ours = images(events(onnx_runner(made), *asked, max_unet_rows=8))
 
     assert len(ours) == len(theirs) == len(asked)
     other = 2 if name == "demo" else 1  # random weights make little of a text
@@ -95,8 +95,8 @@ def test_a_size_that_was_not_compiled_is_a_mishap_of_its_row(compiled):
         runner, *(row_of(made, **odd) for odd in [{}, {"width": 64}, {"scheduler": "plms"}])
     )
 
-    assert list(pictures(happened)) == [0]
-    assert mishaps(happened) == {1: "invalid_params", 2: "invalid_params"}
+    assert list(images(happened)) == [0]
+    assert failures(happened) == {1: "invalid_params", 2: "invalid_params"}
     why = [event.message for event in happened if isinstance(event, RowFailed)]
     assert "compiled for 128x128" in why[0]
     assert "plms" in why[1]
@@ -158,7 +158,7 @@ def test_a_record_that_cannot_be_read_is_refused(spoilt):
 
 def test_rows_beyond_the_profile_are_refused(plans):
     assert "it takes 16 rows of 128x128 at most" in refused(plans, max_unet_rows=32)
-    unet = find_plan(plans, "unet", make="-")
+    unet = find_plan(plans, "unet", command="-")
     with pytest.raises(PlanUnfit, match="17 rows of 128x128 are in none of its profiles"):
         unet.profile(17, 128, 128)
     with pytest.raises(PlanUnfit, match="1 rows of 256x128"):
@@ -167,7 +167,7 @@ def test_rows_beyond_the_profile_are_refused(plans):
 
 
 def test_each_size_has_its_profile(compiled):
-    unet = find_plan(compiled["sd"].repository, "unet", make="-")
+    unet = find_plan(compiled["sd"].repository, "unet", command="-")
     assert [unet.profile(3, *size) for size in compiled["sd"].asked.sizes] == [0, 1]
 
 
@@ -189,7 +189,7 @@ def test_plans_of_other_weights_are_refused(plans, tmp_path, file):
 )
 def test_a_plan_of_another_machine_is_refused(plans, changed, why):
     fitting = Machine("tensorrt-rtx", "1.7.1.116", "8.9", "NVIDIA H100")
-    plan = find_plan(plans, "unet", make="-")
+    plan = find_plan(plans, "unet", command="-")
     plan.refuse_other_machine(fitting)
     with pytest.raises(PlanUnfit, match=f"{why}.*; make it again: python -m compile"):
         plan.refuse_other_machine(replace(fitting, **changed))

@@ -45,7 +45,6 @@ Response: TypeAlias = Mapping[str, npt.NDArray[Any]]  #: see the model's config.
 
 #: the model's codes that do not fail the job
 _ERROR_CODES: Final[Mapping[str, RowResult]] = {
-    "canceled": Canceled(),
     "out_of_memory": OutOfMemory(),
 }
 
@@ -202,6 +201,8 @@ class ResponseTranslator:
         if "image" in response:
             elapsed_ms = round((time.monotonic() - self._begun) * 1000)
             return Finished(index, Image(response["image"], elapsed_ms))
+        if "canceled" in response:
+            return Finished(index, Canceled())
         code, message = (text.decode() for text in response["error"])
         return Finished(index, _ERROR_CODES.get(code) or RowFailed(code, message))
 
@@ -216,7 +217,7 @@ class ResponseTranslator:
 
 def _waits(response: Response) -> bool:
     """Whether it says no more than that the microbatch is not forgotten while it has no seat."""
-    return "step" in response and int(response["step"][0]) == 0
+    return "started" in response
 
 
 def _plans(options: TritonWorkerOptions) -> str:
