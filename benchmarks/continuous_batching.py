@@ -51,7 +51,7 @@ class Drawing:
         self.course = Course()
         self.steps = 0
         self._begun = time.monotonic()
-        self._happenings = painter.draw(uuid.uuid4().hex, jobs, alone=waits)
+        self._happenings = painter.generate(uuid.uuid4().hex, jobs, alone=waits)
         self._count = len(jobs)
 
     async def ended(self) -> Course:

@@ -93,8 +93,8 @@ class ContinuousBatch:
     def step(self) -> Iterator[RequestEvent]:
         """Run one step of all rows in the batch and yield its events. To be read to its end.
 
-        When the device's memory does not suffice, the request that came last waits until others
-        have finished; one that is alone fails with `out_of_memory`: fewer rows at once may fit.
+        When memory is short, the later half of the requests waits until others have finished. One
+        that is alone fails with `out_of_memory`: fewer rows at once may fit.
         Raises what the networks raise.
         """
         try:
@@ -202,7 +202,8 @@ class ContinuousBatch:
         """Let fewer rows share the next step, after one that found too little memory."""
         requests = list(dict.fromkeys(row.request for row in self._running))
         if len(requests) > 1:
-            self._pause(requests[-1])
+            for request in reversed(requests[(len(requests) + 1) // 2 :]):
+                self._pause(request)
             return
         if self._decoding:  # finishing these frees their memory
             yield from self._finish_decoded(wait=True)

@@ -107,8 +107,8 @@ class UNet:
         x = convolve(x, self._first) + self._first_bias
         skips = [x]
         for level in self._down:
-            for output in level.down(x, shifts, keys_and_values):
-                x = output
+            for skip in level.down(x, shifts, keys_and_values):
+                x = skip
                 skips.append(x)
         x = self._mid.middle(x, shifts, keys_and_values)
         for level in self._up:

@@ -151,7 +151,7 @@ class _RayCall:
 
     def withdraw(self, indices: Collection[int]) -> None:
         # To all replicas, because nobody says which one has it.
-        told = self._handle.broadcast("withdraw", self._call_id, sorted(indices))
+        told = self._handle.broadcast("cancel_rows", self._call_id, sorted(indices))
         with contextlib.suppress(RayServeException, RayError, TimeoutError):
             told.results(timeout_s=_WITHDRAWN_WITHIN_S, return_exceptions=True)
 

@@ -2,14 +2,12 @@
 
 Read once, at load: DARKROOM_ENGINE_MODEL_DIR (a diffusers folder), DARKROOM_ENGINE_DEVICE (cpu or
 cuda), DARKROOM_ENGINE_DTYPE, DARKROOM_ENGINE_THREADS (optional; default: PyTorch's),
-DARKROOM_ENGINE_FLAGS_DIR (optional; the folder of the files that `flags` names),
 DARKROOM_ENGINE_MAX_UNET_ROWS, DARKROOM_ENGINE_RUNNER and DARKROOM_ENGINE_PLANS_DIR (optional;
 they override the parameters in config.pbtxt).
 """
 
 import json
 import os
-import re
 import traceback
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +36,6 @@ class TritonPythonModel:
         logging.disable_progress_bar()  # it would break up the server's log
         parameters = json.loads(args["model_config"])["parameters"]
         max_unet_rows = int(_option("MAX_UNET_ROWS", parameters))
-        self._flags_dir = os.environ.get("DARKROOM_ENGINE_FLAGS_DIR")
         self._thread = ThreadPoolExecutor(1)  # a runner belongs to one thread
         runner = self._thread.submit(_ready_runner, parameters, max_unet_rows).result()
         self._loop = InferenceLoop(runner, max_unet_rows=max_unet_rows)
@@ -49,43 +46,28 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                rows = _rows(request)
-                sink = _TritonSink(sender, flags=self._flags(request), rows=len(rows))
+                row = _row(request)
             except Exception as error:  # noqa: BLE001  # this request's; the next may be fine
                 _finish(sender, error)
             else:
-                self._loop.submit(rows, sink)
+                self._loop.submit([row], _TritonSink(sender))
 
     def finalize(self) -> None:
         """Stop after the current step."""
         self._loop.stop()
         self._thread.shutdown()
 
-    def _flags(self, request: Any) -> int:
-        """Open the file of this request's flags: one byte per row, not zero once it is canceled."""
-        flags = pb.get_input_tensor_by_name(request, "flags")
-        path = Path(os.devnull)
-        if flags is not None:
-            [name] = flags.as_numpy().tolist()
-            path = _file_in(self._flags_dir, name.decode())
-        return os.open(path, os.O_RDONLY)
-
 
 class _TritonSink:
     """The ResponseSink of one Triton request."""
 
-    def __init__(self, sender: Any, *, flags: int, rows: int) -> None:
-        """Take the open file `flags`, see `canceled`; `close` closes it."""
+    def __init__(self, sender: Any) -> None:
         self._sender = sender
-        self._flags = flags
-        self._rows = rows
         self._send_error: Exception | None = None  # no response can be sent: its rows are left out
 
     def canceled(self) -> Collection[int]:
         """See ResponseSink."""
-        if self._send_error is not None or self._sender.is_cancelled():
-            return range(self._rows)
-        return [at for at, flag in enumerate(os.pread(self._flags, self._rows, 0)) if flag]
+        return range(1) if self._send_error or self._sender.is_cancelled() else ()
 
     def send(self, event: RowEvent) -> None:
         """See ResponseSink."""
@@ -99,7 +81,6 @@ class _TritonSink:
 
     def close(self, error: Exception | None) -> None:
         """See ResponseSink."""
-        os.close(self._flags)
         _finish(self._sender, error or self._send_error)
 
 
@@ -159,34 +140,23 @@ def _option(name: str, parameters: dict[str, dict[str, str]]) -> str:
     return value or parameters[name.lower()]["string_value"]
 
 
-def _file_in(folder: str | None, name: str) -> Path:
-    if folder is None or not re.fullmatch("[0-9a-f]{32}", name):
-        raise ValueError("flags must name a file in DARKROOM_ENGINE_FLAGS_DIR by 32 hex digits")
-    return Path(folder, name)
+def _row(request: Any) -> Row:
+    def value(name: str) -> Any:
+        return pb.get_input_tensor_by_name(request, name).as_numpy().item()
 
-
-def _rows(request: Any) -> list[Row]:
-    """Return one row for each entry. Raises ValueError for inputs of different lengths."""
-
-    def column(name: str) -> list[Any]:
-        return list(pb.get_input_tensor_by_name(request, name).as_numpy().tolist())
-
-    texts = [[text.decode("utf-8", "replace") for text in column(name)] for name in TEXTS]
-    entries = zip(*texts, *(column(name) for name in NUMBERS), strict=True)
-    return [Row(**dict(zip((*TEXTS, *NUMBERS), entry, strict=True))) for entry in entries]
+    texts = {name: value(name).decode("utf-8", "replace") for name in TEXTS}
+    return Row(**texts, **{name: value(name) for name in NUMBERS})
 
 
 def _outputs(event: RowEvent) -> dict[str, np.ndarray[Any, Any]]:
-    index = {"index": np.array([event.index], np.int32)}
     match event:
         case Started():
-            return index | {"started": np.array([True])}
+            return {"started": np.array([1], np.uint8)}
         case Step():
-            return index | {"step": np.array([event.step, event.steps], np.int32)}
+            return {"step": np.array([event.step, event.steps], np.int32)}
         case Image():
-            return index | {"image": event.pixels}
+            return {"image": event.pixels}
         case RowFailed():
-            error = [event.code.encode(), event.message.encode()]
-            return index | {"error": np.array(error, np.object_)}
+            return {"error": np.array([event.code.encode(), event.message.encode()], np.object_)}
         case Canceled():
-            return index | {"canceled": np.array([True])}
+            return {"canceled": np.array([1], np.uint8)}
