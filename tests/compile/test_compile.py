@@ -10,7 +10,7 @@ from google.protobuf import text_format
 
 from darkroom.storage import compiled_models
 from engine.tensorrt.plans import Profile, find_plan
-from tests.support.compiled_models import ASKED, FLAGS, ROOT
+from tests.support.compiled_models import ARGUMENTS, FLAGS, ROOT
 from tests.support.tiny_models import DEMO, tiny_xl
 from workers.replica.model_host import ModelFailed, TritonTimeouts
 from workers.replica.open_host import open_host
@@ -30,12 +30,12 @@ def plan_of(made, part):
     return find_plan(made.repository, part, command="-")
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_every_part_has_a_plan_with_the_requested_profiles(compiled, name):
     made = compiled[name]
-    sizes = [{"width": width, "height": height} for width, height in made.asked.sizes]
-    minimum, optimum, maximum = made.asked.rows
-    for part in made.asked.parts:
+    sizes = [{"width": width, "height": height} for width, height in made.arguments.sizes]
+    minimum, optimum, maximum = made.arguments.rows
+    for part in made.arguments.parts:
         plan = plan_of(made, part)
         expected = {
             "unet": [Profile(rows=(minimum, optimum, maximum), **size) for size in sizes],
@@ -47,18 +47,18 @@ def test_every_part_has_a_plan_with_the_requested_profiles(compiled, name):
         assert plan.record.export.opset == 23
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_every_part_computes_the_same_as_torch_at_several_batch_sizes(compiled, name):
     made = compiled[name]
-    for part in made.asked.parts:
+    for part in made.arguments.parts:
         export = plan_of(made, part).record.export
-        is_half = made.asked.precision == "fp16" and part != "vae_decoder"  # which overflows
+        is_half = made.arguments.precision == "fp16" and part != "vae_decoder"  # which overflows
         assert export.precision == ("float16" if is_half else "float32")
         assert 0 < export.deviation < {"float32": 5e-5, "float16": 5e-3}[export.precision]
-        sizes = [f" {width}x{height}" for width, height in made.asked.sizes]
+        sizes = [f" {width}x{height}" for width, height in made.arguments.sizes]
         for size in [""] if "text" in part else sizes:
             for rows, output in itertools.product((1, 2, 5), export.outputs):
-                assert f"{part}.{output.name}, {rows} rows{size}: off by" in made.said
+                assert f"{part}.{output.name}, {rows} rows{size}: off by" in made.output
 
 
 def test_optimization_profiles_have_the_shapes_of_the_profiles(tmp_path):
@@ -103,7 +103,7 @@ def test_intact_plans_are_kept_and_damaged_ones_are_built_again(compiled, tmp_pa
     plan = repository / "text_encoder/1/model.plan"
     plan.write_bytes(plan.read_bytes()[:-1])
 
-    assert compile_main(*made.asked.words(made.model, repository)) == 0
+    assert compile_main(*made.arguments.command_line(made.model, repository)) == 0
 
     output = capsys.readouterr().out
     assert "text_encoder: building" in output
@@ -118,8 +118,8 @@ def test_a_plan_of_other_profiles_is_built_from_the_same_onnx(compiled, tmp_path
     made = compiled["sd"]
     repository = shutil.copytree(made.repository, tmp_path / "plans")
 
-    wider = replace(made.asked, rows=(2, 4, 32))
-    assert compile_main(*wider.words(made.model, repository)) == 0
+    wider = replace(made.arguments, rows=(2, 4, 32))
+    assert compile_main(*wider.command_line(made.model, repository)) == 0
 
     output = capsys.readouterr().out
     assert "unet: building" in output
@@ -156,12 +156,12 @@ def test_an_onnx_file_of_another_model_is_not_used(compiled, tmp_path, broken):
 # Triton
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_configurations_are_valid_for_triton(compiled, name):
     from tritonclient.grpc import model_config_pb2
 
     made = compiled[name]
-    for part in made.asked.parts:
+    for part in made.arguments.parts:
         text = (made.repository / part / "config.pbtxt").read_text()
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
         record = plan_of(made, part).record
@@ -192,7 +192,7 @@ def test_a_real_triton_reads_them_up_to_its_missing_backend(compiled, tmp_path):
             await host.load(part)
         return str(failed.value)
 
-    sound = asyncio.run(load_errors(made.repository, made.asked.parts))
+    sound = asyncio.run(load_errors(made.repository, made.arguments.parts))
     assert all(
         "unable to find backend library for backend 'tensorrt'" in error for error in sound.values()
     )
@@ -250,5 +250,5 @@ def test_a_repository_can_be_pushed_to_s3_and_pulled(compiled, s3_settings, tmp_
     assert compiled_models.pull(url, tmp_path) == 0
     (tmp_path / "unet/1/model.plan").write_bytes(b"half of it")
     assert compiled_models.pull(url, tmp_path) == 1
-    for part in ASKED["sd"].parts:
+    for part in ARGUMENTS["sd"].parts:
         find_plan(tmp_path, part, command="-")

@@ -16,7 +16,7 @@ from engine.tensorrt.compiled_runner import CompiledRunner, read_pipeline_config
 from engine.tensorrt.plans import Machine, PlanUnfit, find_plan
 from engine.tensorrt.runner import checked_plans, load_tensorrt_runner, padded_rows
 from engine.torch_runner import TorchRunner
-from tests.support.compiled_models import ASKED, ROOT
+from tests.support.compiled_models import ARGUMENTS, ROOT
 from tests.support.engine_requests import DEMO, events, failures, images, levels_apart, row
 from tests.support.triton_hosts import responses, texts
 from tests.support.triton_hosts import row as row_inputs
@@ -63,12 +63,12 @@ def onnx_runner(made, *, max_rows=3):
 
 def row_of(made, prompt="a red apple", **changed):
     """Return a row, by default of a size that the model was compiled for."""
-    width, height = made.asked.sizes[0]
+    width, height = made.arguments.sizes[0]
     plain = {"width": width, "height": height, "num_inference_steps": 4}
     return row(prompt, **plain | changed)
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_onnx_of_a_model_generates_the_same_images_as_torch(compiled, name):
     made = compiled[name]
     rows = [
@@ -168,7 +168,7 @@ def test_rows_beyond_the_profile_are_rejected(plans):
 
 def test_each_size_has_its_profile(compiled):
     unet = find_plan(compiled["sd"].repository, "unet", command="-")
-    assert [unet.profile(3, *size) for size in compiled["sd"].asked.sizes] == [0, 1]
+    assert [unet.profile(3, *size) for size in compiled["sd"].arguments.sizes] == [0, 1]
 
 
 @pytest.mark.parametrize("file", ["config.json", "diffusion_pytorch_model.safetensors"])
