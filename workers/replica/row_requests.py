@@ -43,7 +43,7 @@ class RowRequests:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def cancel(self, indices: Collection[int]) -> None:
-        """Leave these rows out from the next step on."""
+        """Cancel these rows' requests, also before they are sent."""
         for index in set(indices) - self.canceled:
             self.canceled.add(index)
             if task := self._tasks.get(index):

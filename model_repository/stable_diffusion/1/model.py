@@ -8,6 +8,7 @@ they override the parameters in config.pbtxt).
 
 import json
 import os
+import threading
 import traceback
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from engine.torch_runner import TorchRunner
 
 TEXTS = ("prompt", "negative_prompt", "scheduler")
 NUMBERS = ("seed", "num_inference_steps", "guidance_scale", "width", "height")
+CANCELLATION_POLL_S = 0.05
 
 
 class TritonPythonModel:
@@ -40,6 +42,7 @@ class TritonPythonModel:
         runner = self._thread.submit(_ready_runner, parameters, max_unet_rows).result()
         self._loop = InferenceLoop(runner, max_unet_rows=max_unet_rows)
         self._thread.submit(self._loop.run)
+        self._poller = CancellationPoller()
 
     def execute(self, requests: list[Any]) -> None:
         """Submit the requests to the loop and return: later requests join the running batch."""
@@ -50,24 +53,30 @@ class TritonPythonModel:
             except Exception as error:  # noqa: BLE001  # this request's; the next may be fine
                 _finish(sender, error)
             else:
-                self._loop.submit([row], _TritonSink(sender))
+                self._loop.submit([row], _TritonSink(sender, self._poller))
 
     def finalize(self) -> None:
         """Stop after the current step."""
         self._loop.stop()
         self._thread.shutdown()
+        self._poller.stop()
 
 
 class _TritonSink:
     """The ResponseSink of one Triton request."""
 
-    def __init__(self, sender: Any) -> None:
+    def __init__(self, sender: Any, poller: "CancellationPoller") -> None:
         self._sender = sender
+        self._poller = poller
+        self._lock = threading.Lock()  # Triton must not be asked about a finished request
+        self._is_closed = False
+        self._is_canceled = False
         self._send_error: Exception | None = None  # no response can be sent: its rows are left out
+        poller.open_sinks.add(self)
 
     def canceled(self) -> Collection[int]:
         """See ResponseSink."""
-        return range(1) if self._send_error or self._sender.is_cancelled() else ()
+        return range(1) if self._send_error or self._is_canceled else ()
 
     def send(self, event: RowEvent) -> None:
         """See ResponseSink."""
@@ -81,7 +90,42 @@ class _TritonSink:
 
     def close(self, error: Exception | None) -> None:
         """See ResponseSink."""
+        with self._lock:
+            self._is_closed = True
+        self._poller.open_sinks.discard(self)
         _finish(self._sender, error or self._send_error)
+
+    def poll(self) -> None:
+        """Ask Triton whether the request is canceled."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_canceled = self._sender.is_cancelled()
+
+
+class CancellationPoller:
+    """Thread that asks Triton which requests are canceled.
+
+    One answer took 0.8 ms on a busy machine: too long to ask for each row before each step.
+    """
+
+    def __init__(self) -> None:
+        self.open_sinks: set[_TritonSink] = set()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cancellations", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop asking."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(CANCELLATION_POLL_S):
+            for sink in tuple(self.open_sinks):
+                try:
+                    sink.poll()
+                except Exception:  # noqa: BLE001  # this request's; it is asked about again
+                    pb.Logger.log_error(traceback.format_exc())
 
 
 def _finish(sender: Any, error: Exception | None) -> None:
