@@ -10,6 +10,7 @@ from engine.batcher import ContinuousBatch
 from engine.requests import BatchRequest, Row, RowEvent, Started
 from engine.runner import NetworkRunner
 
+LINGER_S: Final = 0.005  #: before the first step of an empty batch: a microbatch's rows come singly
 WAITING_REPORT_INTERVAL_S: Final = 1.0  #: a Started this often while a request waits for room
 
 
@@ -63,10 +64,12 @@ class InferenceLoop:
                 self._sinks.pop(request).close(None)
 
     def _receive(self) -> bool:
-        """Add new requests, and wait for one if the batch is empty. Return False to stop."""
+        """Add new requests, and wait for some if the batch is empty. Return False to stop."""
+        was_empty = self._batch.is_empty()
         while True:
+            timeout_s = None if self._batch.is_empty() else LINGER_S
             try:
-                submitted = self._submitted.get(block=self._batch.is_empty())
+                submitted = self._submitted.get(block=was_empty, timeout=timeout_s)
             except Empty:
                 return True
             if submitted is None:

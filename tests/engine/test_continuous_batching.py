@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from engine.batcher import ContinuousBatch
@@ -13,6 +12,7 @@ from engine.torch_runner import TorchRunner
 from tests.support.engine_requests import (
     DEMO,
     CountingRunner,
+    LimitedMemoryRunner,
     alone,
     canceled_rows,
     failures,
@@ -165,19 +165,6 @@ def test_a_row_can_be_canceled_while_it_waits(runner):
 
     assert list(images(waiting)) == [1]
     assert counting.batches == [2] * 5
-
-
-class LimitedMemoryRunner(CountingRunner):
-    """The real networks with memory for `unet_rows` rows of the UNet."""
-
-    def __init__(self, runner: TorchRunner, *, unet_rows: int) -> None:
-        super().__init__(runner)
-        self._unet_rows = unet_rows
-
-    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        if len(embeddings) > self._unet_rows:
-            raise torch.OutOfMemoryError("tried to allocate too much")
-        return super().unet(latents, timesteps, embeddings)
 
 
 def test_a_request_that_joins_without_memory_waits(runner):

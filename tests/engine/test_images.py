@@ -9,11 +9,12 @@ from torch import Tensor
 
 from engine.generate import generate
 from engine.requests import Image, RowEvent, Step
-from engine.runner import Decoded, Decoding
+from engine.runner import Decoded
 from engine.torch_runner import TorchRunner
 from tests.support.engine_requests import (
     DEMO,
     CountingRunner,
+    LimitedMemoryRunner,
     by_diffusers,
     canceled_rows,
     events,
@@ -216,25 +217,6 @@ def test_the_unet_batch_becomes_smaller_when_a_row_is_canceled(runner):
     assert counting.batches == [4, 4, 2, 2]
     alone = images(events(runner, row(num_inference_steps=4, seed=5)))[0]
     assert levels_apart(images(happened)[1], alone) <= 1
-
-
-class LimitedMemoryRunner(CountingRunner):
-    """The real networks with memory for so many rows of the UNet, or of the decoder."""
-
-    def __init__(self, runner: TorchRunner, *, unet_rows: int, decoded: int = 8) -> None:
-        super().__init__(runner)
-        self._unet_rows, self._decoded = unet_rows, decoded
-        self.decode = self._decode
-
-    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        if len(embeddings) > self._unet_rows:
-            raise torch.OutOfMemoryError("tried to allocate too much")
-        return super().unet(latents, timesteps, embeddings)
-
-    def _decode(self, latents: Tensor) -> Decoding:
-        if len(latents) > self._decoded:
-            raise torch.OutOfMemoryError("tried to allocate too much")
-        return self.runner.decode(latents)
 
 
 def test_rows_that_do_not_fit_into_memory_fail_and_fewer_succeed(runner):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.generate import generate
 from engine.requests import Canceled, Image, Pixels, Row, RowEvent, RowFailed
-from engine.runner import NetworkRunner
+from engine.runner import Decoding, NetworkRunner
 
 DEMO = Path(__file__).parents[2] / "models/darkroom-demo"
 
@@ -97,3 +97,22 @@ class CountingRunner:
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         self.batches.append(len(embeddings))
         return self.runner.unet(latents, timesteps, embeddings)
+
+
+class LimitedMemoryRunner(CountingRunner):
+    """The real networks with memory for so many rows of the UNet, or of the decoder."""
+
+    def __init__(self, runner: NetworkRunner, *, unet_rows: int, decoded: int = 8) -> None:
+        super().__init__(runner)
+        self._unet_rows, self._decoded = unet_rows, decoded
+        self.decode = self._decode
+
+    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        if len(embeddings) > self._unet_rows:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return super().unet(latents, timesteps, embeddings)
+
+    def _decode(self, latents: Tensor) -> Decoding:
+        if len(latents) > self._decoded:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return self.runner.decode(latents)

@@ -50,7 +50,12 @@ class GenerationRun:
 
     async def results(self) -> dict[int, RowResult]:
         await self.task
-        return {event.index: event.drawing for event in self.events if isinstance(event, Finished)}
+        results = {}
+        for event in self.events:
+            match event:
+                case Finished(index, result):
+                    results[index] = result
+        return results
 
 
 async def generated(worker: TritonWorker, *microbatch: GenerationParams) -> dict[int, RowResult]:
