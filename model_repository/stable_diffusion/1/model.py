@@ -27,7 +27,7 @@ from engine.torch_runner import TorchRunner
 
 TEXTS = ("prompt", "negative_prompt", "scheduler")
 NUMBERS = ("seed", "num_inference_steps", "guidance_scale", "width", "height")
-CANCELLATION_POLL_S = 0.05
+CANCELLATION_POLL_S = 0.25
 
 
 class TritonPythonModel:
