@@ -5,10 +5,9 @@ from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from darkroom.batches import BatchOutcome, BatchStatus
 from darkroom.event_types import EventType
 from darkroom.rfc3339 import rfc3339
-from darkroom.status import Status
+from darkroom.status import BatchOutcome, BatchStatus, Status
 
 Moment: TypeAlias = Annotated[datetime, PlainSerializer(rfc3339, return_type=str)]
 JobEvent: TypeAlias = Literal[

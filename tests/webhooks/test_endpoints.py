@@ -9,6 +9,7 @@ import pytest
 from darkroom.accounts import api_keys
 from darkroom.db.connection import open_sessions
 from darkroom.db.tables import DEFAULT_TENANT
+from darkroom.status import Scope
 from tests.support.api_server import assert_problem, serve, stop
 
 
@@ -138,7 +139,7 @@ def test_a_key_that_may_only_read_sees_no_signing_secret(
     with sessions.begin() as session:
         made = {
             scope: api_keys.create(session, DEFAULT_TENANT, [scope]).secret
-            for scope in (api_keys.Scope.READ, api_keys.Scope.SUBMIT)
+            for scope in (Scope.READ, Scope.SUBMIT)
         }
     sessions.kw["bind"].dispose()
     process, url = serve(webhook_environment | {"DARKROOM_AUTH": "on"}, tmp_path / "log")
