@@ -3,7 +3,7 @@
 #   migrate    brings the schema up to date, then ends
 #   api        the HTTP API, and the `darkroom` command
 #   sender     sends webhooks
-#   worker     claims microbatches; also deploys the models (workers.deploy.serve). No torch, no Triton
+#   worker     claims microbatches; also deploys the models (`python -m workers serve`). No torch, no Triton
 #   serve      the Ray head and the replicas on it, in NVIDIA's Triton image
 #   serve-cpu  the same on plain Python, with the Triton that nvidia-pytriton carries
 #
@@ -64,7 +64,7 @@ FROM base AS sender
 COPY darkroom darkroom
 COPY workers workers
 USER 10003:10003
-CMD ["python", "-m", "workers.webhooks.app"]
+CMD ["python", "-m", "workers", "send-webhooks"]
 
 
 FROM base AS worker
@@ -73,7 +73,7 @@ COPY darkroom darkroom
 COPY models models
 COPY workers workers
 USER 10002:10001
-CMD ["python", "-m", "workers"]
+CMD ["python", "-m", "workers", "run"]
 
 
 FROM base AS serve-cpu

@@ -1,5 +1,6 @@
-"""The Celery worker: one task, `process_queue`, and the threads that live beside it."""
+"""`python -m workers run`: the Celery worker, with one task and the threads beside it."""
 
+import argparse
 import logging
 import os
 import signal
@@ -20,11 +21,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from darkroom.db.connection import open_sessions
 from darkroom.errors import GeneratorGone, GeneratorUnavailable, StorageUnavailable
 from darkroom.generation.model_registry import load_registry
+from darkroom.health import print_checks
 from darkroom.ids import new_id
 from darkroom.jobs.progress import open_progress_redis
 from darkroom.queue import celery_app, dispatches
 from darkroom.queue.notifier import WorkNotifier, clear_queue
-from darkroom.settings import Settings
+from darkroom.settings import Settings, load_settings
 from darkroom.storage.images import S3Store
 from workers.deploy.demand_reporter import BacklogReporter
 from workers.generation.cancellation import CancellationWatcher
@@ -38,6 +40,9 @@ from workers.generation.progress_publisher import ProgressPublisher
 from workers.maintenance.cleaner import Cleaner
 from workers.maintenance.reaper import Reaper
 
+#: Bytes of the largest reply of a replica: one image, and 2048 x 2048 take 12 MiB. Ray reads it
+#: once, when ray.serve is imported; its own default is 4 MiB.
+REPLY_LIMIT: Final = ("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(64 * 2**20))
 EX_TEMPFAIL: Final = 75  # sysexits.h: the supervisor should try again
 _CLEAN_S: Final = 60.0  # between two rounds of the janitor
 _MARGIN_S: Final = 10.0  # the replica gives up before its caller does
@@ -240,3 +245,31 @@ def celery_arguments(settings: Settings) -> Sequence[str]:
         "--without-heartbeat",
         "--loglevel=INFO",
     ]
+
+
+def main(arguments: Sequence[str]) -> int:  # noqa: RET503  # Celery's worker_main does not return
+    """Run until SIGTERM; microbatches that finish soon may, the other jobs are requeued."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers run",
+        description="A Celery worker: claims microbatches, generates them on Ray Serve, stores "
+        "the images.",
+        epilog="Configured by DARKROOM_* variables; see .env.example.",
+    )
+    parser.add_argument("--check", action="store_true", help="only check what it would connect to")
+    asked = parser.parse_args(arguments)
+    settings = load_settings()
+    os.environ.setdefault(*REPLY_LIMIT)
+    from workers.deploy.autoscaling import publish
+    from workers.generation.ray_generator import RayGenerator
+    from workers.ray_cluster.connection import check_ray
+
+    if asked.check:
+        return print_checks(settings, {"ray": lambda: check_ray(settings.ray_address)})
+    ready_file = os.environ.get("DARKROOM_READY_FILE")
+    models = load_registry(settings.models_dir, settings.default_model).models.values()
+    generator = RayGenerator(
+        settings.ray_address, on_demand=[model.name for model in models if model.on_demand]
+    )
+    process = open_worker_process(settings, generator, publish_demand=publish)
+    app = worker_app(settings, process, ready_file=Path(ready_file) if ready_file else None)
+    app.worker_main(list(celery_arguments(settings)))  # ends the process itself

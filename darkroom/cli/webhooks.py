@@ -61,7 +61,7 @@ def _tried(client: Client, delivery: Json) -> Json:
         time.sleep(_POLL_S)
         delivery = client.delivery(delivery["id"])
     if not delivery["attempts"]:
-        console().print("not tried yet: does a sender run (python -m workers.webhooks.app)?")
+        console().print("not tried yet: does a sender run (python -m workers send-webhooks)?")
     return delivery
 
 

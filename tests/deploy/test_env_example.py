@@ -109,7 +109,9 @@ def test_a_variable_that_is_set_but_empty_is_not_set(monkeypatch):
     assert Settings() == usual
 
 
-@pytest.mark.parametrize("process", ["api", "workers", "workers.webhooks.app", "darkroom.cli up"])
+@pytest.mark.parametrize(
+    "process", ["api", "workers run", "workers send-webhooks", "darkroom.cli up"]
+)
 def test_no_process_starts_with_a_value_it_cannot_use_and_none_repeats_it(process):
     unusable = {"DARKROOM_LEASE_S": "secret", "DARKROOM_API_PORT": "-1"}
     done = subprocess.run(

@@ -177,7 +177,7 @@ def test_a_worker_that_is_told_to_stop_hands_over_what_it_draws(stack):
 def test_jobs_of_a_killed_worker_are_drawn_after_its_lease(stack):
     ids = [stack.submit(num_inference_steps=50, width=256, height=256) for _ in range(2)]
     stack.wait_until_running(ids)
-    for worker in stack.find("-m workers"):
+    for worker in stack.find("-m workers run"):
         if "serve" not in " ".join(worker.cmdline()):
             worker.kill()
     began = time.monotonic()
@@ -312,7 +312,7 @@ def test_jobs_outlive_their_replica(stack):
 @pytest.mark.chaos
 def test_replicas_follow_the_work_from_none_to_the_most_and_back(stack):
     steps = ["0:0", "3:1", "50:2", "4:1", "0:0"]
-    [deployer] = stack.find("workers.deploy.serve")
+    [deployer] = stack.find("-m workers serve")
     environment = deployer.environ()
     driver = subprocess.run(
         [
@@ -359,11 +359,11 @@ def test_an_engine_is_replaced_only_if_it_draws_the_same_pictures(stack, tmp_pat
 
 
 def replaced(stack, folder, golden):
-    """What `python -m workers.deploy.replace` did, run where the models are deployed from."""
-    [deployer] = stack.find("workers.deploy.serve")
+    """What `python -m workers replace` did, run where the models are deployed from."""
+    [deployer] = stack.find("-m workers serve")
     return subprocess.run(
         [
-            *(sys.executable, "-m", "workers.deploy.replace", "darkroom-demo"),
+            *(sys.executable, "-m", "workers", "replace", "darkroom-demo"),
             *("--folder", folder, "--golden", golden),
         ],
         env=deployer.environ(),

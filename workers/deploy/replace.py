@@ -1,4 +1,4 @@
-"""Replace the engine of a model: `python -m workers.deploy.replace MODEL --folder FOLDER`.
+"""`python -m workers replace MODEL --folder FOLDER`: a new engine for a model.
 
 Blue and green: the new engine starts beside the one that draws, both draw the golden prompts, and
 only if the pictures agree do the jobs go to the new one. The old one ends what it has begun.
@@ -76,9 +76,9 @@ def _jobs(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """0: the new engine draws. 1: it drifted, or could not draw; the old one goes on. 2: usage."""
-    parser = argparse.ArgumentParser(prog="python -m workers.replace", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m workers replace", description=__doc__)
     parser.add_argument("model", help="its name in the registry")
     parser.add_argument("--folder", type=Path, required=True, help="the model folder to draw from")
     parser.add_argument(
@@ -110,7 +110,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not agrees:
         print(f"{model.name} goes on being drawn by what drew it before", file=sys.stderr)
     return 0 if agrees else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,11 @@
-"""Deploy one Ray Serve application per model and watch them: `python -m workers.deploy.serve`."""
+"""`python -m workers serve`: deployment of one Ray Serve application per model."""
 
 import argparse
 import logging
 import os
 import signal
-import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -60,29 +60,29 @@ def run(settings: Settings, *, ready_file: Path | None) -> int:
     return 0
 
 
-def main() -> int:
-    """Command line of `python -m workers.deploy.serve`."""
+def main(arguments: Sequence[str]) -> int:
+    """Deploy the models, or only print or check what would be deployed."""
     parser = argparse.ArgumentParser(
-        prog="python -m workers.serve",
+        prog="python -m workers serve",
         description="Deploys the models on the Ray cluster and ends them on SIGTERM.",
         epilog="Configured by DARKROOM_* variables; see .env.example.",
     )
-    parser.add_argument("--config", action="store_true", help="only print it all as Serve's YAML")
-    parser.add_argument("--check", action="store_true", help="only check models and cluster")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--config", action="store_true", help="only print the config file of Ray Serve"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only check the models and the cluster"
+    )
+    asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = load_settings()
-    if arguments.config:
+    if asked.config:
         registry = load_registry(settings.models_dir, settings.default_model)
         print(yaml.safe_dump(config_file(settings, registry), sort_keys=False), end="")
         return 0
-    if arguments.check:
+    if asked.check:
         print(*load_registry(settings.models_dir, settings.default_model).models, sep="\n")
         check_ray(settings.ray_address)
         return 0
     ready_file = os.environ.get("DARKROOM_READY_FILE")
     return run(settings, ready_file=Path(ready_file) if ready_file else None)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`python -m workers.webhooks.app`: a Celery worker that sends webhooks.
+"""`python -m workers send-webhooks`: a Celery worker that sends webhooks.
 
 A process of its own, with its own user and queue: it speaks with strangers, and so it holds no
 storage key, knows no replica, and can be kept from the network inside (deploy/nftables).
@@ -154,17 +154,17 @@ def celery_arguments() -> Sequence[str]:
     ]
 
 
-def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
+def main(arguments: Sequence[str]) -> int:  # noqa: RET503  # Celery's worker_main does not return
     """Send until SIGTERM, which lets the attempts in flight finish."""
     parser = argparse.ArgumentParser(
-        prog="python -m workers.delivery",
+        prog="python -m workers send-webhooks",
         description="Sends webhooks: claims what is due, signs it, posts it, records how it went.",
         epilog="Configured by DARKROOM_* variables; see .env.example.",
     )
     parser.add_argument("--check", action="store_true", help="only check what it would connect to")
-    arguments = parser.parse_args()
+    asked = parser.parse_args(arguments)
     settings = load_settings()
-    if arguments.check:
+    if asked.check:
         sessions = open_sessions(settings.database_url.get_secret_value(), pool_size=1)
         checks = {
             "database": database_check(sessions),
@@ -185,7 +185,3 @@ def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
 async def _try_out(settings: Settings) -> None:
     """A setting that cannot be used is told at the start, in one line."""
     open_sender(settings)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
