@@ -12,11 +12,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
+from darkroom.db.locks import AdvisoryLock
 from darkroom.settings import HOME, load_settings
 
 Sessions: TypeAlias = sessionmaker[Session]
@@ -25,7 +26,6 @@ Done = TypeVar("Done")
 
 _TRIES: Final = 3
 _RETRYABLE_CODES: Final = frozenset({"40P01", "40001"})  # deadlock detected, serialization failure
-_MIGRATION_LOCK: Final = 7_261_001  # advisory lock: two processes may start and migrate at once
 # A peer that vanished is noticed in about 3 s instead of the kernel's 2 hours (reliability: a
 # partition left psycopg blocked for good), and no query or forgotten transaction holds locks.
 # Statements guard themselves by locks and conditions; a stricter isolation that somebody made the
@@ -88,7 +88,7 @@ def migrate(url: str) -> None:
     engine = open_database(url, pool_size=1)
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+        connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.MIGRATE)))
         config = _alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

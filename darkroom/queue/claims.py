@@ -26,13 +26,13 @@ from sqlalchemy import (
     insert,
     or_,
     select,
-    text,
     union_all,
     update,
 )
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
+from darkroom.db.locks import AdvisoryLock
 from darkroom.db.tables import Dispatch, Job, QueueControl
 from darkroom.events import log as event_log
 from darkroom.queue import fairness
@@ -43,8 +43,7 @@ from darkroom.status import PRIORITY_RANK, Status
 AFFINITY_MICROBATCHES: Final = 4
 #: How long, by the class's rank, a microbatch with empty seats waits for company.
 LINGER: Final = (timedelta(seconds=0.05), timedelta(seconds=0.15), timedelta(seconds=0.3))
-# advisory lock; see darkroom.db.connection for the others
-_LOCK: Final = text("SELECT pg_advisory_xact_lock(7261003), paused_at FROM queue_control")
+_LOCK: Final = select(func.pg_advisory_xact_lock(AdvisoryLock.CLAIM), QueueControl.paused_at)
 
 
 def has_claimable(session: Session) -> bool:

@@ -12,7 +12,7 @@ from darkroom.db.tables import DEFAULT_TENANT, Event, Job
 from darkroom.errors import Deleted, JobNotFinished, NothingToRetry
 from darkroom.jobs import deletion, lifecycle, queries
 from darkroom.queue import dispatches
-from darkroom.queue.outcomes import Failed, SentBack
+from darkroom.queue.outcomes import Failed, Requeued, RequeueReason
 from darkroom.status import FINISHED, TRANSITIONS, Status
 from tests.conftest import submission_of
 from tests.jobs.test_lifecycle import drawn, make_due, settle, sweep
@@ -97,7 +97,7 @@ def test_a_running_job_ends_as_canceled_whatever_came_of_it(
 
 
 def send_back(sessions, job):
-    settle(sessions, job.dispatch_id, SentBack(job.id))
+    settle(sessions, job.dispatch_id, Requeued(job.id, RequeueReason.UNAVAILABLE))
 
 
 def crash(sessions, job):
@@ -157,7 +157,11 @@ def test_a_paused_batch_is_not_drawn_until_it_is_resumed(sessions, queue_batch, 
     batch_id = queue_batch(20)
     running = claim()
     act(lifecycle.pause_batch, batch_id)
-    settle(sessions, running[0].dispatch_id, *[SentBack(job.id) for job in running])
+    settle(
+        sessions,
+        running[0].dispatch_id,
+        *[Requeued(job.id, RequeueReason.UNAVAILABLE) for job in running],
+    )
     make_due(sessions)
 
     assert claim() == []

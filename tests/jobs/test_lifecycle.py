@@ -14,7 +14,7 @@ from darkroom.db.tables import DEFAULT_TENANT, Batch, Dispatch, Event, Job
 from darkroom.errors import NotFound
 from darkroom.jobs import lifecycle, queries
 from darkroom.queue import dispatches
-from darkroom.queue.outcomes import Failed, SentBack, Succeeded
+from darkroom.queue.outcomes import Failed, Requeued, RequeueReason, Succeeded
 from darkroom.status import FINISHED, TRANSITIONS, Status
 from tests.conftest import LEASE, submission_of
 
@@ -181,7 +181,7 @@ def test_one_bad_job_does_not_fail_its_company(sessions, queue_jobs, claim):
         good.dispatch_id,
         drawn(good),
         Failed(bad.id, "not_finite", "came out as not a number"),
-        SentBack(again.id),
+        Requeued(again.id, RequeueReason.UNAVAILABLE),
     )
 
     assert status_of(sessions, good.id) == Status.SUCCEEDED
@@ -192,7 +192,7 @@ def test_one_bad_job_does_not_fail_its_company(sessions, queue_jobs, claim):
 def test_what_was_sent_back_waits_and_has_lost_no_attempt(sessions, queue_jobs, claim):
     queue_jobs({})
     [job] = claim()
-    settle(sessions, job.dispatch_id, SentBack(job.id))
+    settle(sessions, job.dispatch_id, Requeued(job.id, RequeueReason.UNAVAILABLE))
 
     assert claim() == []
     make_due(sessions)
@@ -257,7 +257,7 @@ def test_the_backoff_grows_and_stays_below_its_cap(sessions, queue_jobs, claim):
     for _ in range(9):
         make_due(sessions)
         [job] = claim()
-        settle(sessions, job.dispatch_id, SentBack(job.id))
+        settle(sessions, job.dispatch_id, Requeued(job.id, RequeueReason.UNAVAILABLE))
         with sessions.begin() as session:
             waiting = select(func.extract("epoch", Job.scheduled_at - func.now()))
             waits.append(float(session.scalar(waiting.where(Job.id == job_id))))

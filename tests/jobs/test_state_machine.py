@@ -27,7 +27,7 @@ from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.errors import Deleted, JobNotFinished, NothingToRetry
 from darkroom.jobs import deletion, lifecycle
 from darkroom.queue import claims, dispatches
-from darkroom.queue.outcomes import Failed, SentBack, Succeeded
+from darkroom.queue.outcomes import Failed, Requeued, RequeueReason, Succeeded
 from darkroom.status import FINISHED
 from tests.conftest import LEASE, LIMITS, submission_of
 
@@ -418,7 +418,7 @@ def _outcome(job_id, dispatch_id, kind):
             return Succeeded(job_id, f"a/{job_id}/{dispatch_id}.png", "0" * 64, 10, 5, 1)
         case "failed":
             return Failed(job_id, "not_finite", "not a number")
-    return SentBack(job_id)
+    return Requeued(job_id, RequeueReason.UNAVAILABLE)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from darkroom.errors import MicrobatchCrashed, StorageUnavailable
 from darkroom.generation import image_codec
 from darkroom.generation.params import GenerationParams
 from darkroom.queue import dispatches
-from darkroom.queue.outcomes import Failed, HandedBack, Outcome, SentBack, Succeeded
+from darkroom.queue.outcomes import Failed, Outcome, Requeued, RequeueReason, Succeeded
 from darkroom.storage.images import image_key
 from workers.generation.context import WorkerContext
 from workers.generation.generator import (
@@ -49,11 +49,13 @@ class MicrobatchRun:
         ready = [future for id_, future in self.done.items() if id_ not in self.settled]
         return [future.result() for future in ready if future.done()]
 
-    def outcomes(self, otherwise: Callable[[str], Outcome] | None = None) -> list[Outcome]:
-        """Of the jobs that are done with, once they are stored, and `otherwise` of the others."""
+    def outcomes(self, otherwise: RequeueReason | None = None) -> list[Outcome]:
+        """Return the outcomes of stored jobs; the others are requeued for reason `otherwise`."""
         outcomes = [future.result() for future in self.done.values()]
         if otherwise is not None:
-            outcomes += [otherwise(job.id) for job in self.jobs if job.id not in self.done]
+            outcomes += [
+                Requeued(job.id, otherwise) for job in self.jobs if job.id not in self.done
+            ]
         return outcomes
 
 
@@ -131,10 +133,10 @@ def settle_early(ctx: WorkerContext, work: MicrobatchRun) -> None:
 def _outcome_of(ctx: WorkerContext, work: MicrobatchRun, job: Job, drawing: RowResult) -> Outcome:
     """What becomes of the job; its picture is in the store."""
     if not work.hold.wants(job.id):
-        return HandedBack(job.id)  # settling ends it, whatever it is handed
+        return Requeued(job.id, RequeueReason.RELEASED)  # settling ends it, whatever it is handed
     match drawing:
         case Canceled():
-            return SentBack(job.id)  # nobody asked for that
+            return Requeued(job.id, RequeueReason.UNAVAILABLE)  # nobody asked for that
         case OutOfMemory():
             message = "the replica's memory does not even hold this picture alone"
             return Failed(job.id, "out_of_memory", message, retryable=True)
@@ -158,7 +160,7 @@ def _store_result(ctx: WorkerContext, job: Job, picture: Image) -> Outcome:
         ctx.store.put(key, image, image_codec.CONTENT_TYPES[params.output_format])
     except StorageUnavailable as error:
         logger.warning("job %s goes back to the queue: %s", job.id, error)
-        return SentBack(job.id)
+        return Requeued(job.id, RequeueReason.UNAVAILABLE)
     return Succeeded(
         job_id=job.id,
         image_key=key,

@@ -19,7 +19,7 @@ from darkroom.errors import (
     StorageUnavailable,
 )
 from darkroom.queue import claims, dispatches
-from darkroom.queue.outcomes import HandedBack, Outcome, SentBack
+from darkroom.queue.outcomes import Outcome, Requeued, RequeueReason
 from workers.generation.context import WorkerContext
 from workers.generation.generate import MicrobatchRun, generate
 
@@ -58,9 +58,9 @@ def run_microbatch(ctx: WorkerContext, claimed: Sequence[Job]) -> bool:
             crash(ctx, work)
             return True
         except MicrobatchCanceled:
-            return settle(ctx, dispatch_id, work.outcomes(otherwise=HandedBack))
+            return settle(ctx, dispatch_id, work.outcomes(otherwise=RequeueReason.RELEASED))
         except GeneratorUnavailable:
-            settle(ctx, dispatch_id, work.outcomes(otherwise=SentBack))
+            settle(ctx, dispatch_id, work.outcomes(otherwise=RequeueReason.UNAVAILABLE))
             raise
         return settle(ctx, dispatch_id, work.outcomes())
 
@@ -98,7 +98,10 @@ def _claim(ctx: WorkerContext, last_key: str | None, *, idle: bool) -> Sequence[
 def settle(ctx: WorkerContext, dispatch_id: int, outcomes: Sequence[Outcome]) -> bool:
     """Commit the outcomes, unless others have the jobs. False when some went back to the queue."""
     _commit(ctx, dispatch_id, outcomes, dispatches.settle)
-    return not any(isinstance(outcome, SentBack) for outcome in outcomes)
+    return not any(
+        isinstance(outcome, Requeued) and outcome.reason is RequeueReason.UNAVAILABLE
+        for outcome in outcomes
+    )
 
 
 def crash(ctx: WorkerContext, work: MicrobatchRun) -> None:

@@ -15,11 +15,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from darkroom.db.connection import Sessions
+from darkroom.db.locks import AdvisoryLock
 from darkroom.errors import StorageUnavailable
 from darkroom.jobs import deletion, retention
 from darkroom.storage.images import ImageStore
 
-_LOCK: Final = 7_261_004  # advisory lock; see darkroom.db.connection for the others
 _CHUNK: Final = 500
 
 logger = logging.getLogger(__name__)
@@ -109,9 +109,9 @@ def _alone(sessions: Sessions) -> Iterator[bool]:
     """Whether no other process is at it; held by the connection, as the store is slow."""
     engine: Engine = sessions.kw["bind"]
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        taken = bool(connection.scalar(select(func.pg_try_advisory_lock(_LOCK))))
+        taken = bool(connection.scalar(select(func.pg_try_advisory_lock(AdvisoryLock.CLEAN))))
         try:
             yield taken
         finally:
             if taken:
-                connection.execute(select(func.pg_advisory_unlock(_LOCK)))
+                connection.execute(select(func.pg_advisory_unlock(AdvisoryLock.CLEAN)))

@@ -7,18 +7,16 @@ import logging
 import threading
 import time
 from datetime import timedelta
-from typing import Final
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from darkroom import idempotency
 from darkroom.db.connection import Sessions
+from darkroom.db.locks import AdvisoryLock
 from darkroom.jobs import lifecycle
 from darkroom.queue import claims, dispatches
 from darkroom.queue.notifier import WorkNotifier
-
-_LEADER_LOCK: Final = 7_261_002  # advisory lock; see darkroom.db.connection for the other
 
 logger = logging.getLogger(__name__)
 
@@ -80,4 +78,4 @@ class Reaper:
 
 
 def _leads(session: Session) -> bool:
-    return bool(session.scalar(select(func.pg_try_advisory_xact_lock(_LEADER_LOCK))))
+    return bool(session.scalar(select(func.pg_try_advisory_xact_lock(AdvisoryLock.REAP))))
