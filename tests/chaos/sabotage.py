@@ -51,16 +51,16 @@ def without_fence():
 
     dispatches._close_dispatch = close
     dispatches._move = move
-    InFlightDispatch.give_up = lambda _: None
+    InFlightDispatch.stop = lambda _: None
 
 
 def without_heartbeat():
     """It believes that it renews."""
 
-    def beat(self):
+    def renew(self):
         self._renewed_at = time.monotonic()
 
-    LeaseHeartbeat._beat = beat
+    LeaseHeartbeat._renew = renew
 
 
 def without_outbox():
@@ -85,8 +85,7 @@ def without_outbox():
 
 def without_reconciler():
     """Nobody rings for what waits."""
-    Reaper.start = lambda _: None
-    Reaper.close = lambda _: None
+    Reaper.reap = lambda _: None
 
 
 def without_upload_first():

@@ -126,7 +126,7 @@ class Drawing:
 
     async def ended(self):
         await self.task
-        return {h.index: h.drawing for h in self.happenings if isinstance(h, Finished)}
+        return {h.index: h.result for h in self.happenings if isinstance(h, Finished)}
 
 
 async def drawn(painter, *microbatch):

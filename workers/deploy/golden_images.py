@@ -64,10 +64,10 @@ def psnr_db(one: Pixels, other: Pixels) -> float:
 def _generate(prompts: Sequence[GenerationParams], generator: ImageGenerator) -> Iterator[Pixels]:
     """One call for each prompt: what is compared is the engine, not its company."""
     for params in prompts:
-        call = generator.begin([params])
-        for happening in call.happenings(timeout_s=600, step_timeout_s=120):
-            match happening:
+        call = generator.start([params])
+        for event in call.events(timeout_s=600, step_timeout_s=120):
+            match event:
                 case Finished(_, Image(pixels)):
                     yield pixels
-                case Finished(_, mishap):
-                    raise GoldenImagesFailed(f"{params.prompt!r} was not drawn: {mishap}")
+                case Finished(_, failure):
+                    raise GoldenImagesFailed(f"no image of {params.prompt!r}: {failure}")

@@ -23,10 +23,10 @@ class WorkerContext:
     registry: ModelRegistry
     generator: ImageGenerator
     store: ImageStore
-    leases: LeaseHeartbeat
+    heartbeat: LeaseHeartbeat
     notifier: WorkNotifier
-    board: ProgressPublisher
-    seats: MemoryLimits
+    progress: ProgressPublisher
+    memory_limits: MemoryLimits
     encoders: ThreadPoolExecutor
     lease: timedelta
     microbatch_timeout_s: float

@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from darkroom.db.connection import Sessions, is_unavailable
-from darkroom.webhooks import deliveries, delivery_log, endpoints, payloads, signatures
+from darkroom.webhooks import deliveries, endpoints, payloads, signatures
 from darkroom.webhooks.deliveries import AttemptOutcome, Claim, Result
 from darkroom.webhooks.secret_box import SecretBox
 from workers.webhooks.circuit_breaker import MAX_DEFER_S, DestinationLimiter
@@ -35,7 +35,6 @@ _POLL_S: Final = 1.0  #: when nobody rings
 _GATHER_S: Final = 0.02
 _PAUSE_S: Final = 1.0  #: before the database is asked again that could not be reached
 _UNSEALED_WAIT_S: Final = 60.0
-_FORGET_EVERY_S: Final = 600.0
 
 Kept = TypeVar("Kept")
 logger = logging.getLogger(__name__)
@@ -81,7 +80,6 @@ class Sender:
         self._stopping = asyncio.Event()
         self._results: asyncio.Queue[Result] = asyncio.Queue()
         self._sending: set[asyncio.Task[None]] = set()
-        self._forget_at = 0.0
 
     def wake(self) -> None:
         """There is something due. From the loop's own thread."""
@@ -136,7 +134,6 @@ class Sender:
 
         try:
             with self._sessions.begin() as session:
-                self._forget_old(session)
                 claims, due = deliveries.claim(session, limit=limit, lease=LEASE, admit=admit)
                 letters = self._letters(session, claims)
         except BaseException:
@@ -175,11 +172,6 @@ class Sender:
             for claim in signed
             if claim.id in bodies
         ]
-
-    def _forget_old(self, session: Session) -> None:
-        if time.monotonic() > self._forget_at:
-            delivery_log.delete_old(session)
-            self._forget_at = time.monotonic() + _FORGET_EVERY_S
 
     async def _send(self, letter: OutgoingWebhook) -> None:
         claim = letter.claim
