@@ -1,4 +1,4 @@
-"""Makes our packages as empty ones, so that they can be installed before they are copied."""
+"""Empty packages in place of ours, so that they can be installed before they are copied."""
 
 # ruff: noqa: INP001  # a script of the Dockerfile
 
