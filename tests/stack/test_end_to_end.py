@@ -339,7 +339,7 @@ def test_an_engine_is_replaced_only_if_it_draws_the_same_pictures(stack, tmp_pat
 
     refused = replaced(stack, registry.models["darkroom-demo-v1"].folder, golden)
     assert refused.returncode == 1, refused.stderr
-    assert "DRIFTED" in refused.stdout
+    assert "DIFFERS" in refused.stdout
     assert not stack.find("ServeReplica", "~green")
 
     broken = tmp_path / "broken"

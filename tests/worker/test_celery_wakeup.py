@@ -66,7 +66,7 @@ def test_a_hint_published_just_after_all_slots_were_taken_is_taken_at_once(redis
                 app.send_task(PROCESS_QUEUE, queue=GENERATE_QUEUE)
             sent += SLOTS
             wait_for(redis, "finished", sent)
-            time.sleep(0.1)
+            time.sleep(0.1)  # into the second for which the loop would sleep by itself
             asked = time.time()
             app.send_task(PROCESS_QUEUE, queue=GENERATE_QUEUE)
             sent += 1

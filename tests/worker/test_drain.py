@@ -105,8 +105,8 @@ def test_a_replica_that_ignores_the_cancel_does_not_delay_the_requeue(process, q
     uncancelable.finish(0, 1)
     thread.join(30)
 
-    ended = [job(ctx, job_id) for job_id in ids]
-    assert {(one.status, one.attempt) for one in ended} == {("succeeded", 1)}
+    jobs = [job(ctx, job_id) for job_id in ids]
+    assert {(one.status, one.attempt) for one in jobs} == {("succeeded", 1)}
     assert len(dispatches(ctx)) == 2
 
 

@@ -67,8 +67,12 @@ def test_after_three_crashes_or_missing_results_a_job_fails(ctx, queue_jobs, ans
     for _ in range(3):
         process_queue(ctx, stopping=lambda: False)
 
-    ended = job(ctx, job_id)
-    assert (ended.status, ended.error_code, ended.attempt) == ("failed", "worker_crashed", 3)
+    finished = job(ctx, job_id)
+    assert (finished.status, finished.error_code, finished.attempt) == (
+        "failed",
+        "worker_crashed",
+        3,
+    )
     assert open_dispatches(ctx) == 0
 
 
@@ -122,11 +126,11 @@ def test_of_two_microbatches_that_crash_together_only_the_poison_fails(ctx, queu
 
     run(ctx, answer)
     assert ctx.generator.alone == [False] * 2 + [True] * (len(ctx.generator.calls) - 2)
-    ended = [job(ctx, job_id) for job_id in ids]
-    poison = ended.pop(index)
+    jobs = [job(ctx, job_id) for job_id in ids]
+    poison = jobs.pop(index)
     assert (poison.status, poison.error_code, poison.attempt) == ("failed", "worker_crashed", 3)
-    assert {one.status for one in ended} == {"succeeded"}
-    assert sorted({one.attempt for one in ended}) == [2, 3]  # a half of four was there twice
+    assert {one.status for one in jobs} == {"succeeded"}
+    assert sorted({one.attempt for one in jobs}) == [2, 3]  # a half of four crashed twice
     assert open_dispatches(ctx) == 0
 
 
@@ -185,8 +189,8 @@ def test_an_image_that_does_not_fit_alone_fails(ctx, queue_jobs):
     [job_id] = queue_jobs({})
     run(ctx, memory_for(0))
 
-    ended = job(ctx, job_id)
-    assert (ended.status, ended.error_code) == ("failed", "out_of_memory")
+    finished = job(ctx, job_id)
+    assert (finished.status, finished.error_code) == ("failed", "out_of_memory")
 
 
 def test_a_row_canceled_without_a_request_is_requeued(ctx, queue_jobs):

@@ -26,21 +26,21 @@ logger = logging.getLogger(__name__)
 
 
 def deploy(settings: Settings, model: Model, *, application: str | None = None) -> None:
-    """Start the model's application, or bring it up to date; returns once it can draw.
+    """Start or update the model's application; return once it is ready.
 
-    One that is drawn with on demand starts when there is work for it. `application`: its name, if
-    it is not the model's.
+    A model on demand starts when there is work for it. `application`: its name, if it is not the
+    model's.
     """
     options = scale(settings, model)
     bound = Replica.options(**options).bind(  # type: ignore[attr-defined]  # the decorator's class
         worker_options(settings, model)
     )
     serve.run(bound, name=application or model.name, route_prefix=None)
-    logger.info("%s can draw", application or model.name)
+    logger.info("deployment %s is ready", application or model.name)
 
 
 def run(settings: Settings, *, ready_file: Path | None) -> int:
-    """Deploy every model, stay until SIGTERM, then end what was deployed."""
+    """Deploy all models, wait for SIGTERM, then delete their applications."""
     stop = threading.Event()
     connect_to_ray(settings.ray_address)
     for number in (signal.SIGTERM, signal.SIGINT):  # after Ray, which installs its own
@@ -48,14 +48,16 @@ def run(settings: Settings, *, ready_file: Path | None) -> int:
     serve.start(proxy_location="Disabled")  # handles only: no HTTP port is opened
     models = load_registry(settings.models_dir, settings.default_model).models
     for model in models.values():
-        if routing.application_of(model.name) == model.name:  # else it was replaced meanwhile
+        if (
+            routing.application_for(model.name) == model.name
+        ):  # else `replace` deployed another engine
             deploy(settings, model)
     if ready_file is not None:
         ready_file.touch()
     while not stop.wait(_WATCH_S):
-        check_ray(settings.ray_address)  # raises when the cluster went: the supervisor restarts us
+        check_ray(settings.ray_address)  # raises if the cluster is gone: the supervisor restarts us
     for name in models:
-        serve.delete(routing.application_of(name))
+        serve.delete(routing.application_for(name))
     ray.shutdown()
     return 0
 
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     """Deploy the models, or only print or check what would be deployed."""
     parser = argparse.ArgumentParser(
         prog="python -m workers serve",
-        description="Deploys the models on the Ray cluster and ends them on SIGTERM.",
+        description="Deploys the models on the Ray cluster and deletes them on SIGTERM.",
         epilog="Configured by DARKROOM_* variables; see .env.example.",
     )
     parser.add_argument(

@@ -45,7 +45,10 @@ def process_queue(ctx: WorkerContext, *, stopping: Callable[[], bool]) -> int:
 
 
 def run_microbatch(ctx: WorkerContext, jobs: Sequence[Job]) -> bool:
-    """Generate, store and settle one claimed microbatch. Return False if any job was requeued."""
+    """Generate, store and settle one claimed microbatch.
+
+    Return False if a job was requeued because the store or a replica was unavailable.
+    """
     fault_point("after-claim")
     ctx.notifier.notify_workers()  # other slots may be idle while more is queued
     ctx.notifier.notify_webhook_senders()  # job.started may have subscribers

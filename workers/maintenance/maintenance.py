@@ -1,16 +1,13 @@
 """Maintenance of the installation: every worker process offers it, one at a time does it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from darkroom.db.connection import Sessions
-from darkroom.db.locks import AdvisoryLock
+from darkroom.db.locks import AdvisoryLock, try_lock
 from darkroom.errors import StorageUnavailable
 from darkroom.periodic import PeriodicTask
 from workers.maintenance.cleaner import Cleaner
@@ -45,28 +42,12 @@ class Maintenance:
 
     def reap(self) -> None:
         """Run one pass of the reaper, unless another process runs one."""
-        with leadership(self._sessions, AdvisoryLock.REAP) as leads:
+        with try_lock(self._sessions, AdvisoryLock.REAP) as leads:
             if leads:
                 self._reaper.reap()
 
     def clean(self) -> None:
         """Run one pass of the cleaner, unless another process runs one; soon the next if needed."""
-        with leadership(self._sessions, AdvisoryLock.CLEAN) as leads:
+        with try_lock(self._sessions, AdvisoryLock.CLEAN) as leads:
             if leads and self._cleaner.clean():
                 self._clean.wake()
-
-
-@contextmanager
-def leadership(sessions: Sessions, lock: AdvisoryLock) -> Iterator[bool]:
-    """Yield whether this process holds the lock during the block.
-
-    The lock is the connection's, not a transaction's: a pass of the cleaner may wait for the store.
-    """
-    engine: Engine = sessions.kw["bind"]
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        leads = bool(connection.scalar(select(func.pg_try_advisory_lock(lock))))
-        try:
-            yield leads
-        finally:
-            if leads:
-                connection.execute(select(func.pg_advisory_unlock(lock)))
