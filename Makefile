@@ -6,13 +6,13 @@ STAMP  := $(VENV)/.installed
 # Processes that share the tests: each has servers of its own, and imports PyTorch.
 TESTERS ?= 2
 PARALLEL = -n $(TESTERS) --dist loadfile --no-loadscope-reorder
-EXTRAS := api,workers,engine,triton,local,compile,demo-model,dev
+EXTRAS := api,workers,engine,triton,local,compile,demo-model,docs,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test-fast test test-all chaos check fmt lint clean
+.PHONY: help setup demo up test-fast test test-all chaos check fmt lint types docs migration bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(STAMP)  ## create .venv and install the locked dependencies
 
@@ -55,6 +55,20 @@ lint: $(STAMP)
 fmt: $(STAMP)  ## format, and mend what can be mended
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+types: $(STAMP)  ## only the types
+	@$(BIN)/mypy
+
+docs: $(STAMP)  ## the documentation site into site/; fails on a broken link
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+migration: $(STAMP)  ## a new Alembic revision: make migration NAME="add a column"
+	@test -n "$(NAME)" || { echo 'say what it does: make migration NAME="add a column"'; exit 2; }
+	@$(BIN)/python -m tools.new_migration "$(NAME)"
+
+bench: $(STAMP)  ## one of benchmarks/: make bench NAME=submit_rate
+	@test -n "$(NAME)" || { echo "which? make bench NAME=…, see benchmarks/README.md"; exit 2; }
+	@$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
 
 clean:  ## remove the demo's pictures and the stack's data
 	rm -rf demo-output .darkroom

@@ -114,9 +114,10 @@ def flooded(run: FaultRun, *, jobs: int, probes: int) -> None:
         job_id = run.submit(ExpectedImage("slow:0.02 a cup", run.rng.randrange(2**32)), tenant=1)
         assert run.system.wait_until(lambda job_id=job_id: run.status(job_id) == "succeeded")
         between.append(claims_before(run, job_id))
-    told = f"{len(between)} strangers waited for {percentile(between, 0.5)} claims (median) and "
-    told += f"{max(between)} at most, of {slots} slots"
-    run.require(told, holds=max(between) <= 2 * slots)
+    median = percentile(between, 0.5)
+    what = f"{len(between)} jobs of the other tenant waited for {median} claims (median) and "
+    what += f"{max(between)} at most, of {slots} slots"
+    run.require(what, holds=max(between) <= 2 * slots)
     assert run.quiet(load)
 
 

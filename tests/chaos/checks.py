@@ -14,7 +14,7 @@ _UNAVAILABLE = 503
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing that must not be."""
+    """One fact that breaks an invariant."""
 
     invariant: str
     subject: str
@@ -25,7 +25,7 @@ class Violation:
 
 
 def violations(evidence: Evidence) -> list[Violation]:
-    """Everything that is wrong; empty is good."""
+    """Return every broken invariant; empty when all hold."""
     checks = (
         every_accepted_job_ended_once,
         nothing_was_counted_twice,
@@ -58,7 +58,7 @@ def every_accepted_job_ended_once(evidence: Evidence) -> Iterator[Violation]:
             elif job.status not in wanted.ends:
                 yield Violation("I1", subject, f"is {job.status} ({job.error_code})")
             elif job.ends == 0:
-                yield Violation("I1", subject, f"is {job.status}, but nobody wrote down its end")
+                yield Violation("I1", subject, f"is {job.status}, but no event records its finish")
 
 
 def nothing_was_counted_twice(evidence: Evidence) -> Iterator[Violation]:
@@ -99,9 +99,9 @@ def every_finish_has_its_event(evidence: Evidence) -> Iterator[Violation]:
     if evidence.deliveries is None:
         return
     for job in evidence.jobs:
-        told = set(evidence.deliveries.get(job.id, ()))
-        if job.status in FINISHED and len(told) != 1:
-            yield Violation("I4", job.id, f"its end was told under {len(told)} ids")
+        ids = set(evidence.deliveries.get(job.id, ()))
+        if job.status in FINISHED and len(ids) != 1:
+            yield Violation("I4", job.id, f"its finish was sent under {len(ids)} ids")
 
 
 def no_tenant_sees_anothers_jobs(evidence: Evidence) -> Iterator[Violation]:
@@ -151,8 +151,8 @@ def every_request_was_answered_and_carried_out_once(evidence: Evidence) -> Itera
     for submission in evidence.submissions:
         known |= submission.ids
         if len(submission.ids) != 1:
-            told = f"was answered with {len(submission.ids)} ids"
-            yield Violation("I9", f"key {submission.key}", told)
+            what = f"was answered with {len(submission.ids)} ids"
+            yield Violation("I9", f"key {submission.key}", what)
     for job in evidence.jobs:
         if (job.batch_id or job.id) not in known:
-            yield Violation("I9", job.id, "nobody was told of it")
+            yield Violation("I9", job.id, "no client was told of it")

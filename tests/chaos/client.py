@@ -1,4 +1,4 @@
-"""A client that keeps its own books: what it asked for, what it was told, what it does not know.
+"""Client that records what it sent, what was answered, and what it cannot know.
 
 It sends each request with an Idempotency-Key, again and again until it is answered, as a client
 should. Its books are the truth that the server's rows are held against.
@@ -27,7 +27,7 @@ _PAUSE_S = 0.25
 
 @dataclass(frozen=True)
 class ExpectedImage:
-    """One picture, and how its job may end."""
+    """One image, and the statuses in which its job may finish."""
 
     prompt: str
     seed: int
@@ -43,7 +43,7 @@ class SentRequest:
     jobs: Sequence[ExpectedImage]
     as_batch: bool
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    ids: set[str] = field(default_factory=set)  #: more than one would be a doubled submission
+    ids: set[str] = field(default_factory=set)  #: more than one would be a duplicate submission
     unknown: int = 0  #: times that no answer came
     waited_s: float = 0.0  #: until it was answered
 

@@ -70,9 +70,9 @@ class Evidence:
     trespasses: Sequence[tuple[str, int]] = ()
     #: what should not be there any more: open dispatches, orphans, forgotten transactions
     leftovers: Sequence[str] = ()
-    #: whether pictures are those of `tests.chaos.replica`, whose color is known
+    #: whether images are those of `tests.chaos.replica`, whose color is known
     colors_known: bool = True
-    #: accepted deliveries of each job's webhook, by webhook-id; None where nobody listens
+    #: accepted deliveries of each job's webhook, by webhook-id; None without a receiver
     deliveries: Mapping[str, Sequence[str]] | None = field(default=None)
 
 
@@ -120,16 +120,16 @@ def _image(file: Path) -> StoredImage:
     stored = file.read_bytes()
     sha256 = hashlib.sha256(stored).hexdigest()
     try:
-        with Image.open(io.BytesIO(stored)) as picture:
-            about = json.loads(picture.text[METADATA_KEY])
-            [(_, color), *others] = picture.getcolors(picture.width * picture.height)
+        with Image.open(io.BytesIO(stored)) as image:
+            about = json.loads(image.text[METADATA_KEY])
+            [(_, color), *others] = image.getcolors(image.width * image.height)
     except (OSError, KeyError, ValueError, SyntaxError):
         return StoredImage(sha256, None, None)
     return StoredImage(sha256, about["id"], None if others else color)
 
 
 def read_deliveries(got: Sequence[Received]) -> dict[str, list[str]]:
-    """By job, the webhook-ids under which a receiver was told of its end, accepted all of them."""
+    """Return the webhook-ids of accepted finish events, by job."""
     deliveries: dict[str, list[str]] = {}
     for received in got:
         about = received.json["data"]
@@ -139,13 +139,13 @@ def read_deliveries(got: Sequence[Received]) -> dict[str, list[str]]:
 
 
 def read_trespasses(client: Client, *, at_most: int = 5) -> list[tuple[str, int]]:
-    """What the first tenant is told of some of the second's objects, and the other way round."""
+    """Return what each tenant can read of the other's objects."""
     paths = [
         (f"/v1/{'batches' if each.as_batch else 'jobs'}/{each.id}", 1 - each.tenant)
         for each in client.submissions
         if each.id is not None
     ]
     if len(set(client.keys)) == 1:
-        return []  # there is nobody else
+        return []  # there is no second tenant
     step = max(1, len(paths) // at_most)
     return [(path, client.get(path, tenant=other).status_code) for path, other in paths[::step]]

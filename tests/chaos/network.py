@@ -3,7 +3,7 @@
 A `TcpProxy` is a TCP relay of this process. A `NetworkSegment` is a network namespace that reaches
 the servers over relays only, through one pair of virtual interfaces. It is cut by giving a side a
 wrong hardware address for the other: what it sends is then dropped in silence, as by a dead switch,
-each way by itself; nobody is told, and no firewall is needed.
+each way by itself; neither side gets an error, and no firewall is needed.
 """
 
 import os

@@ -82,7 +82,7 @@ def until_gone(run: FaultRun, worker: Server, relay: TcpProxy, before: set[str])
 
 
 def vanished(run: FaultRun, segment: NetworkSegment, *, jobs: int) -> None:
-    """The peer of idle connections loses its memory while nobody can hear it say so."""
+    """Have the peer of idle connections forget them while the network drops its answers."""
     with relayed(run) as (settings, relays):
         worker = run.system.start_worker(settings, within=segment.inside, keep=False)
         run.system.wait_ready(worker)
@@ -95,8 +95,8 @@ def vanished(run: FaultRun, segment: NetworkSegment, *, jobs: int) -> None:
         run.injections += 1
         noticed_s = until_gone(run, worker, relays[0], before)
         segment.recover()
-        told = f"{len(before)} half-open connections dropped after {noticed_s:.1f} s"
-        run.require(told, holds=noticed_s <= NOTICED_WITHIN_S)
+        what = f"{len(before)} half-open connections dropped after {noticed_s:.1f} s"
+        run.require(what, holds=noticed_s <= NOTICED_WITHIN_S)
         run.probe()
         assert run.quiet(load)
         run.system.stop_worker(worker)
@@ -116,7 +116,7 @@ def jumping(run: FaultRun, *, jobs: int, jumps: Sequence[str]) -> None:
     with run.system.api_with(faked):
         run.system.wait_ready(worker)
         for jump in jumps:
-            file.write_text("+0")  # storage refuses whoever is wrong by more than 15 minutes
+            file.write_text("+0")  # storage refuses clocks that are off by more than 15 minutes
             run.system.wait_until(lambda: False, within_s=2)
             load = run.load(jobs, prompts=["slow:0.2 a clock"], largest=40)
             run.wait_for_running([worker])

@@ -7,16 +7,16 @@ from tests.chaos.client import FAILS, ExpectedImage
 from tests.chaos.run import FaultRun
 
 
-def in_a_microbatch(run: FaultRun, poisons: Sequence[str], *, company: int = 7) -> None:
-    """Each poison in a microbatch of its own with so many innocent ones."""
+def in_a_microbatch(run: FaultRun, poisons: Sequence[str], *, others: int = 7) -> None:
+    """Put each poison job into a microbatch of its own with `others` good jobs."""
     for number, poison in enumerate(poisons):
         size = (("width", 64 + 64 * (number % 8)), ("height", 64 + 64 * (number // 8)))
         jobs = [
-            ExpectedImage("an innocent", run.rng.randrange(2**32), fields=size)
-            for _ in range(company)
+            ExpectedImage("a good job", run.rng.randrange(2**32), fields=size)
+            for _ in range(others)
         ]
         wrong = ExpectedImage(f"{poison} here", 1, ends=FAILS, fields=size)
-        jobs.insert(run.rng.randint(0, company), wrong)
+        jobs.insert(run.rng.randint(0, others), wrong)
         run.submit(*jobs)
         run.injections += 1
     assert run.quiet()
@@ -24,36 +24,36 @@ def in_a_microbatch(run: FaultRun, poisons: Sequence[str], *, company: int = 7) 
 
 
 def among_many(run: FaultRun, *, jobs: int, share: float) -> None:
-    """So many of the jobs are poison; the others are drawn at half the usual rate, or better."""
+    """Mix poison into a batch; the good jobs must succeed at half the usual rate or better."""
     run.quiet_within_s = 600
     began = time.monotonic()
-    run.submit(*[ExpectedImage("an innocent", seed) for seed in range(jobs)])
+    run.submit(*[ExpectedImage("a good job", seed) for seed in range(jobs)])
     assert run.quiet()
     usual = jobs / (time.monotonic() - began)
     wrong = set(run.rng.sample(range(jobs), round(jobs * share)))
     mixed = [
         ExpectedImage("poison:kill", seed, ends=FAILS)
         if seed in wrong
-        else ExpectedImage("an innocent", seed)
+        else ExpectedImage("a good job", seed)
         for seed in range(jobs)
     ]
     began = time.monotonic()
     batch_id = run.submit(*mixed)
     good = "SELECT count(*) FROM job WHERE batch_id = :id AND status = 'succeeded'"
-    innocent = jobs - len(wrong)
+    good_jobs = jobs - len(wrong)
     reached = run.system.wait_until(
-        lambda: run.system.value(good, id=batch_id) == innocent, within_s=run.quiet_within_s
+        lambda: run.system.value(good, id=batch_id) == good_jobs, within_s=run.quiet_within_s
     )
     run.injections += len(wrong)
-    rate = innocent / (time.monotonic() - began)
-    told = f"{innocent} of {innocent} innocent drawn, {rate:.0f}/s for {usual:.0f}/s without poison"
-    run.require(told, holds=reached)
+    rate = good_jobs / (time.monotonic() - began)
+    what = f"{good_jobs} good jobs succeeded, {rate:.0f}/s for {usual:.0f}/s without poison"
+    run.require(what, holds=reached)
     assert run.quiet()
     own_crashes(run)
 
 
 def own_crashes(run: FaultRun) -> None:
-    """Whoever failed was there at three crashes, the last alone, and nobody else failed.
+    """Check that each failed job was in three crashes, the last one alone, and no other failed.
 
     Where one kills the worker it may have been up to six: what else the worker held was there too.
     """

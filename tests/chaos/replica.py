@@ -1,7 +1,7 @@
-"""What draws in most rows: a process of its own, instant, and breakable by the prompt.
+"""Generator of most rows: a process of its own, instant, and breakable by the prompt.
 
 Standard library only, so that a dead one is replaced in the twinkling of an eye. One line of JSON
-in, one line out; the picture is one color, which follows from prompt and seed.
+in, one line out; the image is one color, which follows from prompt and seed.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ SLOW = "slow:"  # `slow:1.5` takes that many seconds, once a microbatch
 
 
 def color_of(prompt, seed):
-    """The only color that a picture of this may have."""
+    """Return the one color of the image of this prompt and seed."""
     return tuple(hashlib.sha256(f"{prompt}|{seed}".encode()).digest()[:3])
 
 

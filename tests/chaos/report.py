@@ -9,7 +9,7 @@ from tests.chaos.run import FaultResult
 from tests.chaos.system import LEASE_S
 
 HEAD = (
-    "| row | fault | injections | jobs | lost | doubled | late writes tried / refused "
+    "| row | fault | injections | jobs | lost | duplicated | late writes tried / refused "
     "| recovery p50 / p95 | s | I1 to I9 |\n"
     "|---|---|--:|--:|--:|--:|--:|--:|--:|---|"
 )
@@ -37,7 +37,7 @@ def line_of(result: FaultResult) -> str:
         result.injections,
         result.jobs,
         result.lost,
-        result.doubled,
+        result.duplicated,
         f"{result.late_tried} / {result.late_refused}" if result.late_tried else "-",
         p50_p95(result.recoveries) if result.recoveries else "-",
         round(result.seconds),
@@ -66,7 +66,7 @@ def totals(rows: Sequence[FaultResult], *, seed: str) -> str:
         f"{sum(row.jobs for row in rows):,} jobs",
         f"{sum(row.injections for row in rows):,} injections",
         f"{sum(row.lost for row in rows)} lost",
-        f"{sum(row.doubled for row in rows)} doubled",
+        f"{sum(row.duplicated for row in rows)} duplicated",
         f"{late[0]} of {late[1]} late writes refused",
     ]
     if killed:

@@ -28,7 +28,7 @@ class FaultResult:
     injections: int
     jobs: int
     lost: int
-    doubled: int
+    duplicated: int
     late_tried: int
     late_refused: int
     recoveries: Sequence[float]
@@ -58,7 +58,7 @@ class FaultRun:
     recoveries: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     missed: list[Violation] = field(default_factory=list)  #: the row's own criteria
-    receiver: Receiver | None = None  #: of webhooks, where the row has somebody listen
+    receiver: Receiver | None = None  #: of webhooks, where the row receives webhooks
     quiet_within_s: float = QUIET_WITHIN_S
 
     def __post_init__(self) -> None:
@@ -75,11 +75,11 @@ class FaultRun:
         """One job, or a batch of several; its id."""
         submission = SentRequest(tenant, wanted, as_batch=len(wanted) > 1)
         submitted = self.client.submit(submission)
-        assert submitted is not None, f"{self.row}: nobody answered"
+        assert submitted is not None, f"{self.row}: no response"
         return submitted
 
     def probe(self) -> None:
-        """How long an urgent job takes now: recovered is who draws again."""
+        """Return how long an urgent job takes now: the system has recovered once it succeeds."""
         began = time.monotonic()
         urgent = ExpectedImage(
             "a probe", self.rng.randrange(2**32), fields=(("priority", "interactive"),)
@@ -151,7 +151,7 @@ class FaultRun:
         )
 
     def _deliveries(self) -> Mapping[str, Sequence[str]] | None:
-        """What the receiver was told of each job, once nothing is on its way to it."""
+        """Return the webhook-ids of each job, once no delivery is pending."""
         if self.receiver is None:
             return None
         pending = "SELECT count(*) FROM delivery WHERE status IN ('pending', 'sending')"
@@ -165,17 +165,17 @@ class FaultRun:
         """The table's line, given what the checks found."""
         found = [*found, *self.missed]
         lost = sum(violation.invariant == "I1" for violation in found)
-        doubled = sum(violation.invariant == "I2" for violation in found)
+        duplicated = sum(violation.invariant == "I2" for violation in found)
         if self.late_tried != self.late_refused:
-            told = f"{self.late_refused} of {self.late_tried} late writes were refused"
-            found.append(Violation("fence", self.row, told))
+            what = f"{self.late_refused} of {self.late_tried} late writes were refused"
+            found.append(Violation("fence", self.row, what))
         return FaultResult(
             row=self.row,
             fault=self.fault,
             injections=self.injections,
             jobs=sum(len(each.jobs) for each in self.client.submissions if each.id),
             lost=lost,
-            doubled=doubled,
+            duplicated=duplicated,
             late_tried=self.late_tried,
             late_refused=self.late_refused,
             recoveries=tuple(self.recoveries),

@@ -84,12 +84,12 @@ def without_outbox():
 
 
 def without_reconciler():
-    """Nobody rings for what waits."""
+    """Run without the reaper's wake-up for queued jobs."""
     Reaper.reap = lambda _: None
 
 
 def without_upload_first():
-    """The picture is stored after its job has succeeded."""
+    """Store the image after its job has succeeded."""
     put = S3Store.put
 
     def put_later(self, *what):

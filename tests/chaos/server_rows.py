@@ -47,14 +47,14 @@ def killed(run: FaultRun, server: Server, *, jobs: int, times: int = 1) -> None:
 
 
 def wait_for_work(run: FaultRun) -> None:
-    """Until somebody draws; if all has been drawn, there is more to draw."""
+    """Wait until a job is running, submitting more when all have finished."""
     if run.unfinished() == 0:
         run.load(100, prompts=["slow:0.05 a bush"])
     run.wait_for_running()
 
 
 def flushed(run: FaultRun, *, jobs: int, times: int, every_s: float) -> None:
-    """FLUSHALL again and again; at last just after a submission, while nobody is awake."""
+    """FLUSHALL again and again; at last just after a submission, while no worker is awake."""
     load = run.load(jobs, prompts=["slow:0.02 a bird"])
     with Redis.from_url(run.system.redis_url) as client:
         for _ in range(times):
@@ -66,14 +66,14 @@ def flushed(run: FaultRun, *, jobs: int, times: int, every_s: float) -> None:
 
 
 def flushed_before_any_worker_heard(run: FaultRun, client: Redis) -> None:
-    """The one hint there was is lost: only the sweeper can know."""
+    """Lose the only hint: just the reaper can find the jobs."""
     for worker in run.system.workers:
         worker.freeze()
-    client.client_kill_filter(_type="normal", skipme=True)  # nobody waits at the list any more
+    client.client_kill_filter(_type="normal", skipme=True)  # no worker waits at the list any more
     load = run.load(10)
     run.wait_for_backlog(10)
     assert run.system.wait_until(lambda: load.done and client.exists(HINTS))
-    while client.exists(HINTS):  # a last ring may be on its way
+    while client.exists(HINTS):  # a last hint may be on its way
         client.flushall()
         run.injections += 1
         run.system.wait_until(lambda: False, within_s=0.5)
@@ -83,12 +83,12 @@ def flushed_before_any_worker_heard(run: FaultRun, client: Redis) -> None:
 
 
 def hinted_thrice(run: FaultRun, *, jobs: int) -> None:
-    """Each hint comes three times and more, in any order and when nobody meant it."""
-    with hints(run) as ring:
+    """Repeat each hint three times and more, in any order and when none was sent."""
+    with hints(run) as repeat:
         load = run.load(jobs, prompts=["slow:0.01 a fish"])
         while not (load.done and run.unfinished() == 0):
             for _ in range(3):
-                ring()
+                repeat()
                 run.injections += 1
             if not run.system.wait_until(lambda: False, within_s=0.05) and run.injections > 20_000:
                 break
@@ -110,7 +110,7 @@ def hints(run: FaultRun) -> Iterator[Callable[[], None]]:
 
 
 def genuine_hint(url: str, client: Redis) -> bytes:
-    """What Celery puts into the list for one ring."""
+    """What Celery puts into the list for one hint."""
     app = Celery(broker=url, set_as_current=False)
     app.conf.update(broker_transport_options={"global_keyprefix": "darkroom:"})
     app.send_task(celery_app.PROCESS_QUEUE, queue=celery_app.GENERATE_QUEUE)
@@ -143,7 +143,7 @@ def filled(run: FaultRun, *, jobs: int) -> None:
 GARBAGE = (
     *(b"garbage", b"[]", b"null", b"{}", b"0", b"", b"\x00\xff\xfe", b'"text"', b"{", b"true"),
     *(b'{"body": 1}', b'{"body": "!", "headers": {}, "properties": {}}', b"[[], {}, {}]"),
-    b'{"body":"e30=","headers":{"task":"nobody"},"properties":{"delivery_tag":"1"}}',
+    b'{"body":"e30=","headers":{"task":"unknown"},"properties":{"delivery_tag":"1"}}',
     b'{"body":"gASVAAAA","content-type":"application/x-python-serialize","headers":{}}',
     *(b"x" * 1_000_000, b"\xf0\x9f\x92\xa9", b"1e999", b"-1", b'{"headers":{"task":[]}}'),
 )
@@ -202,8 +202,8 @@ def cut_short(run: FaultRun, *, jobs: int, times: int) -> None:
         storms.append(int(str(run.system.value(opened))) - before)
         run.probe()
     pools = 12 * len(run.system.processes)
-    told = f"at most {max(storms)} connections in the second after, pools hold {pools}"
-    run.require(told, holds=max(storms) <= 2 * pools)
+    what = f"at most {max(storms)} connections in the second after, pools hold {pools}"
+    run.require(what, holds=max(storms) <= 2 * pools)
     wait_for_work(run)
     kill_a_backend(run)
     run.probe()
@@ -219,7 +219,7 @@ def kill_a_backend(run: FaultRun) -> None:
 
 
 def locked(run: FaultRun, *, jobs: int, for_s: float) -> None:
-    """Somebody locks the table of jobs; the API lives, and says 503 when it takes too long."""
+    """Lock the table of jobs: the API stays alive and says 503 when it takes too long."""
     load = run.load(jobs, prompts=["slow:0.02 a key"])
     wait_for_work(run)
     with psycopg.connect(run.system.database_url) as blocking, beating(run) as beats:
@@ -232,8 +232,8 @@ def locked(run: FaultRun, *, jobs: int, for_s: float) -> None:
             time.sleep(0.05)
         blocking.rollback()
     p99_ms = 1000 * percentile(beats, 0.99)
-    told = f"/healthz p99 {p99_ms:.0f} ms of {len(beats)} while it was locked"
-    run.require(told, holds=p99_ms < 100)
+    what = f"/healthz p99 {p99_ms:.0f} ms of {len(beats)} while it was locked"
+    run.require(what, holds=p99_ms < 100)
     run.probe()
     assert run.quiet(load)
 
@@ -279,7 +279,7 @@ def delayed(run: FaultRun, *, jobs: int, delay_s: float) -> None:
 
 
 def deadlocked(run: FaultRun, *, jobs: int, times: int) -> None:
-    """Somebody locks jobs in the other order and is patient: the product's transaction is undone.
+    """Lock jobs in the other order and wait: the product's transaction is rolled back.
 
     Then the database's default isolation is one in which transactions that cross fail.
     """

@@ -1,4 +1,4 @@
-"""Faults of who draws: replicas, Ray's own processes, Triton and its Python backend."""
+"""Faults of what generates: replicas, Ray's own processes, Triton and its Python backend."""
 
 import signal
 import time

@@ -10,7 +10,7 @@ from tests.support.stack import Stack
 
 
 class StackUnderTest(DatabaseView):
-    """One tenant, since its API asks for no key; pictures are the demo model's."""
+    """One tenant, since its API asks for no key; images are the demo model's."""
 
     colors_known = False
     restarts = 0

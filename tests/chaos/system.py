@@ -30,15 +30,15 @@ from tests.support.servers import S3Settings, Server
 from tests.support.webhook_receiver import Receiver, receiving
 
 LEASE_S = 4
-SWEEP_S = 0.5
-GENERATE_TIMEOUT_S = 5
+MAINTENANCE_INTERVAL_S = 0.5
+MICROBATCH_TIMEOUT_S = 5
 GONE_WITHIN_S = 60
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class BackingServers:
-    """What everything stands on."""
+    """Servers behind the system."""
 
     postgres: Server
     redis: Server
@@ -53,15 +53,15 @@ class BackingServers:
 
 
 class DatabaseView:
-    """What the database says of it all, and patience."""
+    """Queries against the system's database, and waiting for conditions."""
 
     sessions: Sessions
 
     def supervise(self) -> None:
-        """What a supervisor does."""
+        """Restart what has died, as a supervisor does."""
 
     def wait_until(self, holds: Callable[[], bool], *, within_s: float = 60) -> bool:
-        """Tend until it holds; False when the time is up."""
+        """Supervise until the condition holds. Return False when the time is up."""
         deadline = time.monotonic() + within_s
         while not holds():
             if time.monotonic() > deadline:
@@ -71,7 +71,7 @@ class DatabaseView:
         return True
 
     def value(self, statement: str, **values: object) -> object:
-        """The first value that a statement finds."""
+        """Return the first value that a statement finds."""
         with self.sessions.begin() as session:
             return session.scalar(text(statement), values)
 
@@ -80,11 +80,11 @@ class DatabaseView:
             return list(session.execute(text(statement), values))
 
     def now(self) -> datetime:
-        """By the database's clock, as all times of rows."""
+        """Return the time by the database's clock, as all times of rows are."""
         return self.rows("SELECT clock_timestamp() AS now")[0].now
 
     def lasting_orphans(self) -> list[str]:
-        """What should be gone once all is quiet, and is not even after a minute."""
+        """Return open leases and transactions that are still there a minute after all is quiet."""
         deadline = time.monotonic() + GONE_WITHIN_S
         while (left := self._find_orphans()) and time.monotonic() < deadline:
             self.supervise()
@@ -92,7 +92,7 @@ class DatabaseView:
         return left
 
     def _find_orphans(self) -> list[str]:
-        """Leases that nobody ends, transactions that somebody forgot."""
+        """Return open dispatches and idle transactions."""
         open_dispatches = self.rows("SELECT id FROM dispatch WHERE status = 'running'")
         forgotten = self.rows(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
@@ -105,9 +105,9 @@ class DatabaseView:
 
 
 class SystemUnderTest(DatabaseView):
-    """An API, workers, and whoever a row adds to them. All launching is the main thread's."""
+    """An API, workers, and what a row adds to them. Only the main thread launches processes."""
 
-    colors_known = True  #: its pictures are those of `tests.chaos.replica`
+    colors_known = True  #: its images are those of `tests.chaos.replica`
 
     def __init__(
         self,
@@ -154,8 +154,8 @@ class SystemUnderTest(DatabaseView):
             "DARKROOM_AUTH": "on",
             "DARKROOM_API_PORT": str(self.port),
             "DARKROOM_LEASE_S": str(LEASE_S),
-            "DARKROOM_MAINTENANCE_INTERVAL_S": str(SWEEP_S),
-            "DARKROOM_MICROBATCH_TIMEOUT_S": str(GENERATE_TIMEOUT_S),
+            "DARKROOM_MAINTENANCE_INTERVAL_S": str(MAINTENANCE_INTERVAL_S),
+            "DARKROOM_MICROBATCH_TIMEOUT_S": str(MICROBATCH_TIMEOUT_S),
         }
 
     def _api(self) -> child_process.ProcessSpec:
@@ -180,7 +180,7 @@ class SystemUnderTest(DatabaseView):
 
     @contextmanager
     def listening(self) -> Iterator[Receiver]:
-        """For the block, somebody listens to the ends of both tenants' jobs."""
+        """Receive the finish events of both tenants' jobs during the block."""
         with receiving() as receiver:
             endpoints = self._register(receiver.url())
             sender = self._launch(
@@ -254,7 +254,7 @@ class SystemUnderTest(DatabaseView):
             self._kept.append(server)
 
     def supervise(self) -> None:
-        """What a supervisor does: launch the dead anew."""
+        """Restart what has died, as a supervisor does."""
         for server in self._kept:
             if server.running.process.poll() is not None:
                 self.restarts += 1
@@ -267,7 +267,7 @@ class SystemUnderTest(DatabaseView):
             assert ready, child_process.tail(server.running.child.log)
 
     def recover(self) -> None:
-        """Everything runs, thawed; whoever was added and not dismissed goes."""
+        """Thaw and restart everything; end what a row added and did not stop."""
         for server in self.backing_servers.servers:
             server.recover()
         for server in self._kept:

@@ -63,7 +63,7 @@ def test_what_is_right_is_green():
 @pytest.mark.parametrize(
     ("invariant", "changed"),
     [
-        ("I1", {"jobs": [job(1)], "batches": HALF}),  # one row is missing, and nobody else says so
+        ("I1", {"jobs": [job(1)], "batches": HALF}),  # one row is missing, and nothing else says so
         ("I1", {"jobs": [job(1), job(2, status="running", ends=0)]}),
         ("I1", {"jobs": [job(1), job(2, status="failed", error_code="worker_crashed")]}),
         ("I1", {"jobs": [job(1), job(2, seed=3)]}),

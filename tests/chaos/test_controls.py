@@ -15,10 +15,8 @@ from tests.chaos.run import FaultRun
 from tests.chaos.system import SystemUnderTest
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
-PATIENT = {
-    "DARKROOM_MICROBATCH_TIMEOUT_S": "60"
-}  #: it brings pictures after its sleep, not a crash
-SHORT_LEASE = {"DARKROOM_LEASE_S": "2"}  #: shorter than what is drawn takes
+PATIENT = {"DARKROOM_MICROBATCH_TIMEOUT_S": "60"}  #: it returns images after its sleep, not a crash
+SHORT_LEASE = {"DARKROOM_LEASE_S": "2"}  #: shorter than generating takes
 DIES_AFTER_COMMIT = {"DARKROOM_FAULT_POINT": "after-settle-commit"}
 
 
@@ -112,7 +110,7 @@ def test_n4_without_the_reconciler_a_flush_loses_jobs(own_system, control):
         own_system.wait_ready()
         a_batch(run)
         assert run.quiet()
-        own_system.wait_until(lambda: False, within_s=3)  # nobody holds a hint that still rang
+        own_system.wait_until(lambda: False, within_s=3)  # no worker holds a hint any more
         with Redis.from_url(own_system.redis_url) as client:
             server_rows.flushed_before_any_worker_heard(run, client)
 

@@ -1,4 +1,4 @@
-"""A file is taken in while those die who take it in, or who would draw it."""
+"""A file is imported while API and workers are killed."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def file():
 
 
 def copying(system):
-    """Whether somebody is in the middle of writing a file's rows."""
+    """Return whether a COPY of a file's rows is under way."""
     statement = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY job %'"
     return bool(system.value(statement + " AND state <> 'idle' AND datname = current_database()"))
 
@@ -59,8 +59,10 @@ def test_workers_killed_in_mid_import_cost_no_row_and_double_none(system, tmp_pa
         assert killed != [worker.running.process.pid for worker in system.workers]
         batch = answers[1]
         assert batch["counts"]["queued"] == len(VALID)
-        drawn = "SELECT count(*) FROM job WHERE batch_id = :id AND status = 'succeeded'"
-        assert system.wait_until(lambda: system.value(drawn, id=batch["id"]) >= 20, within_s=120)
+        succeeded = "SELECT count(*) FROM job WHERE batch_id = :id AND status = 'succeeded'"
+        assert system.wait_until(
+            lambda: system.value(succeeded, id=batch["id"]) >= 20, within_s=120
+        )
         client.post(f"/v1/batches/{batch['id']}/cancel")
     process.kill()
     process.wait()

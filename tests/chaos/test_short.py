@@ -28,7 +28,7 @@ def test_f19_postgresql_killed(row, backing_servers):
 
 
 def test_f38_every_hint_three_times(row):
-    with row("F38", "hints doubled and out of order") as run:
+    with row("F38", "hints repeated and out of order") as run:
         server_rows.hinted_thrice(run, jobs=120)
 
 

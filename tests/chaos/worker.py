@@ -1,7 +1,7 @@
 """`python -m tests.chaos.worker`: a worker of this project whose replicas are
 `tests.chaos.replica`.
 
-All of it is the product's but what draws: claims, leases, encoding, storage, settling, sweeping.
+Only the generator is not the product's: claims, leases, storage and maintenance are.
 """
 
 import json

@@ -47,8 +47,8 @@ def killed_again_and_again(run: FaultRun, *, rounds: int, jobs_each: int) -> Non
         killed_at(run, [point], jobs_each=jobs_each)
         assert run.quiet()
     p95 = percentile(run.recoveries, 0.95)
-    told = f"p95 {p95:.1f} s, at most {max(run.recoveries):.1f} s"
-    run.require(told, holds=p95 <= LEASE_S + 5)
+    what = f"p95 {p95:.1f} s, at most {max(run.recoveries):.1f} s"
+    run.require(what, holds=p95 <= LEASE_S + 5)
 
 
 def fault_at(run: FaultRun, point: str) -> dict[str, str]:

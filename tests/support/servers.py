@@ -1,4 +1,4 @@
-"""Real servers for the tests, started once a process: `pytest_plugins = ["servers"]`."""
+"""Real servers for the tests, started once per test process."""
 
 import secrets
 import signal
@@ -47,11 +47,11 @@ class Server:
         self.running.process.wait()
 
     def restart(self) -> None:
-        """End what still runs, start anew, return when it answers."""
+        """Stop what still runs, start again, return when it answers."""
         self.running = child_process.restart(self.running)
 
     def recover(self) -> None:
-        """Whatever the test did to it, have it answer again."""
+        """Thaw or restart it, so that it answers again."""
         if self.running.process.poll() is None:
             self.thaw()
         else:
@@ -205,7 +205,7 @@ def s3_settings(_s3: tuple[Server, S3Settings]) -> S3Settings:
 
 @pytest.fixture
 def s3_objects(s3_settings: S3Settings) -> Callable[[], list[str]]:
-    """The keys that are in the bucket."""
+    """Return a function that lists the keys of the bucket."""
     client = boto3.client(
         "s3",
         endpoint_url=s3_settings.endpoint_url,
