@@ -64,9 +64,9 @@ def without_heartbeat():
 
 
 def without_outbox():
-    """What happened is written down after the commit that made it true."""
+    """Write events only after the commit that made them true."""
 
-    def announce(session, moved):
+    def record_later(session, moved):
         bind, ids = session.get_bind(), [job.id for job in moved]
 
         def write():
@@ -80,7 +80,7 @@ def without_outbox():
 
         event.listen(session, "after_commit", after_commit, once=True)
 
-    dispatches.announce = announce
+    dispatches.record_finished = record_later
 
 
 def without_reconciler():
