@@ -30,18 +30,13 @@ class PeriodicTask:
         work: Callable[[], None],
         *,
         interval: timedelta | None = None,
-        pause: timedelta = timedelta(0),
         transient: tuple[type[Exception], ...] = (),
         on_failure: str = "retrying",
     ) -> None:
-        """Without an `interval`, run only when woken; `pause` is the least time between two runs.
-
-        `on_failure` ends the log line of a failure: what happens next.
-        """
+        """Without an `interval`, run only when woken. `on_failure` says what happens next."""
         self.name = name
         self._work = work
         self._interval_s = None if interval is None else interval.total_seconds()
-        self._pause_s = pause.total_seconds()
         self._transient = transient
         self._on_failure = on_failure
         self._woken = threading.Event()
@@ -53,7 +48,7 @@ class PeriodicTask:
         self._thread.start()
 
     def wake(self) -> None:
-        """Run `work` soon. Return at once; calls during a run or a pause become one run."""
+        """Run `work` soon. Return at once; calls during a run become one."""
         if not self._woken.is_set():  # a look is cheap, setting wakes the waiting thread
             self._woken.set()
 
@@ -70,15 +65,13 @@ class PeriodicTask:
             self._woken.clear()
             if self._closing.is_set():
                 return
-            self._closing.wait(self._pause_s if self._succeeds() else self._retry_s())
+            if not self._succeeds() and self._interval_s is None:
+                self._closing.wait(_RETRY_S)
 
     def _delay_s(self) -> float | None:
         if self._interval_s is None:
             return None
         return self._interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
-
-    def _retry_s(self) -> float:
-        return _RETRY_S if self._interval_s is None else self._pause_s
 
     def _succeeds(self) -> bool:
         try:

@@ -11,7 +11,7 @@ from darkroom.jobs import progress
 from darkroom.jobs.progress import Steps
 from darkroom.periodic import PeriodicTask
 
-_PAUSE: Final = timedelta(seconds=0.25)  #: between two publications, however many jobs there are
+_INTERVAL: Final = timedelta(seconds=0.25)  #: between two publications, however many jobs
 
 
 class ProgressPublisher:
@@ -24,7 +24,7 @@ class ProgressPublisher:
         self._task = PeriodicTask(
             "step-progress",
             self._publish,
-            pause=_PAUSE,
+            interval=_INTERVAL,
             transient=(RedisError,),
             on_failure="generation continues",
         )
@@ -34,7 +34,6 @@ class ProgressPublisher:
         """Publish soon how far these jobs of the dispatch are. Return at once."""
         with self._lock:
             self._latest.setdefault(dispatch_id, {}).update(steps)
-        self._task.wake()
 
     def close(self) -> None:
         """End the thread."""
@@ -44,4 +43,5 @@ class ProgressPublisher:
     def _publish(self) -> None:
         with self._lock:
             latest, self._latest = self._latest, {}
-        progress.publish(self._redis, latest)
+        if latest:
+            progress.publish(self._redis, latest)
