@@ -115,7 +115,6 @@ def _open_context(
 
 def _open_maintenance(settings: Settings, ctx: WorkerContext) -> Maintenance:
     return Maintenance(
-        ctx.sessions,
         Reaper(ctx.sessions, ctx.notifier, lease=ctx.lease, max_attempts=ctx.max_attempts),
         Cleaner(
             ctx.sessions,

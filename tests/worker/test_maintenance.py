@@ -24,9 +24,8 @@ def reaper(ctx):
 
 
 @pytest.fixture
-def maintenance(ctx, reaper):
-    cleaner = Cleaner(ctx.sessions, ctx.store, retention_days=None, orphan_age=timedelta(hours=24))
-    return Maintenance(ctx.sessions, reaper, cleaner, interval=timedelta(hours=1))
+def cleaner(ctx):
+    return Cleaner(ctx.sessions, ctx.store, retention_days=None, orphan_age=timedelta(hours=24))
 
 
 def lapse_leases(ctx):
@@ -35,14 +34,14 @@ def lapse_leases(ctx):
 
 
 def test_jobs_of_a_lapsed_lease_are_requeued_and_workers_woken(
-    ctx, maintenance, queue_jobs, claim, redis_url
+    ctx, reaper, queue_jobs, claim, redis_url
 ):
     [job_id] = queue_jobs({})
     claim()
     lapse_leases(ctx)
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
-        maintenance.reap()
+        reaper.reap()
         deadline = time.monotonic() + 20
         while not redis.llen("darkroom:generate"):
             assert time.monotonic() < deadline
@@ -51,11 +50,11 @@ def test_jobs_of_a_lapsed_lease_are_requeued_and_workers_woken(
     assert (job(ctx, job_id).status, job(ctx, job_id).attempt) == ("queued", 1)
 
 
-def test_an_overdue_job_expires(ctx, maintenance, queue_jobs):
+def test_an_overdue_job_expires(ctx, reaper, queue_jobs):
     [job_id] = queue_jobs({})
     with ctx.sessions.begin() as session:
         session.execute(update(Job).values(expires_at=func.now() - timedelta(seconds=1)))
-    maintenance.reap()
+    reaper.reap()
 
     assert job(ctx, job_id).status == "expired"
 
@@ -78,20 +77,20 @@ def test_no_lease_expires_for_the_length_of_one_after_a_failure(
     assert job(ctx, job_id).status == "queued"
 
 
-def test_only_the_leader_runs_a_pass(ctx, maintenance, queue_jobs, claim):
+def test_only_the_leader_runs_a_pass(ctx, reaper, queue_jobs, claim):
     [job_id] = queue_jobs({})
     claim()
     lapse_leases(ctx)
     with try_lock(ctx.sessions, AdvisoryLock.REAP) as leads:
         assert leads
-        maintenance.reap()
+        reaper.reap()
         assert job(ctx, job_id).status == "running"
-    maintenance.reap()
+    reaper.reap()
 
     assert job(ctx, job_id).status == "queued"
 
 
-def test_old_idempotency_keys_are_deleted(ctx, maintenance):
+def test_old_idempotency_keys_are_deleted(ctx, cleaner):
     with ctx.sessions.begin() as session:
         for key, age in (("old", 25), ("new", 23)):
             session.add(
@@ -103,7 +102,20 @@ def test_old_idempotency_keys_are_deleted(ctx, maintenance):
                     created_at=func.now() - timedelta(hours=age),
                 )
             )
-    maintenance.clean()
+    cleaner.clean()
 
     with ctx.sessions.begin() as session:
         assert session.scalars(select(IdempotencyKey.key)).all() == ["new"]
+
+
+def test_maintenance_runs_the_reaper_at_its_interval(ctx, reaper, cleaner, queue_jobs, claim):
+    [job_id] = queue_jobs({})
+    claim()
+    lapse_leases(ctx)
+    maintenance = Maintenance(reaper, cleaner, interval=timedelta(seconds=0.1))
+    maintenance.start()
+    deadline = time.monotonic() + 20
+    while job(ctx, job_id).status != "queued":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    maintenance.close()

@@ -6,6 +6,7 @@ from typing import Final
 
 from darkroom import idempotency
 from darkroom.db.connection import Sessions
+from darkroom.db.locks import AdvisoryLock, try_lock
 from darkroom.jobs import deletion, retention
 from darkroom.storage.images import ImageStore
 from darkroom.webhooks import delivery_log
@@ -33,6 +34,11 @@ class Cleaner:
         self._listed_to = ""  #: key of the store after which the next pass looks for orphans
 
     def clean(self) -> bool:
+        """Run one pass, unless another process runs one; return whether more is due now."""
+        with try_lock(self._sessions, AdvisoryLock.CLEAN) as leads:
+            return leads and self._delete_chunks()
+
+    def _delete_chunks(self) -> bool:
         """Delete one chunk of each kind; return whether more is due now."""
         self._delete_old_rows()
         redacted, removed = self._redact(), self._remove_images()

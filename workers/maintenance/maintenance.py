@@ -6,8 +6,6 @@ from typing import Final
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from darkroom.db.connection import Sessions
-from darkroom.db.locks import AdvisoryLock, try_lock
 from darkroom.errors import StorageUnavailable
 from darkroom.periodic import PeriodicTask
 from workers.maintenance.cleaner import Cleaner
@@ -20,14 +18,11 @@ _TRANSIENT: Final = (StorageUnavailable, DBAPIError, PoolTimeout)
 class Maintenance:
     """Passes of the reaper and of the cleaner, in two threads: the reaper never waits for S3."""
 
-    def __init__(
-        self, sessions: Sessions, reaper: Reaper, cleaner: Cleaner, *, interval: timedelta
-    ) -> None:
-        self._sessions = sessions
-        self._reaper, self._cleaner = reaper, cleaner
-        self._reap = PeriodicTask("reaper", self.reap, interval=interval, transient=_TRANSIENT)
+    def __init__(self, reaper: Reaper, cleaner: Cleaner, *, interval: timedelta) -> None:
+        self._cleaner = cleaner
+        self._reap = PeriodicTask("reaper", reaper.reap, interval=interval, transient=_TRANSIENT)
         self._clean = PeriodicTask(
-            "cleaner", self.clean, interval=_CLEAN_INTERVAL, transient=_TRANSIENT
+            "cleaner", self._clean_once, interval=_CLEAN_INTERVAL, transient=_TRANSIENT
         )
 
     def start(self) -> None:
@@ -40,14 +35,6 @@ class Maintenance:
         self._reap.close()
         self._clean.close()
 
-    def reap(self) -> None:
-        """Run one pass of the reaper, unless another process runs one."""
-        with try_lock(self._sessions, AdvisoryLock.REAP) as leads:
-            if leads:
-                self._reaper.reap()
-
-    def clean(self) -> None:
-        """Run one pass of the cleaner, unless another process runs one; soon the next if needed."""
-        with try_lock(self._sessions, AdvisoryLock.CLEAN) as leads:
-            if leads and self._cleaner.clean():
-                self._clean.wake()
+    def _clean_once(self) -> None:
+        if self._cleaner.clean():
+            self._clean.wake()

@@ -5,6 +5,7 @@ import time
 from datetime import timedelta
 
 from darkroom.db.connection import Sessions
+from darkroom.db.locks import AdvisoryLock, try_lock
 from darkroom.jobs import lifecycle
 from darkroom.queue import claims, dispatches
 from darkroom.queue.notifier import WorkNotifier
@@ -25,13 +26,14 @@ class Reaper:
         self._expire_from = 0.0  #: by the monotonic clock
 
     def reap(self) -> None:
-        """Expire leases and overdue jobs; wake the workers if any job can be claimed.
+        """Run one pass, unless another process runs one.
 
         After a failure no lease expires for the length of one: while the database was away, no
         worker could renew.
         """
         try:
-            claimable = self._expire()
+            with try_lock(self._sessions, AdvisoryLock.REAP) as leads:
+                claimable = leads and self._expire()
         except Exception:
             self._expire_from = time.monotonic() + self._lease_s
             raise
@@ -39,6 +41,7 @@ class Reaper:
             self._notifier.notify_workers()
 
     def _expire(self) -> bool:
+        """Expire leases and overdue jobs; return whether a job can be claimed."""
         with self._sessions.begin() as session:
             expired = 0
             if time.monotonic() >= self._expire_from:
