@@ -47,7 +47,7 @@ def _depths(look: QueueSnapshot) -> Iterator[Metric]:
     cost = GaugeMetricFamily("darkroom_queue_cost", "Passes of 512 x 512 that wait", labels=labels)
     age = GaugeMetricFamily("darkroom_queue_oldest_age_seconds", "Of what waits", labels=labels)
     for depth in look.scan.depths:
-        of = [list(Priority)[depth.priority].value, depth.model]
+        of = [Priority.from_rank(depth.priority).value, depth.model]
         jobs.add_metric(of, depth.jobs)
         cost.add_metric(of, depth.cost)
         age.add_metric(of, depth.oldest_queued_s)
@@ -83,7 +83,7 @@ def metrics(deps: Deps) -> Response:
     for part in (ProcessCollector, PlatformCollector, GCCollector):
         part(registry=registry)
     registry.register(FAILURES)
-    registry.register(_Queue(deps.snapshot_cache.now(), deps.group_committer.waiting))
+    registry.register(_Queue(deps.snapshot_cache.now(), deps.group_committer.pending))
     build = GaugeMetricFamily("darkroom_build_info", "Version", labels=["version"])
     build.add_metric([__version__], 1)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

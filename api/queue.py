@@ -68,7 +68,7 @@ class QueueSnapshotView(BaseModel):
             images_per_s=look.pace.images_per_s if look.pace else 0.0,
             depth=[
                 QueueDepth(
-                    priority=list(Priority)[depth.priority],
+                    priority=Priority.from_rank(depth.priority),
                     model=depth.model,
                     jobs=depth.jobs,
                     oldest_queued_s=depth.oldest_queued_s,

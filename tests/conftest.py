@@ -14,7 +14,7 @@ from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
-from darkroom.jobs.lifecycle import Submission
+from darkroom.jobs.bulk_insert import NewJob
 from darkroom.queue import claims
 from darkroom.settings import Settings
 
@@ -101,17 +101,17 @@ def queue_jobs(sessions: Sessions, registry: ModelRegistry):
 
     def queue(*inputs: dict[str, object], **submission: object) -> list[str]:
         with sessions.begin() as session:
-            made = [submission_of(registry, fields) for fields in inputs]
+            made = [new_job(registry, fields) for fields in inputs]
             return lifecycle.submit(session, DEFAULT_TENANT, made, **submission)
 
     return queue
 
 
-def submission_of(registry: ModelRegistry, fields: dict[str, object], **where: int) -> Submission:
-    """A valid submission; what is not given is the model's default."""
+def new_job(registry: ModelRegistry, fields: dict[str, object], **where: int) -> NewJob:
+    """Return a valid new job; fields that are not given are the model's defaults."""
     job = JobInput.model_validate({"prompt": "a red apple"} | fields)
     params = registry.resolve(job)
-    return Submission(job, params, registry.models[params.model].microbatch_key(params), **where)
+    return NewJob.of(job, params, registry.models[params.model].microbatch_key(params), **where)
 
 
 @pytest.fixture

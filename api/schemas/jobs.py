@@ -168,7 +168,7 @@ class JobView(BaseModel):
             model=job.model,
             input=JobInputView(
                 **GenerationParams.model_validate(job).model_dump(),
-                priority=list(Priority)[job.priority],
+                priority=Priority.from_rank(job.priority),
             ),
             label=job.label,
             metadata=job.metadata_,

@@ -1,4 +1,4 @@
-"""Wake-up hints to workers and webhook senders: a doorbell, whose messages may be lost."""
+"""Notifier of workers and webhook senders: hints by Celery, any of which may be lost."""
 
 import logging
 import threading
@@ -8,8 +8,8 @@ from redis import RedisError
 
 from darkroom.periodic import PeriodicTask
 from darkroom.queue.celery_app import (
-    _PREFIX,
     GENERATE_QUEUE,
+    KEY_PREFIX,
     PROCESS_QUEUE,
     SEND_WEBHOOKS,
     WEBHOOK_QUEUE,
@@ -22,26 +22,26 @@ logger = logging.getLogger(__name__)
 
 
 def clear_queue(settings: Settings, name: str) -> None:
-    """Delete the messages of a queue before a worker, which looks at the database, listens to it.
+    """Remove all messages of a Celery queue before a worker starts to consume it.
 
-    Hints may be lost. A message that is no hint has to go: the worker that takes it dies (kombu
-    decodes before our code is called), and so would each of its successors.
+    Hints may be lost, because a worker looks for jobs when it starts. A message that is not a hint
+    must go: kombu decodes it before any of our code runs, and every worker that takes it would die.
     """
     try:
         with open_redis(settings) as redis:
-            redis.delete(_PREFIX + name)
+            redis.delete(KEY_PREFIX + name)
     except RedisError as error:
-        logger.warning("could not clear queue %s: %s; the worker starts with it", name, error)
+        logger.warning("could not clear queue %s: %s; its messages stay", name, error)
 
 
 class WorkNotifier:
-    """Publisher of hints, in a thread of its own, so that no request waits for Redis."""
+    """Notifier with a thread of its own, so that no request waits for Redis."""
 
     def __init__(self, settings: Settings) -> None:
         self._celery = celery_app(settings, socket_timeout_s=1)
         self._redis = open_redis(settings)
         self._slots = settings.worker_concurrency
-        self._deliveries = threading.Event()
+        self._webhooks_due = threading.Event()
         self._task = PeriodicTask(
             "wake-up-hints",
             self._publish,
@@ -51,24 +51,24 @@ class WorkNotifier:
         self._task.start()
 
     def notify_workers(self) -> None:
-        """Publish soon that jobs are queued. Return at once; calls during a publish become one."""
+        """Tell workers that jobs may be queued. Return at once; several calls may send one hint."""
         self._task.wake()
 
     def notify_webhook_senders(self) -> None:
-        """Publish soon that webhooks may be due. Return at once."""
-        self._deliveries.set()
+        """Tell webhook senders that deliveries may be due. Return at once."""
+        self._webhooks_due.set()
         self._task.wake()
 
     def close(self) -> None:
-        """End the thread; a hint being published is finished or times out."""
+        """Stop the thread, after the hint that it is sending."""
         self._task.close()
 
     def _publish(self) -> None:
-        """Fill up to one hint per slot. A hint that is still queued will see our rows as well."""
-        queued = self._redis.llen(_PREFIX + GENERATE_QUEUE)
-        for _ in range(self._slots - int(queued)):
+        """Send hints up to one per worker slot; those already in Redis serve our rows as well."""
+        pending = self._redis.llen(KEY_PREFIX + GENERATE_QUEUE)
+        for _ in range(self._slots - int(pending)):
             self._celery.send_task(PROCESS_QUEUE, queue=GENERATE_QUEUE)
-        if self._deliveries.is_set():
-            self._deliveries.clear()
-            if not self._redis.llen(_PREFIX + WEBHOOK_QUEUE):
+        if self._webhooks_due.is_set():
+            self._webhooks_due.clear()
+            if not self._redis.llen(KEY_PREFIX + WEBHOOK_QUEUE):
                 self._celery.send_task(SEND_WEBHOOKS, queue=WEBHOOK_QUEUE)

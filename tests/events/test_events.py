@@ -15,7 +15,7 @@ from darkroom.ids import is_id
 from darkroom.jobs import lifecycle
 from darkroom.queue import dispatches
 from darkroom.queue.outcomes import Failed, Succeeded
-from tests.conftest import submission_of
+from tests.conftest import new_job
 
 SOON_S = 20
 
@@ -27,7 +27,7 @@ def batch_of(sessions, registry):
     def make(total):
         with sessions.begin() as session:
             batch = batches.create(session, DEFAULT_TENANT, total=total, label=None)
-            rows = [submission_of(registry, {}, row_number=row + 1) for row in range(total)]
+            rows = [new_job(registry, {}, row_number=row + 1) for row in range(total)]
             lifecycle.submit(session, DEFAULT_TENANT, rows, batch_id=batch.id)
         return batch.id
 

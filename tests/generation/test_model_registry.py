@@ -44,7 +44,7 @@ def test_an_old_revision_is_drawn_with_by_name(registry):
 
 @pytest.mark.parametrize("name", ["darkroom-demo@000000000000", "other@67599f693183", "@", "a@"])
 def test_a_revision_that_nobody_kept_is_refused(registry, name):
-    with pytest.raises(InvalidInput, match="no such model"):
+    with pytest.raises(InvalidInput, match="unknown model"):
         registry.resolve(JobInput(prompt="a cat", model=name))
 
 
@@ -57,7 +57,7 @@ def test_jobs_are_drawn_by_the_revision_they_were_accepted_for(registry):
     assert registry.model_for(new.name, before) == old
     assert registry.model_for(new.name, new.microbatch_key(params)) == new
     assert registry.model_for(new.name, gone) == new
-    assert registry.model_for_key("somebody@000000000000/64x64/float32") is None
+    assert registry.model_for_key("other@000000000000/64x64/float32") is None
 
 
 def test_every_limit_that_is_broken_is_named(registry):

@@ -14,7 +14,7 @@ from darkroom.jobs import deletion, lifecycle, queries
 from darkroom.queue import dispatches
 from darkroom.queue.outcomes import Failed, Requeued, RequeueReason
 from darkroom.status import FINISHED, TRANSITIONS, Status
-from tests.conftest import submission_of
+from tests.conftest import new_job
 from tests.jobs.test_lifecycle import drawn, make_due, settle, sweep
 
 
@@ -34,7 +34,7 @@ def queue_batch(sessions, registry):
     """Queues a batch of that many jobs; its id."""
 
     def queue(number, **fields):
-        made = [submission_of(registry, fields, row_number=n) for n in range(1, number + 1)]
+        made = [new_job(registry, fields, row_number=n) for n in range(1, number + 1)]
         with sessions.begin() as session:
             batch = batches.create(session, DEFAULT_TENANT, total=number, label="mine")
             lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)

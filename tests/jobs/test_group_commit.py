@@ -11,7 +11,7 @@ from darkroom.db.tables import DEFAULT_TENANT, Job
 from darkroom.errors import Overloaded
 from darkroom.jobs import group_commit
 from darkroom.jobs.group_commit import GroupCommitter
-from tests.conftest import submission_of
+from tests.conftest import new_job
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def submit(door, *submissions):
 
 
 def test_jobs_that_arrive_together_are_committed_in_few_transactions(sessions, registry, door):
-    accepted = submit(door, *[submission_of(registry, {"seed": n}) for n in range(200)])
+    accepted = submit(door, *[new_job(registry, {"seed": n}) for n in range(200)])
     with sessions.begin() as session:
         moments = session.scalar(select(func.count(Job.created_at.distinct())))
         stored = {job.id: job for job in session.scalars(select(Job))}
@@ -46,8 +46,9 @@ def test_jobs_that_arrive_together_are_committed_in_few_transactions(sessions, r
 
 
 def test_one_that_the_database_refuses_does_not_fail_its_company(sessions, registry, door):
-    good = submission_of(registry, {})
-    bad = replace(good, params=good.params.model_copy(update={"width": 0}))
+    good = new_job(registry, {})
+    template = replace(good.template, columns={**good.template.columns, "width": 0})
+    bad = good._replace(template=template)
     outcomes = submit(door, good, good, bad, good)
 
     assert [isinstance(outcome, Job) for outcome in outcomes] == [True, True, False, True]
@@ -58,16 +59,16 @@ def test_one_that_the_database_refuses_does_not_fail_its_company(sessions, regis
 
 def test_without_a_database_all_who_wait_are_told(registry, door, postgres_server):
     postgres_server.kill()
-    outcomes = submit(door, *[submission_of(registry, {})] * 5)
+    outcomes = submit(door, *[new_job(registry, {})] * 5)
 
     assert all(isinstance(outcome, DBAPIError) for outcome in outcomes)
     postgres_server.restart()
-    assert isinstance(submit(door, submission_of(registry, {}))[0], Job)
+    assert isinstance(submit(door, new_job(registry, {}))[0], Job)
 
 
 def test_more_than_can_wait_are_turned_away(registry, door, postgres_server):
     postgres_server.freeze()
-    outcomes = submit_and_thaw(door, postgres_server, [submission_of(registry, {})] * 6000)
+    outcomes = submit_and_thaw(door, postgres_server, [new_job(registry, {})] * 6000)
 
     turned_away = sum(isinstance(outcome, Overloaded) for outcome in outcomes)
     accepted = sum(isinstance(outcome, Job) for outcome in outcomes)

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, update
 from darkroom import idempotency
 from darkroom.db.connection import open_sessions
 from darkroom.db.tables import DEFAULT_TENANT, IdempotencyKey, Job, Tenant
-from darkroom.idempotency import KEPT, IdempotencyKeyReused
+from darkroom.idempotency import RETENTION, IdempotencyKeyReused
 from tests.support.api_server import CSV, assert_problem
 
 
@@ -78,7 +78,7 @@ def test_a_key_is_forgotten_after_its_day(sessions):
     with pytest.raises(IdempotencyKeyReused):
         ask(b"second")
     with sessions.begin() as session:
-        yesterday = func.now() - KEPT - timedelta(seconds=1)
+        yesterday = func.now() - RETENTION - timedelta(seconds=1)
         session.execute(update(IdempotencyKey).values(created_at=yesterday))
 
     assert ask(b"second").body == "second"

@@ -16,7 +16,7 @@ from darkroom.jobs import lifecycle, queries
 from darkroom.queue import dispatches
 from darkroom.queue.outcomes import Failed, Requeued, RequeueReason, Succeeded
 from darkroom.status import FINISHED, TRANSITIONS, Status
-from tests.conftest import LEASE, submission_of
+from tests.conftest import LEASE, new_job
 
 
 def drawn(job, key="a/b/1.png"):
@@ -279,7 +279,7 @@ def test_a_leaving_worker_hands_its_jobs_back_at_once(sessions, queue_jobs, clai
 def test_a_batch_ends_once_when_its_last_job_does(sessions, registry, claim):
     with sessions.begin() as session:
         batch = batches.create(session, DEFAULT_TENANT, total=9, label=None)
-        made = [submission_of(registry, {}, row_number=row) for row in range(1, 10)]
+        made = [new_job(registry, {}, row_number=row) for row in range(1, 10)]
         lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)
     first, last = claim("one"), claim("two")
     settle(sessions, first[0].dispatch_id, *[drawn(job) for job in first])
@@ -305,7 +305,7 @@ def test_two_transactions_that_each_end_one_of_the_last_two_jobs_end_the_batch(
     with sessions.begin() as session:
         batch = batches.create(session, DEFAULT_TENANT, total=2, label=None)
         made = [
-            submission_of(registry, {"width": width}, row_number=row)
+            new_job(registry, {"width": width}, row_number=row)
             for row, width in enumerate((64, 128), start=1)
         ]
         lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)

@@ -29,7 +29,7 @@ from darkroom.jobs import deletion, lifecycle
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Failed, Requeued, RequeueReason, Succeeded
 from darkroom.status import FINISHED
-from tests.conftest import LEASE, LIMITS, submission_of
+from tests.conftest import LEASE, LIMITS, new_job
 
 MAX_ATTEMPTS = 3
 SEATS = LIMITS["darkroom-demo"]
@@ -133,7 +133,7 @@ class JobLife(RuleBasedStateMachine):
 
     def submission(self, width, *, start=False, end=False, **where):
         limits = {"start_within_s": 600 if start else None, "deadline_s": 600 if end else None}
-        return submission_of(self.registry, {"width": width, "height": 64} | limits, **where)
+        return new_job(self.registry, {"width": width, "height": 64} | limits, **where)
 
     def learn_batch(self, batch_id, made, *, end=False):
         batch = self.batches[batch_id] = KnownBatch(batch_id)

@@ -11,7 +11,7 @@ from darkroom.db.tables import Job, PriorityClass, Tenant
 from darkroom.jobs import lifecycle
 from darkroom.queue import claims, dispatches, fairness
 from darkroom.queue.outcomes import Failed
-from tests.conftest import LEASE, LIMITS, plan_of, submission_of
+from tests.conftest import LEASE, LIMITS, new_job, plan_of
 
 ONE_STEP = {"width": 64, "height": 64, "num_inference_steps": 1}
 
@@ -33,7 +33,7 @@ def queue_for(sessions, registry):
     """Queues a number of like jobs for a tenant, in one transaction; their ids."""
 
     def queue(tenant_id, number, **fields):
-        made = [submission_of(registry, ONE_STEP | fields)] * number
+        made = [new_job(registry, ONE_STEP | fields)] * number
         with sessions.begin() as session:
             return lifecycle.submit(session, tenant_id, made)
 

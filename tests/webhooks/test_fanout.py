@@ -26,7 +26,7 @@ from darkroom.webhooks.deliveries import DELAYS_S, AttemptOutcome, Result, delay
 from darkroom.webhooks.delivery_log import DeliveryFilter
 from darkroom.webhooks.endpoints import EndpointDisabled, TooManyEndpoints
 from darkroom.webhooks.secret_box import SecretBox
-from tests.conftest import submission_of
+from tests.conftest import new_job
 
 OWN_URL = "https://mine.example/hook"
 LEASE = timedelta(seconds=60)
@@ -53,7 +53,7 @@ def queue_batch(sessions, registry):
 
     def queue(count, *, total=None, webhook_url=None, **fields):
         rows = [
-            submission_of(registry, {"seed": number} | fields, row_number=number)
+            new_job(registry, {"seed": number} | fields, row_number=number)
             for number in range(1, count + 1)
         ]
         with sessions.begin() as session:
