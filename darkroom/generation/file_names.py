@@ -19,9 +19,9 @@ def in_batch(
     digits: int = 4,
 ) -> str:
     """Return row, prompt and seed; `digits` of the largest row, so that names sort like rows."""
-    image = f".{image_number}" if image_number else ""  # a dot, which no slug begins with
-    place = f"{row_number:0{digits}d}{image}"
-    return f"{place}-{_slug(prompt)}-{seed}.{_EXTENSIONS[output_format]}"
+    image = f".{image_number}" if image_number else ""  # slugs do not start with a dot
+    prefix = f"{row_number:0{digits}d}{image}"
+    return f"{prefix}-{_slug(prompt)}-{seed}.{_EXTENSIONS[output_format]}"
 
 
 def alone(prompt: str, output_format: OutputFormat, *, job_id: str) -> str:

@@ -8,9 +8,8 @@ import asyncio
 import itertools
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, TypeAlias
 
 from sqlalchemy.exc import DBAPIError
@@ -60,7 +59,7 @@ class GroupCommitter:
 
     @property
     def pending(self) -> int:
-        """Number of jobs whose commit has not begun."""
+        """Number of jobs whose commit has not started."""
         return self._pending.qsize()
 
     def close(self) -> None:
@@ -92,7 +91,7 @@ class GroupCommitter:
         except Exception as error:  # noqa: BLE001  # a request waits for each submission
             self._fail(group, error)
             return
-        _resolve(group, [partial(_set_result, job) for job in jobs])
+        _resolve(group, jobs)
 
     def _insert(self, group: _Group) -> list[Job]:
         """Commit the group, sorted by tenant so that no two writers deadlock; return its jobs."""
@@ -114,29 +113,22 @@ class GroupCommitter:
             for submission in group:
                 self._commit([submission])
             return
-        _resolve(group, [partial(_set_error, error)] * len(group))
+        _resolve(group, [error] * len(group))
 
 
-_Resolution: TypeAlias = "Callable[[asyncio.Future[Job]], None]"
-
-
-def _resolve(group: _Group, resolutions: list[_Resolution]) -> None:
+def _resolve(group: _Group, results: Sequence[Job | Exception]) -> None:
     """Resolve the group's futures in one call, because waking the event loop is what costs."""
 
     def resolve_all() -> None:
-        for submission, resolution in zip(group, resolutions, strict=True):
-            if not submission.committed.done():  # canceled with its request
-                resolution(submission.committed)
+        for submission, result in zip(group, results, strict=True):
+            if submission.committed.done():  # canceled with its request
+                continue
+            if isinstance(result, Exception):
+                submission.committed.set_exception(result)
+            else:
+                submission.committed.set_result(result)
 
     group[0].committed.get_loop().call_soon_threadsafe(resolve_all)
-
-
-def _set_result(job: Job, committed: "asyncio.Future[Job]") -> None:
-    committed.set_result(job)
-
-
-def _set_error(error: Exception, committed: "asyncio.Future[Job]") -> None:
-    committed.set_exception(error)
 
 
 def _tenant_of(submission: PendingSubmission) -> str:

@@ -69,7 +69,7 @@ def _with_start_tags(
     jobs: Sequence[NewJob], reservations: Mapping[int, Reservation]
 ) -> list[QueuedRow]:
     """Give each job an id and its place within its priority's reservation."""
-    next_tags = {priority: place.first_tag for priority, place in reservations.items()}
+    next_tags = {priority: reserved.first_tag for priority, reserved in reservations.items()}
     rows = []
     for job in jobs:
         priority = job.template.priority

@@ -1,4 +1,4 @@
-"""Celery's configuration, and the names of its tasks and queues."""
+"""Celery configuration, and the names of tasks and queues that sender and worker share."""
 
 from typing import Final
 
