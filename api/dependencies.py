@@ -56,7 +56,7 @@ class Dependencies:
     snapshot_cache: SnapshotCache
     keyring: ApiKeyCache
     policy: UrlPolicy  #: of the URLs that webhooks may go to
-    seal: SecretBox
+    secret_box: SecretBox
     importers: CapacityLimiter
 
     def job_view(self, job: Job, *, position: int | None = None) -> JobView:

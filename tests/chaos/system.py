@@ -203,7 +203,12 @@ class SystemUnderTest(DatabaseView):
         with self.sessions.begin() as session:
             return [
                 webhook_endpoints.create(
-                    session, tenant, url=url, kinds=set(JOB_ENDS), seal=SecretBox(""), most=9
+                    session,
+                    tenant,
+                    url=url,
+                    event_types=set(JOB_ENDS),
+                    secret_box=SecretBox(""),
+                    max_endpoints=9,
                 ).endpoint.id
                 for tenant in self.tenants
             ]

@@ -48,7 +48,7 @@ class Cleaner:
     def _delete_old_rows(self) -> None:
         with self._sessions.begin() as session:
             idempotency.delete_expired(session)
-            delivery_log.delete_old(session)
+            delivery_log.delete_expired(session)
 
     def _redact(self) -> int:
         with self._sessions.begin() as session:
