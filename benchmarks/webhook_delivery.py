@@ -274,11 +274,11 @@ def receiver(certificate: Path) -> Iterator[tuple[Connection, Mapping[str, int]]
 
 @contextmanager
 def sender(folder: Path, environment: Mapping[str, str]) -> Iterator[int]:
-    """`python -m workers.webhooks.app`, ready; its process."""
+    """`python -m workers send-webhooks`, ready; its process."""
     ready, log = folder / "ready", folder / "sender.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.webhooks.app"],
+            [sys.executable, "-m", "workers", "send-webhooks"],
             env=os.environ | environment | {"DARKROOM_READY_FILE": str(ready)},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -371,7 +371,7 @@ def test_a_dry_run_shows_a_table_and_a_sweep_its_size(darkroom, tmp_path):
 def janitor(painter):
     def clean(**options):
         options = {"retention_days": None, "orphan_age": timedelta(hours=24)} | options
-        worker = Cleaner(painter.sessions, painter.store, every=timedelta(1), **options)
+        worker = Cleaner(painter.sessions, painter.store, **options)
         pages = 1 + 1000 // 500
         for _ in range(pages):
             worker.clean()
