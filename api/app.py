@@ -74,7 +74,7 @@ def open_dependencies(settings: Settings) -> Dependencies:
         snapshot_cache=SnapshotCache(sessions, registry),
         keyring=ApiKeyCache(sessions),
         policy=policy_of(settings),
-        seal=SecretBox(settings.webhook_encryption_keys.get_secret_value()),
+        secret_box=SecretBox(settings.webhook_encryption_keys.get_secret_value()),
         importers=CapacityLimiter(_IMPORTERS),
     )
 

@@ -21,7 +21,6 @@ from api.schemas.jobs import JobView, QueuePosition
 from api.snapshot_cache import SnapshotCache
 from api.stream_hub import StreamHub
 from darkroom import batches
-from darkroom.accounts.api_keys import Scope
 from darkroom.batches import Counts
 from darkroom.db.connection import Sessions
 from darkroom.db.tables import DEFAULT_TENANT, Batch, Job
@@ -32,7 +31,7 @@ from darkroom.jobs import progress
 from darkroom.jobs.group_commit import GroupCommitter
 from darkroom.queue.notifier import WorkNotifier
 from darkroom.settings import Settings
-from darkroom.status import Status
+from darkroom.status import Scope, Status
 from darkroom.storage.images import ImageStore
 from darkroom.webhooks.secret_box import SecretBox
 from darkroom.webhooks.url_policy import UrlPolicy
@@ -56,7 +55,7 @@ class Dependencies:
     snapshot_cache: SnapshotCache
     keyring: ApiKeyCache
     policy: UrlPolicy  #: of the URLs that webhooks may go to
-    seal: SecretBox
+    secret_box: SecretBox
     importers: CapacityLimiter
 
     def job_view(self, job: Job, *, position: int | None = None) -> JobView:

@@ -20,13 +20,12 @@ from api.schemas.jobs import ErrorView, JobUrls, JobView, StepProgress
 from api.stream_hub import LiveUpdate, LiveValue, StreamHub
 from darkroom import batches
 from darkroom.accounts import api_keys
-from darkroom.batches import BatchStatus
 from darkroom.db.connection import Sessions, use_repeatable_read
 from darkroom.event_types import EventType
 from darkroom.events import feed
 from darkroom.events.feed import EventCursor, EventScope, FeedEvent
 from darkroom.jobs import progress, queries
-from darkroom.status import Status
+from darkroom.status import BatchStatus, Status
 
 _RETRY_MS: Final = (1000, 3000)  # drawn at random: after a restart not all come back at once
 _PROGRESS_EVERY_S: Final = 0.5

@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 from api.dependencies import Deps
 from darkroom import __version__
 from darkroom.forecast.snapshot import QueueSnapshot
+from darkroom.periodic import FAILURES
 from darkroom.status import Priority
 
 router = APIRouter(tags=["health"])
@@ -81,6 +82,7 @@ def metrics(deps: Deps) -> Response:
     registry = CollectorRegistry()
     for part in (ProcessCollector, PlatformCollector, GCCollector):
         part(registry=registry)
+    registry.register(FAILURES)
     registry.register(_Queue(deps.snapshot_cache.now(), deps.group_committer.pending))
     build = GaugeMetricFamily("darkroom_build_info", "Version", labels=["version"])
     build.add_metric([__version__], 1)

@@ -51,7 +51,7 @@ class RunningMicrobatch:
         self.times = MicrobatchTimes()
         self.steps = 0
         self._started = time.monotonic()
-        self._events = worker.draw(uuid.uuid4().hex, jobs, alone=waits)
+        self._events = worker.generate(uuid.uuid4().hex, jobs, alone=waits)
         self._count = len(jobs)
 
     async def finished(self) -> MicrobatchTimes:
@@ -63,7 +63,7 @@ class RunningMicrobatch:
                     self.times.first_step = self.times.first_step or elapsed
                     self.steps = max(step for step, _ in event.steps.values())
                 elif isinstance(event, Finished):
-                    assert isinstance(event.drawing, Image), event
+                    assert isinstance(event.result, Image), event
                     self.times.images.append(elapsed)
         assert len(self.times.images) == self._count
         return self.times

@@ -155,9 +155,9 @@ class Environment:
                     session,
                     DEFAULT_TENANT,
                     url=f"{scheme}://127.0.0.1:{self.ports[scheme]}/{number}",
-                    kinds={EventType.JOB_CANCELED},
-                    seal=SecretBox(""),
-                    most=10_000,
+                    event_types={EventType.JOB_CANCELED},
+                    secret_box=SecretBox(""),
+                    max_endpoints=10_000,
                 )
 
     def queue_batch(self, count: int) -> str:
@@ -278,11 +278,11 @@ def receiver(certificate: Path) -> Iterator[tuple[Connection, Mapping[str, int]]
 
 @contextmanager
 def sender(folder: Path, variables: Mapping[str, str]) -> Iterator[int]:
-    """Start `python -m workers.webhooks.app`. Yield its process id once it is ready."""
+    """Start `python -m workers send-webhooks`. Yield its process id once it is ready."""
     ready, log = folder / "ready", folder / "sender.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.webhooks.app"],
+            [sys.executable, "-m", "workers", "send-webhooks"],
             env=os.environ | variables | {"DARKROOM_READY_FILE": str(ready)},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Statuses of jobs, dispatches and deliveries; transitions; priorities."""
+"""Statuses with their transitions, and every other enum that clients see."""
 
 from enum import StrEnum
 from typing import Final, Self
@@ -61,3 +61,51 @@ class Priority(StrEnum):
 
 
 PRIORITY_RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}
+
+
+class BatchStatus(StrEnum):
+    """Status of a batch, derived from its jobs."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    CANCELED = "canceled"
+
+
+class BatchOutcome(StrEnum):
+    """Result of a completed batch."""
+
+    ALL_SUCCEEDED = "all_succeeded"
+    PARTIAL = "partial"
+    ALL_FAILED = "all_failed"
+
+
+class Scope(StrEnum):
+    """Permission of an API key."""
+
+    SUBMIT = "submit"
+    READ = "read"
+    ADMIN = "admin"
+
+
+class OutputFormat(StrEnum):
+    """Encoding of an image."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+class OnError(StrEnum):
+    """Effect of an invalid row of a file."""
+
+    REJECT = "reject"  #: nothing is created
+    SKIP = "skip"  #: the valid rows run
+
+
+class Expand(StrEnum):
+    """Combination of the choices of one row."""
+
+    PRODUCT = "product"  #: each with each
+    ZIP = "zip"  #: the first with the first, the second with the second

@@ -42,7 +42,7 @@ hypothesis_settings.load_profile("default")
 #: that none is left working on one of them when the others have run out of work.
 LONGEST = (
     *("stack/test_end_to_end.py", "stack/test_cli.py", "http/test_file_uploads.py"),
-    *("replica/test_triton_worker.py", "http/test_jobs_api.py", "replica/test_triton_hosts.py"),
+    *("replica/test_worker_failures.py", "http/test_jobs_api.py", "replica/test_triton_worker.py"),
     *("compile/test_compile.py", "compile/test_plans.py"),
 )
 

@@ -5,10 +5,11 @@ from typing import Literal, Self
 from pydantic import BaseModel
 
 from api.schemas.common import Moment, ProblemItem, _eta
-from darkroom.batches import BatchOutcome, BatchStatus, Counts
+from darkroom.batches import Counts
 from darkroom.db.tables import Batch
 from darkroom.forecast.eta import Eta
 from darkroom.imports.importer import ImportSummary
+from darkroom.status import BatchOutcome, BatchStatus
 
 
 class CountsView(BaseModel):

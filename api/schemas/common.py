@@ -1,24 +1,19 @@
 """Common."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, PlainSerializer
 
 from darkroom.errors import InputProblem
 from darkroom.forecast.eta import Eta
+from darkroom.rfc3339 import rfc3339
 
 Item = TypeVar("Item")
 
 
 #: RFC 3339, UTC, milliseconds
-Moment = Annotated[
-    datetime,
-    PlainSerializer(
-        lambda at: at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        return_type=str,
-    ),
-]
+Moment = Annotated[datetime, PlainSerializer(rfc3339, return_type=str)]
 
 
 class ProblemItem(BaseModel):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Final, NamedTuple
 
 from sqlalchemy import text
@@ -18,6 +17,7 @@ from darkroom.imports.row_validator import ImportOptions, RowValidator
 from darkroom.jobs import lifecycle
 from darkroom.jobs.bulk_insert import NewJob
 from darkroom.prefetch import prefetch
+from darkroom.status import OnError
 
 MAX_PROBLEMS: Final = 10_000  #: returned in one response; all are counted, and errors.csv has all
 # Another import of the same tenant locks its row in the fair queue until it commits, and on a busy
@@ -26,13 +26,6 @@ _LONGER_TIMEOUTS: Final = text(
     "SET LOCAL statement_timeout = '120s'; SET LOCAL idle_in_transaction_session_timeout = '120s'"
 )
 _CHUNK_JOBS: Final = 5_000  # of one COPY: bounds its memory, and the idle time until the next
-
-
-class OnError(StrEnum):
-    """Effect of an invalid row."""
-
-    REJECT = "reject"  #: nothing is created
-    SKIP = "skip"  #: the valid rows run
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 import logging
 import threading
-from typing import Final
 
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
+from darkroom.periodic import PeriodicTask
 from darkroom.queue.celery_app import (
     GENERATE_QUEUE,
     KEY_PREFIX,
@@ -19,8 +19,6 @@ from darkroom.redis_client import open_redis
 from darkroom.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-_FALLBACK: Final = "workers find the jobs at the next maintenance pass"
 
 
 def clear_queue(settings: Settings, name: str) -> None:
@@ -43,40 +41,27 @@ class WorkNotifier:
         self._celery = celery_app(settings, socket_timeout_s=1)
         self._redis = open_redis(settings)
         self._slots = settings.worker_concurrency
-        self._wake = threading.Event()
         self._webhooks_due = threading.Event()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
-        self._thread.start()
+        self._task = PeriodicTask(
+            "wake-up-hints",
+            self._publish,
+            transient=(RedisError, OperationalError, OSError),
+            on_failure="workers find the jobs at the next maintenance pass",
+        )
+        self._task.start()
 
     def notify_workers(self) -> None:
         """Tell workers that jobs may be queued. Return at once; several calls may send one hint."""
-        if not self._wake.is_set():  # is_set is cheap, set wakes the thread
-            self._wake.set()
+        self._task.wake()
 
     def notify_webhook_senders(self) -> None:
         """Tell webhook senders that deliveries may be due. Return at once."""
         self._webhooks_due.set()
-        self._wake.set()
+        self._task.wake()
 
     def close(self) -> None:
         """Stop the thread, after the hint that it is sending."""
-        self._closing.set()
-        self._wake.set()
-        self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            if self._closing.is_set():
-                return
-            try:
-                self._publish()
-            except (RedisError, OperationalError, OSError) as error:
-                logger.warning("could not publish the wake-up hint: %s; %s", error, _FALLBACK)
-            except Exception:  # a thread that ends silently is worse
-                logger.exception("could not publish the wake-up hint; %s", _FALLBACK)
+        self._task.close()
 
     def _publish(self) -> None:
         """Send hints up to one per worker slot; those already in Redis serve our rows as well."""

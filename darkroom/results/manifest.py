@@ -14,8 +14,9 @@ from darkroom.db.connection import Sessions
 from darkroom.db.tables import Batch, Job
 from darkroom.generation import file_names
 from darkroom.generation.image_codec import CONTENT_TYPES
-from darkroom.generation.params import GenerationParams, OutputFormat, revision_in
+from darkroom.generation.params import GenerationParams, revision_in
 from darkroom.rfc3339 import rfc3339
+from darkroom.status import OutputFormat
 from darkroom.storage.images import ImageStore
 
 Line = dict[str, Any]
@@ -87,7 +88,7 @@ def _line(job: Job) -> Line:
         },
         "error": error if failed else None,
         "created_at": rfc3339(job.created_at),
-        "finished_at": None if job.finished_at is None else rfc3339(job.finished_at),
+        "finished_at": job.finished_at and rfc3339(job.finished_at),
     }
 
 

@@ -1,7 +1,7 @@
 """Backlog of each model, in jobs and in microbatches."""
 
 from darkroom.forecast import backlog
-from workers.deploy.demand_reporter import microbatches
+from workers.deploy.backlog_reporter import microbatches
 
 KEY = "darkroom-demo@{}/{}x{}/float32"
 

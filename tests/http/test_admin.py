@@ -16,6 +16,7 @@ from darkroom.cli import app
 from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Failed
+from darkroom.status import Scope
 from tests.support.api_server import CSV, assert_problem, serve, stop
 
 JOB = {"prompt": "a red apple", "width": 64, "height": 64, "num_inference_steps": 4}
@@ -192,10 +193,8 @@ def test_what_failed_is_listed_until_it_is_retried(http, sessions, claim):
 
 def test_admin_wants_a_key_of_that_scope(environment, sessions, tmp_path):
     with sessions.begin() as session:
-        plain = api_keys.create(
-            session, DEFAULT_TENANT, [api_keys.Scope.SUBMIT, api_keys.Scope.READ]
-        ).secret
-        admin = api_keys.create(session, DEFAULT_TENANT, [api_keys.Scope.ADMIN]).secret
+        plain = api_keys.create(session, DEFAULT_TENANT, [Scope.SUBMIT, Scope.READ]).secret
+        admin = api_keys.create(session, DEFAULT_TENANT, [Scope.ADMIN]).secret
     process, url = serve(environment | {"DARKROOM_AUTH": "on"}, tmp_path / "log")
     with httpx2.Client(base_url=url, timeout=30) as http:
         for path in ("drain", "pause", "resume", "purge"):

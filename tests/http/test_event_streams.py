@@ -25,6 +25,7 @@ from darkroom.events.feed import EventCursor, EventScope, FeedEvent
 from darkroom.jobs import lifecycle, progress
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Failed, Succeeded
+from darkroom.status import Scope
 from tests.conftest import LEASE, LIMITS
 from tests.support.api_server import CSV, assert_problem, serve, stop
 
@@ -368,8 +369,8 @@ def test_another_tenants_job_cannot_be_followed(guarded_url, sessions, http):
     with sessions.begin() as session:
         session.add(Tenant(id="ten_other", name="other"))
         session.flush()
-        mine = api_keys.create(session, DEFAULT_TENANT, [api_keys.Scope.READ]).secret
-        other = api_keys.create(session, "ten_other", [api_keys.Scope.READ]).secret
+        mine = api_keys.create(session, DEFAULT_TENANT, [Scope.READ]).secret
+        other = api_keys.create(session, "ten_other", [Scope.READ]).secret
 
     def ask(thing, secret):
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
@@ -388,7 +389,7 @@ def test_another_tenants_job_cannot_be_followed(guarded_url, sessions, http):
 def test_a_stream_ends_when_its_key_is_revoked(guarded_url, sessions, http):
     batch = submit_batch(http, 1)
     with sessions.begin() as session:
-        key = api_keys.create(session, DEFAULT_TENANT, [api_keys.Scope.READ])
+        key = api_keys.create(session, DEFAULT_TENANT, [Scope.READ])
     headers = {"Authorization": f"Bearer {key.secret}"}
     with (
         httpx2.Client(base_url=guarded_url, headers=headers, timeout=SOON_S) as client,

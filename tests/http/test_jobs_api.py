@@ -17,6 +17,7 @@ from darkroom.accounts import api_keys
 from darkroom.db.connection import open_sessions
 from darkroom.db.tables import DEFAULT_TENANT, Batch, Job
 from darkroom.event_types import EventType
+from darkroom.status import Scope
 from tests.support.api_server import CSV, assert_problem, serve, stop
 
 
@@ -371,10 +372,8 @@ def test_with_auth_on_a_key_opens_only_its_own_tenants_door(
 ):
     sessions = open_sessions(api_database, pool_size=1)
     with sessions.begin() as session:
-        reader = api_keys.create(session, DEFAULT_TENANT, [api_keys.Scope.READ])
-        writer = api_keys.create(
-            session, DEFAULT_TENANT, [api_keys.Scope.SUBMIT, api_keys.Scope.READ]
-        )
+        reader = api_keys.create(session, DEFAULT_TENANT, [Scope.READ])
+        writer = api_keys.create(session, DEFAULT_TENANT, [Scope.SUBMIT, Scope.READ])
     process, url = serve(api_environment | {"DARKROOM_AUTH": "on"}, tmp_path / "log")
     try:
 

@@ -21,7 +21,7 @@ from darkroom.cli import app
 from darkroom.db.connection import migrate, open_sessions
 from darkroom.db.tables import Batch, Event, Job, RejectedRowChunk, Tenant
 from darkroom.generation import file_names
-from darkroom.generation.params import OutputFormat
+from darkroom.status import OutputFormat
 from tests.support.api_server import CSV, assert_problem, serve, stop
 from tests.support.fake_worker import Painter, store_of
 from workers.maintenance.cleaner import Cleaner
@@ -329,16 +329,16 @@ def test_a_download_goes_on_where_it_ended(submit, painter, darkroom, tmp_path):
     painter.paint(1)
     first = darkroom("batch", "download", batch["id"], "--out", tmp_path)
     assert first.exit_code == 0, first.stderr
-    assert "8 pictures" in first.stderr
-    assert "3 jobs without one" in " ".join(first.stderr.split())  # lines end where a path ends
+    assert "8 images" in first.stderr
+    assert "3 jobs without an image" in " ".join(first.stderr.split())  # wrapped
     (tmp_path / "0001-a-cat-1.png").write_bytes(b"damaged")
     kept = tmp_path / "0002-a-dog-2.png"
     stamp = kept.stat().st_mtime_ns
     painter.paint()
 
     second = darkroom("batch", "download", batch["id"], "--out", tmp_path)
-    assert "11 pictures" in second.stderr
-    assert "(7 were there)" in " ".join(second.stderr.split())
+    assert "11 images" in second.stderr
+    assert "(7 already there)" in " ".join(second.stderr.split())
     assert kept.stat().st_mtime_ns == stamp
     for line in map(json.loads, (tmp_path / "manifest.jsonl").read_text().splitlines()):
         image = (tmp_path / line["file"]).read_bytes()
@@ -371,7 +371,7 @@ def test_a_dry_run_shows_a_table_and_a_sweep_its_size(darkroom, tmp_path):
 def janitor(painter):
     def clean(**options):
         options = {"retention_days": None, "orphan_age": timedelta(hours=24)} | options
-        worker = Cleaner(painter.sessions, painter.store, every=timedelta(1), **options)
+        worker = Cleaner(painter.sessions, painter.store, **options)
         pages = 1 + 1000 // 500
         for _ in range(pages):
             worker.clean()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from darkroom.imports.expansion import Expand
-from darkroom.imports.formats import Format
+from darkroom.media_types import Format
+from darkroom.status import Expand
 from tests.support.import_rows import problems, read_jobs
 
 

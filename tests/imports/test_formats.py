@@ -6,7 +6,8 @@ import lzma
 
 import pytest
 
-from darkroom.imports.formats import Format, UnsupportedFile
+from darkroom.imports.formats import UnsupportedFile
+from darkroom.media_types import Format
 from tests.support.import_rows import read_jobs
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from darkroom.generation.params import MAX_SEED
-from darkroom.imports.formats import Format
+from darkroom.media_types import Format
 from tests.support.import_rows import few, problems, prompts, read_jobs
 
 

@@ -26,10 +26,9 @@ from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.errors import Deleted, JobNotFinished, NothingToRetry
 from darkroom.jobs import deletion, lifecycle
 from darkroom.queue import claims, dispatches
-from darkroom.queue.outcomes import Failed, Requeued, RequeueReason, Succeeded
 from darkroom.status import FINISHED
 from tests.conftest import LEASE, LIMITS, new_job
-from tests.support.expected_jobs import ExpectedBatch, ExpectedJob
+from tests.support.expected_jobs import ExpectedBatch, ExpectedJob, outcome_of
 
 MAX_ATTEMPTS = 3
 MAX_MICROBATCH = LIMITS["darkroom-demo"]
@@ -90,10 +89,9 @@ class JobLife(RuleBasedStateMachine):
     def expect_batch(self, batch_id, made, *, end=False):
         batch = self.batches[batch_id] = ExpectedBatch(batch_id)
         for job_id, width in made:
-            self.known[job_id] = ExpectedJob(
-                job_id, width, batch, has_start=False, has_deadline=end
-            )
-            batch.jobs.append(self.known[job_id])
+            job = ExpectedJob(job_id, width, batch, has_start=False, has_deadline=end)
+            self.known[job_id] = job
+            batch.jobs.append(job)
 
     @rule(target=job, batch_id=batch, index=st.integers(0, 9))
     def pick_one_of(self, batch_id, index):
@@ -211,8 +209,8 @@ class JobLife(RuleBasedStateMachine):
     def settle(self, dispatch_id, kinds):
         """Settle a dispatch, even one that was closed long ago."""
         kind_of = dict(zip(self.dispatched[dispatch_id], kinds, strict=False))
-        outcomes = [_outcome(job_id, dispatch_id, kind) for job_id, kind in kind_of.items()]
-        moved = self.act(dispatches.settle, dispatch_id, outcomes)
+        outcomes = [outcome_of(job_id, dispatch_id, kind) for job_id, kind in kind_of.items()]
+        moved = self.act(_settle_with_long_backoff, dispatch_id, outcomes)
         assert moved == (dispatch_id in self.open)
         for job in self.close(dispatch_id):
             match kind_of[job.id]:
@@ -368,13 +366,12 @@ class JobLife(RuleBasedStateMachine):
             session.execute(text("TRUNCATE event, job, dispatch, batch, fair_share CASCADE"))
 
 
-def _outcome(job_id, dispatch_id, kind):
-    match kind:
-        case "succeeded":
-            return Succeeded(job_id, f"a/{job_id}/{dispatch_id}.png", "0" * 64, 10, 5, 1)
-        case "failed":
-            return Failed(job_id, "not_finite", "not a number")
-    return Requeued(job_id, RequeueReason.UNAVAILABLE)
+def _settle_with_long_backoff(session, dispatch_id, outcomes):
+    """Settle, and prolong the backoff of 0.5 s or more, which could end on a busy machine."""
+    moved = dispatches.settle(session, dispatch_id, outcomes)
+    prolong = "UPDATE job SET scheduled_at = scheduled_at + interval '1 h'"
+    session.execute(text(f"{prolong} WHERE scheduled_at > now()"))
+    return moved
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_a_failed_notification_does_not_prevent_the_next(notifier, redis_server,
     redis_server.kill()
     notifier.notify_workers()
     deadline = time.monotonic() + 20
-    while "could not publish" not in caplog.text:
+    while "background task wake-up-hints failed" not in caplog.text:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     redis_server.restart()

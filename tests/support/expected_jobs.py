@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from darkroom.queue.outcomes import Failed, Outcome, Requeued, RequeueReason, Succeeded
+
 
 @dataclass
 class ExpectedBatch:
@@ -53,3 +55,13 @@ class ExpectedJob:
             return "expired"
         canceled = self.cancel_requested or (self.batch is not None and self.batch.canceled)
         return "canceled" if canceled else None
+
+
+def outcome_of(job_id: str, dispatch_id: int, kind: str) -> Outcome:
+    """Return an outcome of the kind succeeded, failed or requeued."""
+    match kind:
+        case "succeeded":
+            return Succeeded(job_id, f"a/{job_id}/{dispatch_id}.png", "0" * 64, 10, 5, 1)
+        case "failed":
+            return Failed(job_id, "not_finite", "not a number")
+    return Requeued(job_id, RequeueReason.UNAVAILABLE)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from darkroom.errors import InvalidInput
 from darkroom.generation.model_registry import ModelRegistry
 from darkroom.imports import formats, row_validator
-from darkroom.imports.expansion import Expand
-from darkroom.imports.formats import Format
 from darkroom.imports.row_validator import ImportOptions
 from darkroom.jobs.bulk_insert import NewJob
+from darkroom.media_types import Format
 from darkroom.settings import Settings
+from darkroom.status import Expand
 from darkroom.webhooks.url_policy import policy_of
 
 POLICY = policy_of(Settings())
