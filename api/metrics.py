@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
@@ -75,8 +76,8 @@ def _pace(look: QueueSnapshot) -> Iterator[Metric]:
     yield per_cost
 
 
-@router.get("/metrics", response_class=Response)
-def metrics(deps: Deps) -> Response:
+@router.get("/metrics", summary="Get metrics", response_class=PlainTextResponse)
+def get_metrics(deps: Deps) -> Response:
     """In Prometheus' text format; needs no key, and names no tenant."""
     registry = CollectorRegistry()
     for part in (ProcessCollector, PlatformCollector, GCCollector):

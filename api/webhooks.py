@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from api.deliveries import DeliveryCursor, DeliveryView, ReplayResult, show
 from api.dependencies import Deps, OwnerId, TenantId
 from api.errors import documented
-from api.jobs import Limit
+from api.parameters import Limit
 from api.schemas.common import Moment, Page
 from darkroom.db.webhook_tables import WebhookEndpoint
 from darkroom.event_types import SUBSCRIBABLE, EventType
@@ -91,14 +91,14 @@ class SecretView(BaseModel):
 )
 def create_webhook(asked: WebhookInput, tenant_id: TenantId, deps: Deps) -> WebhookWithSecret:
     """Have events POSTed to a URL, signed as Standard Webhooks says. Keep the secret."""
-    endpoints.check_own_url(asked.url, deps.policy, loc=("body", "url"))
+    endpoints.check_own_url(asked.url, deps.url_policy, loc=("body", "url"))
     with deps.sessions.begin() as session:
         made = endpoints.create(
             session,
             tenant_id,
             url=asked.url,
             kinds=set(asked.events or SUBSCRIBABLE),
-            seal=deps.seal,
+            seal=deps.secret_box,
             most=deps.settings.webhook_max_endpoints,
         )
     return WebhookWithSecret(**WebhookView.of(made.endpoint).model_dump(), secret=made.secret)
@@ -154,7 +154,7 @@ def test_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps) -> DeliveryVi
 def rotate_secret(webhook_id: str, tenant_id: TenantId, deps: Deps) -> WebhookWithSecret:
     """A new secret, shown this once. For 24 hours webhooks carry signatures of both."""
     with deps.sessions.begin() as session:
-        made = endpoints.rotate(session, tenant_id, webhook_id, seal=deps.seal)
+        made = endpoints.rotate(session, tenant_id, webhook_id, seal=deps.secret_box)
     return WebhookWithSecret(**WebhookView.of(made.endpoint).model_dump(), secret=made.secret)
 
 
@@ -201,7 +201,7 @@ def replay_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps, since: Sinc
 def show_tenant_secret(tenant_id: OwnerId, deps: Deps) -> SecretView:
     """What signs webhooks to the `webhook_url` of a job or a batch."""
     with deps.sessions.begin() as session:
-        secret = endpoints.tenant_secret(session, tenant_id, seal=deps.seal)
+        secret = endpoints.tenant_secret(session, tenant_id, seal=deps.secret_box)
     return _secret_view(deps, secret)
 
 
@@ -209,7 +209,7 @@ def show_tenant_secret(tenant_id: OwnerId, deps: Deps) -> SecretView:
 def rotate_tenant_secret(tenant_id: OwnerId, deps: Deps) -> SecretView:
     """A new one. For 24 hours webhooks carry signatures of both."""
     with deps.sessions.begin() as session:
-        secret = endpoints.rotate_tenant_secret(session, tenant_id, seal=deps.seal)
+        secret = endpoints.rotate_tenant_secret(session, tenant_id, seal=deps.secret_box)
     return _secret_view(deps, secret)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 from fastapi import APIRouter, Header
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas.batches import CountsView
+from api.schemas.batches import BatchCounts
 from darkroom.event_types import EventType
 from darkroom.status import Status
 
@@ -96,7 +96,7 @@ class WebhookBatch(_Closed):
     status: str
     outcome: str | None
     label: str | None
-    counts: CountsView
+    counts: BatchCounts
     created_at: datetime
     finished_at: datetime | None
     urls: BatchEventUrls
