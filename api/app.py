@@ -27,6 +27,7 @@ from api import (
     results,
     webhooks,
 )
+from api.activity import ActivityCollector
 from api.dependencies import Dependencies
 from api.events import open_stream_hub
 from api.key_cache import ApiKeyCache
@@ -61,6 +62,8 @@ def open_dependencies(settings: Settings) -> Dependencies:
     sessions = open_sessions(settings.database_url.get_secret_value())
     progress_redis = open_progress_redis(settings)
     registry = load_registry(settings.models_dir, settings.default_model)
+    group_committer = GroupCommitter(sessions)
+    snapshot_cache = SnapshotCache(sessions, registry)
     return Dependencies(
         settings=settings,
         sessions=sessions,
@@ -70,12 +73,17 @@ def open_dependencies(settings: Settings) -> Dependencies:
         progress_redis=progress_redis,
         notifier=WorkNotifier(settings),
         streams=open_stream_hub(sessions, progress_redis),
-        group_committer=GroupCommitter(sessions),
-        snapshot_cache=SnapshotCache(sessions, registry),
+        group_committer=group_committer,
+        snapshot_cache=snapshot_cache,
         key_cache=ApiKeyCache(sessions),
         url_policy=policy_of(settings),
         secret_box=SecretBox(settings.webhook_encryption_keys.get_secret_value()),
         import_limiter=CapacityLimiter(_IMPORTS_AT_ONCE),
+        metrics=metrics.open_registry(
+            ActivityCollector(sessions, registry.models),
+            snapshot=snapshot_cache.now,
+            pending=lambda: group_committer.waiting,
+        ),
     )
 
 

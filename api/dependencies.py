@@ -10,6 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPBearer
+from prometheus_client import CollectorRegistry
 from redis import Redis
 
 from api.errors import ProblemException
@@ -48,6 +49,7 @@ class Dependencies:
     url_policy: UrlPolicy  #: of webhook URLs
     secret_box: SecretBox
     import_limiter: CapacityLimiter
+    metrics: CollectorRegistry
 
 
 # async, because FastAPI would send a plain function to a thread
