@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import BigInteger, Interval, all_, func, literal, select
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -12,7 +12,7 @@ from darkroom.db.tables import Event, Job
 from darkroom.events.log import OF_STATUS
 from darkroom.status import FINISHED, Status
 
-_STATUS: Final = {event: status for status, event in OF_STATUS.items() if status in FINISHED}
+_STATUS: Final = {event.value: status for status, event in OF_STATUS.items() if status in FINISHED}
 
 
 class FinishedJob(NamedTuple):
@@ -52,4 +52,8 @@ def finished_after(
         .order_by(Event.id)
         .limit(limit)
     )
-    return [FinishedJob(number, _STATUS[kind], *measured) for number, kind, *measured in rows]
+    return [_finished_job(*row) for row in rows]
+
+
+def _finished_job(event_id: int, event: str, *measured: Any) -> FinishedJob:
+    return FinishedJob(event_id, _STATUS[event], *measured)
