@@ -101,3 +101,64 @@ def test_repeated_and_conditional_requests_have_their_documented_success(operati
     for name in ("POST /v1/jobs", "POST /v1/batches"):
         assert {"200", "202"} <= operations[name]["responses"].keys()
     assert "304" in operations["GET /v1/jobs/{job_id}"]["responses"]
+
+
+def test_every_webhook_has_its_body_and_headers(document):
+    assert document["webhooks"].keys() == {kind.value for kind in EventType}
+    failed = document["webhooks"]["job.failed"]["post"]
+    assert {each["name"] for each in failed["parameters"]} == {
+        "webhook-id",
+        "webhook-timestamp",
+        "webhook-signature",
+    }
+    assert failed["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(
+        "/JobMessage"
+    )
+
+
+def test_every_route_is_in_the_document_and_problems_have_one_shape(document):
+    assert {
+        "/v1/jobs",
+        "/v1/jobs/{job_id}",
+        "/v1/jobs/{job_id}/cancel",
+        "/v1/jobs/{job_id}/events",
+        "/v1/jobs/{job_id}/image",
+        "/v1/jobs/{job_id}/retry",
+        "/v1/batches",
+        "/v1/batches/{batch_id}",
+        "/v1/batches/{batch_id}/events",
+        "/v1/deliveries",
+        "/v1/deliveries/replay",
+        "/v1/deliveries/{delivery_id}",
+        "/v1/deliveries/{delivery_id}/replay",
+        "/v1/batches/{batch_id}/cancel",
+        "/v1/batches/{batch_id}/errors.csv",
+        "/v1/batches/{batch_id}/images.zip",
+        "/v1/batches/{batch_id}/manifest.csv",
+        "/v1/batches/{batch_id}/manifest.jsonl",
+        "/v1/batches/{batch_id}/pause",
+        "/v1/batches/{batch_id}/resume",
+        "/v1/batches/{batch_id}/retry",
+        "/v1/models",
+        "/v1/queue",
+        "/v1/admin/drain",
+        "/v1/admin/failed",
+        "/v1/admin/failed/{job_id}/retry",
+        "/v1/admin/pause",
+        "/v1/admin/purge",
+        "/v1/admin/resume",
+        "/metrics",
+        "/v1/webhook-secret",
+        "/v1/webhook-secret/rotate",
+        "/v1/webhooks",
+        "/v1/webhooks/{webhook_id}",
+        "/v1/webhooks/{webhook_id}/deliveries",
+        "/v1/webhooks/{webhook_id}/enable",
+        "/v1/webhooks/{webhook_id}/replay",
+        "/v1/webhooks/{webhook_id}/rotate-secret",
+        "/v1/webhooks/{webhook_id}/test",
+        "/healthz",
+        "/readyz",
+    } == set(document["paths"])
+    assert "code" in document["components"]["schemas"]["Problem"]["properties"]
+    assert "HTTPValidationError" not in json.dumps(document)
