@@ -94,16 +94,16 @@ def submit_batch(http, total):
 
 
 @contextmanager
-def following(http, thing, seen=None):
+def following(http, thing, last_id=None):
     """The stream of a job or batch, from its urls."""
-    headers = {} if seen is None else {"Last-Event-ID": seen}
+    headers = {} if last_id is None else {"Last-Event-ID": last_id}
     with http.sse(thing["urls"]["events"], headers=headers) as stream:
         assert stream.response.status_code == 200, stream.response.read()
         yield iter(stream)
 
 
-def follow(http, thing, seen=None):
-    with following(http, thing, seen) as stream:
+def follow(http, thing, last_id=None):
+    with following(http, thing, last_id) as stream:
         return list(stream)
 
 
@@ -130,11 +130,7 @@ def test_a_job_is_followed_from_its_snapshot_to_its_last_event(http, sessions, w
     assert started.event == "job.started"
     assert [event.event for event in rest] == ["job.succeeded"]
     data = rest[0].json()
-    assert (data["id"], data["object"], data["type"]) == (
-        rest[0].id,
-        "event",
-        "job.succeeded",
-    )
+    assert [data[key] for key in ("id", "object", "type")] == [rest[0].id, "event", rest[0].event]
     assert data["data"] == {
         "id": job["id"],
         "object": "job",
@@ -233,13 +229,13 @@ def test_progress_is_sent_while_a_job_runs_and_only_when_it_changes(
     http, sessions, work, redis_server
 ):
     job = submit(http)
-    with Redis.from_url(redis_server.url) as board, following(http, job) as stream:
+    with Redis.from_url(redis_server.url) as progress_redis, following(http, job) as stream:
         next(stream)
         [running] = work(settle=False)
         assert next(stream).event == "job.started"
-        progress.publish(board, {running.dispatch_id: {job["id"]: (3, 12)}})
+        progress.publish(progress_redis, {running.dispatch_id: {job["id"]: (3, 12)}})
         third = next(stream)
-        progress.publish(board, {running.dispatch_id: {job["id"]: (4, 12)}})
+        progress.publish(progress_redis, {running.dispatch_id: {job["id"]: (4, 12)}})
         fourth = next(stream)
         finish(sessions, [running])
         rest = [event.event for event in stream]
@@ -260,7 +256,7 @@ def test_after_any_last_event_the_rest_comes_without_gap_or_repetition(http, wor
         everything += numbered(stream)
 
     for number, event in enumerate(everything[:-1], start=1):
-        rest = numbered(follow(http, batch, seen=event.id))
+        rest = numbered(follow(http, batch, last_id=event.id))
         assert [again.id for again in rest] == [later.id for later in everything[number:]]
     last = http.get(batch["urls"]["events"], headers={"Last-Event-ID": everything[-1].id})
     assert (last.status_code, last.content) == (204, b"")
@@ -269,7 +265,7 @@ def test_after_any_last_event_the_rest_comes_without_gap_or_repetition(http, wor
 def test_an_unknown_last_event_is_answered_with_a_snapshot(http, work):
     job = submit(http)
     work()
-    [only] = follow(http, job, seen="evt_" + "f" * 32)
+    [only] = follow(http, job, last_id="evt_" + "f" * 32)
 
     assert only.event == "snapshot"
 
@@ -299,7 +295,7 @@ def test_a_stream_survives_the_restart_of_the_api(api_environment, sessions, wor
     finish(sessions, running)
     with serving(api_environment, tmp_path / "two") as (_, http):
         seen = numbered(received)
-        seen += numbered(follow(http, batch, seen=seen[-1].id))
+        seen += numbered(follow(http, batch, last_id=seen[-1].id))
 
     assert [event.event for event in seen] == [
         "snapshot",
