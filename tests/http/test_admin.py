@@ -21,7 +21,7 @@ ROWS = "prompt,width,height\n" + "a red apple,64,64\n" * 3
 @pytest.fixture
 def http(http, empty_queue):  # noqa: ARG001  # before the client looks at it
     """A client that sees an empty queue: its snapshot counts at most every 2 s."""
-    until(lambda: http.get("/v1/queue").json()["queued"] == 0)
+    until(lambda: http.get("/v1/queue").json().get("queued") == 0)
     return http
 
 
