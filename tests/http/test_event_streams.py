@@ -18,10 +18,9 @@ from darkroom.jobs import lifecycle, progress
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Failed, Succeeded
 from tests.conftest import LEASE, LIMITS
-from tests.support.api_server import CSV, assert_problem, serve, stop
+from tests.support.api_server import CSV, assert_problem, serve, stop, without_forecast
 
 SOON_S = 30
-FORECAST = {"queue", "eta_s_p50", "eta_s_p90"}
 UNLIMITED = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
 
 
@@ -110,11 +109,6 @@ def follow(http, thing, last_id=None):
 def numbered(received):
     """Without what has no id: progress and counts."""
     return [event for event in received if event.event not in {"progress", "counts"}]
-
-
-def without_forecast(resource):
-    """Without what changes from one snapshot of the queue to the next."""
-    return {key: value for key, value in resource.items() if key not in FORECAST}
 
 
 def test_a_job_is_followed_from_its_snapshot_to_its_last_event(http, sessions, work):

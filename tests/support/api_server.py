@@ -164,3 +164,9 @@ def assert_problem(
     if code is not None:
         assert body["code"] == code
     return body
+
+
+def without_forecast(resource: dict[str, Any]) -> dict[str, Any]:
+    """Return a job or batch without what changes with each snapshot of the queue."""
+    forecast = {"queue", "eta_s_p50", "eta_s_p90"}
+    return {key: value for key, value in resource.items() if key not in forecast}
