@@ -40,7 +40,7 @@ COPY pyproject.toml README.md requirements.lock ./
 # again. The install is an editable one: /app is where the code is, and darkroom.settings.HOME.
 COPY deploy/compose/package_folders.py /opt/
 RUN python /opt/package_folders.py pyproject.toml \
-    && pip install -c requirements.lock -e .
+    && pip install -c requirements.lock -e '.[server]'
 
 
 FROM base AS migrate

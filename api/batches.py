@@ -20,19 +20,17 @@ from api.schemas.batches import Batch, BatchList, DryRun
 from api.snapshot_cache import SnapshotCache
 from api.uploads import Upload, received
 from darkroom import batches, fault_points, idempotency
-from darkroom.batches import BatchStatus
 from darkroom.db.connection import retry_on_serialization_failure
 from darkroom.forecast.eta import Eta
 from darkroom.generation.params import Label, WebhookUrl
 from darkroom.idempotency import StoredResponse
 from darkroom.imports import formats, importer, row_validator
-from darkroom.imports.expansion import Expand
-from darkroom.imports.formats import Format
-from darkroom.imports.importer import ImportSummary, Limits, OnError
+from darkroom.imports.importer import ImportSummary, Limits
 from darkroom.imports.row_validator import ImportOptions
 from darkroom.jobs import lifecycle
+from darkroom.media_types import Format
 from darkroom.settings import Settings
-from darkroom.status import Priority
+from darkroom.status import BatchStatus, Expand, OnError, Priority
 from darkroom.webhooks import endpoints
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])

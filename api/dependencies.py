@@ -17,13 +17,13 @@ from api.errors import ProblemException
 from api.key_cache import ApiKeyCache
 from api.snapshot_cache import SnapshotCache
 from api.stream_hub import StreamHub
-from darkroom.accounts.api_keys import Scope
 from darkroom.db.connection import Sessions
 from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.generation.model_registry import ModelRegistry
 from darkroom.jobs.group_commit import GroupCommitter
 from darkroom.queue.notifier import WorkNotifier
 from darkroom.settings import Settings
+from darkroom.status import Scope
 from darkroom.storage.images import ImageStore
 from darkroom.webhooks.secret_box import SecretBox
 from darkroom.webhooks.url_policy import UrlPolicy

@@ -14,7 +14,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from api.errors import ProblemException
-from darkroom.imports.formats import MEDIA_TYPES, Format, format_of_body, format_of_file
+from darkroom.imports.formats import format_of_body, format_of_file
+from darkroom.media_types import MEDIA_TYPES, Format
 
 _IN_MEMORY_BYTES: Final = 2**20  # larger files go to disk during the upload
 _ENVELOPE_BYTES: Final = 2**16  # of a multipart body, besides the file

@@ -1,62 +1,87 @@
-"""/v1/webhooks: endpoints that are told what happens; and the secret of all other webhooks."""
+"""/v1/webhooks: webhook endpoints and their secrets; /v1/webhook-secret: that of other URLs."""
 
 from http import HTTPStatus
 from typing import Annotated, Literal, Self
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from api.deliveries import DeliveryCursor, DeliveryView, ReplayResult, show
+from api.deliveries import (
+    DeliveryCursor,
+    ReplayResult,
+    StatusFilter,
+    WebhookDelivery,
+    WebhookDeliveryList,
+    delivery_page,
+    render,
+)
 from api.dependencies import Deps, OwnerId, TenantId
 from api.errors import documented
 from api.parameters import Limit
 from api.schemas.common import Moment, Page
-from darkroom.db.webhook_tables import WebhookEndpoint
+from darkroom.db import webhook_tables
 from darkroom.event_types import SUBSCRIBABLE, EventType
 from darkroom.generation.params import WebhookUrl
-from darkroom.status import DeliveryStatus
 from darkroom.webhooks import deliveries, delivery_log, endpoints, signatures
 from darkroom.webhooks.delivery_log import DeliveryFilter
 
 router = APIRouter(tags=["webhooks"])
 
-Cursor = Annotated[str | None, Query(pattern=r"^whk_[0-9a-f]{32}$")]
+WebhookId = Annotated[str, Path(description="`id` of a webhook endpoint.")]
+Cursor = Annotated[
+    str | None,
+    Query(
+        pattern=r"^whk_[0-9a-f]{32}$",
+        description="`next_cursor` of the page before. Default: the first page.",
+    ),
+]
 Since = Annotated[
-    AwareDatetime, Query(description="RFC 3339; deliveries that ended before stay as they are.")
+    AwareDatetime,
+    Query(description="RFC 3339 time with offset; deliveries exhausted before are not sent again."),
 ]
 
 
-class WebhookInput(BaseModel):
-    """Whom to tell what."""
+class NewWebhookEndpoint(BaseModel):
+    """Subscription of a URL to event types."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    url: WebhookUrl = Field(description="https, on port 443 or 8443, at a public address.")
+    url: WebhookUrl = Field(
+        description="URL that gets the POSTs: https, on port 443 or 8443, at a public address."
+    )
     events: (
         Annotated[
             list[Annotated[EventType, Field(strict=False)]],
             Field(min_length=1, max_length=len(SUBSCRIBABLE)),
         ]
         | None
-    ) = Field(None, description=f"Default: all, which is {', '.join(SUBSCRIBABLE)}.")
+    ) = Field(
+        None, description=f"Event types to send. Default: all, which is {', '.join(SUBSCRIBABLE)}."
+    )
 
 
-class WebhookView(BaseModel):
-    """An endpoint. `status` is `disabled` after a 410, or after five days of failures."""
+class WebhookEndpoint(BaseModel):
+    """URL that gets the tenant's events of some types."""
 
-    id: str
+    id: str = Field(description="`whk_…`.")
     object: Literal["webhook"] = "webhook"
-    url: str
-    events: list[EventType]
-    status: Literal["enabled", "disabled"]
-    disabled_reason: str | None
-    disabled_at: Moment | None
-    failing_since: Moment | None
-    created_at: Moment
+    url: str = Field(description="URL that gets the POSTs.")
+    events: list[EventType] = Field(description="Event types that are sent.")
+    status: Literal["enabled", "disabled"] = Field(
+        description="`disabled` after a 410 or five days of failures; then nothing is sent."
+    )
+    disabled_reason: str | None = Field(
+        description="`gone` (it answered 410), `failing`, or null if enabled."
+    )
+    disabled_at: Moment | None = Field(description="When it was disabled, or null.")
+    failing_since: Moment | None = Field(
+        description="First failure since its last success, or null."
+    )
+    created_at: Moment = Field(description="When it was created.")
 
     @classmethod
-    def of(cls, endpoint: WebhookEndpoint) -> Self:
-        """The endpoint as its owner sees it."""
+    def of(cls, endpoint: webhook_tables.WebhookEndpoint) -> Self:
+        """Render an endpoint without its secret."""
         return cls(
             id=endpoint.id,
             url=endpoint.url,
@@ -69,67 +94,83 @@ class WebhookView(BaseModel):
         )
 
 
-class WebhookWithSecret(WebhookView):
-    """With its secret, which is shown this once."""
-
-    secret: str
+class WebhookEndpointList(Page[WebhookEndpoint]):
+    """Webhook endpoints, newest first."""
 
 
-class SecretView(BaseModel):
-    """What signs webhooks; public keys too when this server signs with ed25519 as well."""
+class WebhookEndpointWithSecret(WebhookEndpoint):
+    """Webhook endpoint with its secret, which is shown only once."""
+
+    secret: str = Field(description="`whsec_…`, with which the receiver verifies signatures.")
+
+
+class WebhookSecret(BaseModel):
+    """Secret of webhooks to the `webhook_url` of jobs and batches, and the server's public keys."""
 
     object: Literal["webhook_secret"] = "webhook_secret"
-    secret: str
-    public_key: str | None = Field(description="The newest of `public_keys`.")
-    public_keys: list[str] = Field(description="Two while a new one replaces an old one.")
+    secret: str = Field(description="`whsec_…`, with which the receiver verifies `v1` signatures.")
+    public_key: str | None = Field(
+        description="Newest of `public_keys`, or null if the server has no key pair."
+    )
+    public_keys: list[str] = Field(
+        description="`whpk_…` keys for `v1a` signatures; two during a rotation of the server's key."
+    )
 
 
 @router.post(
     "/v1/webhooks",
+    summary="Create a webhook endpoint",
     status_code=HTTPStatus.CREATED,
     responses=documented(HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY),
 )
-def create_webhook(asked: WebhookInput, tenant_id: TenantId, deps: Deps) -> WebhookWithSecret:
-    """Have events POSTed to a URL, signed as Standard Webhooks says. Keep the secret."""
+def create_webhook(
+    asked: NewWebhookEndpoint, tenant_id: TenantId, deps: Deps
+) -> WebhookEndpointWithSecret:
+    """Send events to a URL, signed as in Standard Webhooks. The secret is shown only now."""
     endpoints.check_own_url(asked.url, deps.url_policy, loc=("body", "url"))
     with deps.sessions.begin() as session:
-        made = endpoints.create(
+        created = endpoints.create(
             session,
             tenant_id,
             url=asked.url,
-            kinds=set(asked.events or SUBSCRIBABLE),
-            seal=deps.secret_box,
-            most=deps.settings.webhook_max_endpoints,
+            event_types=set(asked.events or SUBSCRIBABLE),
+            secret_box=deps.secret_box,
+            max_endpoints=deps.settings.webhook_max_endpoints,
         )
-    return WebhookWithSecret(**WebhookView.of(made.endpoint).model_dump(), secret=made.secret)
+    return _with_secret(created)
 
 
-@router.get("/v1/webhooks")
+@router.get("/v1/webhooks", summary="List webhook endpoints")
 def list_webhooks(
     tenant_id: TenantId, deps: Deps, limit: Limit = 20, cursor: Cursor = None
-) -> Page[WebhookView]:
-    """Newest first."""
+) -> WebhookEndpointList:
+    """Return the tenant's webhook endpoints, newest first."""
     with deps.sessions.begin() as session:
         found = endpoints.page(session, tenant_id, limit=limit + 1, after=cursor)
-    views = [WebhookView.of(endpoint) for endpoint in found[:limit]]
-    return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
+    data = [WebhookEndpoint.of(endpoint) for endpoint in found[:limit]]
+    return WebhookEndpointList(data=data, next_cursor=data[-1].id if len(found) > limit else None)
 
 
-@router.get("/v1/webhooks/{webhook_id}", responses=documented(HTTPStatus.NOT_FOUND))
-def show_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps) -> WebhookView:
-    """The endpoint now."""
+@router.get(
+    "/v1/webhooks/{webhook_id}",
+    summary="Get a webhook endpoint",
+    responses=documented(HTTPStatus.NOT_FOUND),
+)
+def get_webhook(webhook_id: WebhookId, tenant_id: TenantId, deps: Deps) -> WebhookEndpoint:
+    """Return an endpoint with its status, without its secret."""
     with deps.sessions.begin() as session:
-        return WebhookView.of(endpoints.find(session, tenant_id, webhook_id))
+        return WebhookEndpoint.of(endpoints.find(session, tenant_id, webhook_id))
 
 
 @router.delete(
     "/v1/webhooks/{webhook_id}",
+    summary="Delete a webhook endpoint",
     status_code=HTTPStatus.NO_CONTENT,
     response_class=Response,
     responses=documented(HTTPStatus.NOT_FOUND),
 )
-def delete_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps) -> Response:
-    """Tell it nothing any more. What waits for it ends."""
+def delete_webhook(webhook_id: WebhookId, tenant_id: TenantId, deps: Deps) -> Response:
+    """Delete an endpoint and discard its pending deliveries."""
     with deps.sessions.begin() as session:
         endpoints.remove(session, tenant_id, webhook_id)
         deliveries.drop_pending(session, webhook_id)
@@ -138,58 +179,74 @@ def delete_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps) -> Response
 
 @router.post(
     "/v1/webhooks/{webhook_id}/test",
+    summary="Test a webhook endpoint",
     status_code=HTTPStatus.ACCEPTED,
     responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
 )
-def test_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps) -> DeliveryView:
-    """Send it a `webhook.test`; look at the delivery to see how it went."""
+def test_webhook(webhook_id: WebhookId, tenant_id: TenantId, deps: Deps) -> WebhookDelivery:
+    """Send a `webhook.test` event. Get the returned delivery again to see its outcome."""
     with deps.sessions.begin() as session:
         delivery_id = endpoints.send_test(session, tenant_id, webhook_id)
-        view = show(session, [delivery_log.find(session, tenant_id, delivery_id)])[0]
+        delivery = render(session, [delivery_log.find(session, tenant_id, delivery_id)])[0]
     deps.notifier.notify_webhook_senders()
-    return view
+    return delivery
 
 
-@router.post("/v1/webhooks/{webhook_id}/rotate-secret", responses=documented(HTTPStatus.NOT_FOUND))
-def rotate_secret(webhook_id: str, tenant_id: TenantId, deps: Deps) -> WebhookWithSecret:
-    """A new secret, shown this once. For 24 hours webhooks carry signatures of both."""
+@router.post(
+    "/v1/webhooks/{webhook_id}/rotate-secret",
+    summary="Rotate the secret of a webhook endpoint",
+    responses=documented(HTTPStatus.NOT_FOUND),
+)
+def rotate_endpoint_secret(
+    webhook_id: WebhookId, tenant_id: TenantId, deps: Deps
+) -> WebhookEndpointWithSecret:
+    """Replace the secret. Webhooks carry signatures of both secrets for 24 hours."""
     with deps.sessions.begin() as session:
-        made = endpoints.rotate(session, tenant_id, webhook_id, seal=deps.secret_box)
-    return WebhookWithSecret(**WebhookView.of(made.endpoint).model_dump(), secret=made.secret)
+        rotated = endpoints.rotate(session, tenant_id, webhook_id, secret_box=deps.secret_box)
+    return _with_secret(rotated)
 
 
-@router.post("/v1/webhooks/{webhook_id}/enable", responses=documented(HTTPStatus.NOT_FOUND))
-def enable_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps) -> WebhookView:
-    """Tell it again what happens from now on; replay what it missed."""
+@router.post(
+    "/v1/webhooks/{webhook_id}/enable",
+    summary="Enable a webhook endpoint",
+    responses=documented(HTTPStatus.NOT_FOUND),
+)
+def enable_webhook(webhook_id: WebhookId, tenant_id: TenantId, deps: Deps) -> WebhookEndpoint:
+    """Send events to a disabled endpoint again. Replay the deliveries that it missed."""
     with deps.sessions.begin() as session:
-        return WebhookView.of(endpoints.enable(session, tenant_id, webhook_id))
+        return WebhookEndpoint.of(endpoints.enable(session, tenant_id, webhook_id))
 
 
-@router.get("/v1/webhooks/{webhook_id}/deliveries", responses=documented(HTTPStatus.NOT_FOUND))
+@router.get(
+    "/v1/webhooks/{webhook_id}/deliveries",
+    summary="List the deliveries of a webhook endpoint",
+    responses=documented(HTTPStatus.NOT_FOUND),
+)
 def list_webhook_deliveries(
-    webhook_id: str,
+    webhook_id: WebhookId,
     tenant_id: TenantId,
     deps: Deps,
-    status: DeliveryStatus | None = None,
+    status: StatusFilter = None,
     limit: Limit = 20,
     cursor: DeliveryCursor = None,
-) -> Page[DeliveryView]:
-    """What was sent to it and how each attempt ended, newest first."""
-    which = DeliveryFilter(endpoint_id=webhook_id, status=status)
+) -> WebhookDeliveryList:
+    """Return the deliveries to an endpoint with their attempts, newest first."""
+    filters = DeliveryFilter(endpoint_id=webhook_id, status=status)
     with deps.sessions.begin() as session:
         endpoints.find(session, tenant_id, webhook_id)
-        found = delivery_log.page(session, tenant_id, which, limit=limit + 1, after=cursor)
-        views = show(session, found[:limit])
-    return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
+        return delivery_page(session, tenant_id, filters, limit=limit, cursor=cursor)
 
 
 @router.post(
     "/v1/webhooks/{webhook_id}/replay",
+    summary="Replay the exhausted deliveries of a webhook endpoint",
     status_code=HTTPStatus.ACCEPTED,
     responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY),
 )
-def replay_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps, since: Since) -> ReplayResult:
-    """Send anew all that it has missed for good since a time, each under its old `webhook-id`."""
+def replay_webhook(
+    webhook_id: WebhookId, tenant_id: TenantId, deps: Deps, since: Since
+) -> ReplayResult:
+    """Send its deliveries exhausted since a time again, each with its old `webhook-id`."""
     with deps.sessions.begin() as session:
         endpoints.find(session, tenant_id, webhook_id)
         count = delivery_log.replay_failed(session, tenant_id, since=since, endpoint_id=webhook_id)
@@ -197,23 +254,28 @@ def replay_webhook(webhook_id: str, tenant_id: TenantId, deps: Deps, since: Sinc
     return ReplayResult(replayed=count)
 
 
-@router.get("/v1/webhook-secret")
-def show_tenant_secret(tenant_id: OwnerId, deps: Deps) -> SecretView:
-    """What signs webhooks to the `webhook_url` of a job or a batch."""
+@router.get("/v1/webhook-secret", summary="Get the secret of job and batch webhooks")
+def get_webhook_secret(tenant_id: OwnerId, deps: Deps) -> WebhookSecret:
+    """Return what signs webhooks to the `webhook_url` of a job or a batch."""
     with deps.sessions.begin() as session:
-        secret = endpoints.tenant_secret(session, tenant_id, seal=deps.secret_box)
-    return _secret_view(deps, secret)
+        secret = endpoints.tenant_secret(session, tenant_id, secret_box=deps.secret_box)
+    return _secret(deps, secret)
 
 
-@router.post("/v1/webhook-secret/rotate")
-def rotate_tenant_secret(tenant_id: OwnerId, deps: Deps) -> SecretView:
-    """A new one. For 24 hours webhooks carry signatures of both."""
+@router.post("/v1/webhook-secret/rotate", summary="Rotate the secret of job and batch webhooks")
+def rotate_webhook_secret(tenant_id: OwnerId, deps: Deps) -> WebhookSecret:
+    """Replace the secret. Webhooks carry signatures of both secrets for 24 hours."""
     with deps.sessions.begin() as session:
-        secret = endpoints.rotate_tenant_secret(session, tenant_id, seal=deps.secret_box)
-    return _secret_view(deps, secret)
+        secret = endpoints.rotate_tenant_secret(session, tenant_id, secret_box=deps.secret_box)
+    return _secret(deps, secret)
 
 
-def _secret_view(deps: Deps, secret: str) -> SecretView:
+def _with_secret(new: endpoints.NewEndpoint) -> WebhookEndpointWithSecret:
+    fields = WebhookEndpoint.of(new.endpoint).model_dump()
+    return WebhookEndpointWithSecret(**fields, secret=new.secret)
+
+
+def _secret(deps: Deps, secret: str) -> WebhookSecret:
     private = signatures.private_keys(deps.settings.webhook_signing_key.get_secret_value())
     public = [signatures.public_key(key) for key in private]
-    return SecretView(secret=secret, public_key=next(iter(public), None), public_keys=public)
+    return WebhookSecret(secret=secret, public_key=next(iter(public), None), public_keys=public)

@@ -24,12 +24,12 @@ from rich.table import Table
 from sqlalchemy import func, select
 
 from benchmarks._support import stack
-from darkroom.batches import BatchStatus
 from darkroom.client.http import Client
 from darkroom.db.connection import open_sessions
 from darkroom.db.tables import Dispatch, Job
 from darkroom.generation.model_registry import load_registry
 from darkroom.settings import Settings
+from darkroom.status import BatchStatus
 from engine.generate import generate
 from engine.requests import Image, Row
 from engine.torch_runner import TorchRunner

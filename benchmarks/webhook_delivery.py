@@ -155,9 +155,9 @@ class Lab:
                     session,
                     DEFAULT_TENANT,
                     url=f"{scheme}://127.0.0.1:{self.ports[scheme]}/{number}",
-                    kinds={EventType.JOB_CANCELED},
-                    seal=SecretBox(""),
-                    most=10_000,
+                    event_types={EventType.JOB_CANCELED},
+                    secret_box=SecretBox(""),
+                    max_endpoints=10_000,
                 )
 
     def queue_batch(self, count: int) -> str:

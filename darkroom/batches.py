@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from sqlalchemy import ColumnElement, and_, func, insert, select, tuple_, update
 from sqlalchemy.orm import Session
@@ -13,25 +12,7 @@ from darkroom.event_types import EventType
 from darkroom.events import log as event_log
 from darkroom.events.feed import EventScope
 from darkroom.ids import is_id, new_id
-from darkroom.status import FINISHED, Status
-
-
-class BatchStatus(StrEnum):
-    """Where a batch is; follows from its jobs."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    PAUSED = "paused"
-    COMPLETED = "completed"
-    CANCELED = "canceled"
-
-
-class BatchOutcome(StrEnum):
-    """How a completed batch ended."""
-
-    ALL_SUCCEEDED = "all_succeeded"
-    PARTIAL = "partial"
-    ALL_FAILED = "all_failed"
+from darkroom.status import FINISHED, BatchOutcome, BatchStatus, Status
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The life of a job: its statuses and the arrows between them."""
+"""Statuses with their transitions, and every other enum that clients see."""
 
 from enum import StrEnum
 from typing import Final
@@ -56,3 +56,51 @@ class Priority(StrEnum):
 
 
 PRIORITY_RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}
+
+
+class BatchStatus(StrEnum):
+    """Where a batch is; follows from its jobs."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    CANCELED = "canceled"
+
+
+class BatchOutcome(StrEnum):
+    """How a completed batch finished."""
+
+    ALL_SUCCEEDED = "all_succeeded"
+    PARTIAL = "partial"
+    ALL_FAILED = "all_failed"
+
+
+class Scope(StrEnum):
+    """What an API key may do."""
+
+    SUBMIT = "submit"
+    READ = "read"
+    ADMIN = "admin"
+
+
+class OutputFormat(StrEnum):
+    """How an image is encoded."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+class OnError(StrEnum):
+    """What an invalid row of a file does."""
+
+    REJECT = "reject"  #: nothing is created
+    SKIP = "skip"  #: the valid rows run
+
+
+class Expand(StrEnum):
+    """How the choices of one row are combined."""
+
+    PRODUCT = "product"  #: each with each
+    ZIP = "zip"  #: the first with the first, the second with the second

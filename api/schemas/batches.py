@@ -5,10 +5,11 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field
 
 from api.schemas.common import ETA_P50, ETA_P90, Moment, Page, ProblemItem, eta_fields
-from darkroom.batches import BatchOutcome, BatchStatus, Counts
+from darkroom.batches import Counts
 from darkroom.db import tables
 from darkroom.forecast.eta import Eta
 from darkroom.imports.importer import ImportSummary
+from darkroom.status import BatchOutcome, BatchStatus
 
 
 class BatchCounts(BaseModel):

@@ -1,22 +1,20 @@
 """Parts that several resources share: timestamps, pages, input problems, ETAs."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Final, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, PlainSerializer, WithJsonSchema
 
 from darkroom.errors import InputProblem
 from darkroom.forecast.eta import Eta
+from darkroom.rfc3339 import rfc3339
 
 Item = TypeVar("Item")
 
 #: RFC 3339, UTC, milliseconds
 Moment = Annotated[
     datetime,
-    PlainSerializer(
-        lambda at: at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        return_type=str,
-    ),
+    PlainSerializer(rfc3339, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 

@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field
 from api.schemas.batches import BatchUrls
 from api.schemas.common import Moment
 from api.schemas.jobs import JobEventData
-from darkroom.batches import BatchStatus
 from darkroom.event_types import EventType
 from darkroom.events.feed import FeedEvent
+from darkroom.status import BatchStatus
 
 
 class BatchEventData(BaseModel):

@@ -10,9 +10,8 @@ from darkroom.db import tables
 from darkroom.forecast.eta import Forecast
 from darkroom.forecast.snapshot import QueueSnapshot
 from darkroom.generation.image_codec import CONTENT_TYPES
-from darkroom.generation.params import OutputFormat
 from darkroom.jobs.progress import Steps
-from darkroom.status import Priority, Status
+from darkroom.status import OutputFormat, Priority, Status
 from darkroom.storage.images import ImageStore
 
 

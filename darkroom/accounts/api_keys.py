@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from typing import Final
 
 from sqlalchemy import func, insert, or_, select, update
@@ -16,19 +15,12 @@ from sqlalchemy.orm import Session
 from darkroom.db.tables import ApiKey
 from darkroom.errors import NotFound
 from darkroom.ids import new_id
+from darkroom.status import Scope
 
 PREFIX: Final = "dk_"
 _ALPHABET: Final = string.ascii_letters + string.digits
 _RANDOM_CHARS: Final = 32  # 190 bits: a plain hash is enough at rest, no slow one needed
 _SHOWN_CHARS: Final = 8
-
-
-class Scope(StrEnum):
-    """What a key may do."""
-
-    SUBMIT = "submit"
-    READ = "read"
-    ADMIN = "admin"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The `darkroom` command: the client's commands, and `up`."""
+"""The `darkroom` command: what a client and an operator type, and `up`."""
 
 import sys
 
@@ -10,7 +10,8 @@ from darkroom.cli.session import EXIT_USAGE
 from darkroom.errors import DarkroomError
 
 app = typer.Typer(
-    help="Prompts in, pictures out. DARKROOM_API and DARKROOM_API_KEY say which server to ask.",
+    help="Generate images from prompts. DARKROOM_API is the server's URL (default "
+    "http://127.0.0.1:8000), DARKROOM_API_KEY the key it may ask for.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -28,12 +29,12 @@ app.add_typer(webhooks.app, name="webhooks")
 
 @app.command()
 def version() -> None:
-    """Say which version this is."""
+    """Print the version."""
     print(__version__)
 
 
 def main() -> None:
-    """Entry of the console script."""
+    """Run the command; print an error in one line and exit with its code."""
     try:
         app()
     except DarkroomError as error:

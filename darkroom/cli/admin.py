@@ -5,88 +5,74 @@ from itertools import islice
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from darkroom.cli.follow import duration
-from darkroom.cli.session import EXIT_USAGE, api, console, print_json
+from darkroom.cli.session import AsJson, api, fail, print_result
+from darkroom.cli.summaries import fields_summary, job_summary, queue_summary
 
 Json = dict[str, Any]
 
-app = typer.Typer(help="The whole installation; needs a key of scope admin.", no_args_is_help=True)
+app = typer.Typer(
+    help="Control the whole installation. Needs an API key with the scope admin.",
+    no_args_is_help=True,
+)
 
 
-def queue() -> None:
-    """How much waits, by class and model, and how fast it is drawn."""
+def queue(as_json: AsJson = False) -> None:
+    """Show the queued jobs by class and model, and the images generated per second."""
     with api() as client:
         found = client.queue()
-    _tell(found)
-    if not sys.stdout.isatty():
-        print_json(found)
-
-
-def _tell(found: Json) -> None:
-    table = Table("class", "model", "waiting", "oldest")
-    for depth in found["depth"]:
-        oldest = duration(depth["oldest_queued_s"])
-        table.add_row(depth["priority"], depth["model"], f"{depth['jobs']:,}", oldest)
-    out = console()
-    out.print(table)
-    orders = [order for order in ("paused", "draining") if found[order]]
-    out.print(
-        f"{found['queued']:,} queued, {found['paused_jobs']:,} paused, "
-        f"{found['microbatches_running']} microbatches running, "
-        f"{found['images_per_s']:.2f} images/s" + "".join(f"; {order}" for order in orders)
-    )
+    print_result(found, queue_summary, as_json=as_json)
 
 
 @app.command()
-def drain() -> None:
-    """Accept nothing new; finish what is there."""
+def drain(as_json: AsJson = False) -> None:
+    """Reject new jobs with 503; generate those already accepted."""
     with api() as client:
-        print_json(client.order("drain"))
+        print_result(client.set_queue_control("drain"), fields_summary, as_json=as_json)
 
 
 @app.command()
-def pause() -> None:
-    """Claim nothing; what waits stays, what runs is finished."""
+def pause(as_json: AsJson = False) -> None:
+    """Claim no more jobs; queued jobs stay queued, running jobs finish."""
     with api() as client:
-        print_json(client.order("pause"))
+        print_result(client.set_queue_control("pause"), fields_summary, as_json=as_json)
 
 
 @app.command()
-def resume() -> None:
+def resume(as_json: AsJson = False) -> None:
     """End a pause and a drain."""
     with api() as client:
-        print_json(client.order("resume"))
+        print_result(client.set_queue_control("resume"), fields_summary, as_json=as_json)
 
 
 @app.command()
 def purge(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Cancel every job that waits, of all tenants."""
+    """Cancel every queued job of all tenants."""
     with api() as client:
         snapshot = client.queue()
         jobs = snapshot["queued"] + snapshot["paused_jobs"]
         if not yes and not sys.stdin.isatty():
-            console().print("error: say --yes to cancel all that waits", style="red")
-            raise typer.Exit(EXIT_USAGE)
+            raise fail("purge cancels every queued job; without a terminal it needs --yes")
         if not yes:
-            typer.confirm(f"Cancel all {jobs:,} jobs that wait?", abort=True, err=True)
-        print_json(client.purge())
+            typer.confirm(f"Cancel all {jobs:,} queued jobs?", abort=True, err=True)
+        print_result(client.purge(), fields_summary, as_json=as_json)
 
 
 @app.command()
 def failed(
     retry: Annotated[
-        str | None, typer.Option(metavar="JOB_ID", help="Draw this one again.")
+        str | None, typer.Option(metavar="JOB_ID", help="Retry this job instead of listing.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Number of jobs to list, newest first.")] = 20,
+    as_json: AsJson = False,
 ) -> None:
-    """List the jobs that failed, of all tenants, or retry one."""
+    """List the failed jobs of all tenants, or retry one; --json applies to the retried job."""
     with api() as client:
         if retry is not None:
-            print_json(client.retry_failed(retry))
+            print_result(client.retry_failed(retry), job_summary, as_json=as_json)
             return
         for job in islice(client.failed(), limit):
             error = job["error"]

@@ -1,4 +1,4 @@
-"""Progress of a batch on a terminal: how many, how fast, how much longer, what failed."""
+"""Progress of a batch on a terminal: jobs finished, rate, time left, failures."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,18 +18,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from darkroom.batches import BatchStatus
 from darkroom.cli.session import console
+from darkroom.cli.summaries import eta
 from darkroom.client.http import Client, Unreachable
+from darkroom.status import BatchStatus
 
 Json = dict[str, Any]
 
 _POLL_S: Final = 0.5
-_PATIENCE_S: Final = 60.0  # with a server that has gone away in the middle
+_UNREACHABLE_TIMEOUT_S: Final = 60.0  # a server that restarts is back by then
 
 
 class _Rate(ProgressColumn):
-    """How many a second."""
+    """Column that shows items per second."""
 
     def render(self, task: Task) -> Text:
         return Text(
@@ -52,62 +53,49 @@ def _progress() -> Progress:
 
 
 @contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar for the length of the block; call what it gives for each thing done."""
+def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar during the block; yield what to call after each finished item."""
     with _progress() as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(description, total=total)
         yield lambda: progress.advance(task)
 
 
-def until_ended(client: Client, batch: Json) -> Json:
-    """The batch once nothing of it is queued or running. Raises Unreachable after a minute."""
+def until_finished(client: Client, batch: Json) -> Json:
+    """Return the batch once no job of it is queued or running. Raises Unreachable after 60 s."""
     with _progress() as progress:
-        task = progress.add_task("drawing", total=batch["counts"]["total"])
+        task = progress.add_task("generating", total=batch["counts"]["total"])
         while True:
             counts = batch["counts"]
-            open_jobs = counts["queued"] + counts["running"]
+            unfinished = counts["queued"] + counts["running"]
             progress.update(
-                task, completed=counts["total"] - open_jobs, description=_described(batch)
+                task, completed=counts["total"] - unfinished, description=_description(batch)
             )
-            if not open_jobs:
+            if not unfinished:
                 return batch
             time.sleep(_POLL_S)
-            batch = _again(client, batch["id"])
+            batch = _refreshed(client, batch["id"])
 
 
-def _described(batch: Json) -> str:
+def _description(batch: Json) -> str:
     counts = batch["counts"]
-    said = {
-        BatchStatus.QUEUED: "waiting",
+    state = {
+        BatchStatus.QUEUED: "queued",
         BatchStatus.PAUSED: "paused",
         BatchStatus.CANCELED: "canceled",
-    }.get(batch["status"], "drawing")
-    ends = [f"{counts[end]} {end}" for end in ("failed", "canceled", "expired") if counts[end]]
-    return ", ".join(filter(None, [said, *ends, left(batch)]))
+    }.get(batch["status"], "generating")
+    losses = [
+        f"{counts[name]} {name}" for name in ("failed", "canceled", "expired") if counts[name]
+    ]
+    return ", ".join(filter(None, [state, *losses, eta(batch)]))
 
 
-def duration(seconds: float) -> str:
-    """As people say it: 8 s, 3 min, 2 h 10 min."""
-    if seconds < 90:  # noqa: PLR2004  # until then seconds tell more
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"  # noqa: PLR2004
-
-
-def left(thing: Json) -> str:
-    """About how long it will take still, if that is known; of a job's `queue`, or a batch."""
-    if thing["eta_s_p50"] is None:
-        return ""
-    return f"about {duration(thing['eta_s_p50'])}, within {duration(thing['eta_s_p90'])}"
-
-
-def _again(client: Client, batch_id: str) -> Json:
-    """The batch; a server that is started anew meanwhile is waited for."""
+def _refreshed(client: Client, batch_id: str) -> Json:
+    """Ask for the batch again, waiting for a server that restarts meanwhile."""
     began = time.monotonic()
     while True:
         try:
             return client.batch(batch_id)
         except Unreachable:
-            if time.monotonic() - began > _PATIENCE_S:
+            if time.monotonic() - began > _UNREACHABLE_TIMEOUT_S:
                 raise
             time.sleep(_POLL_S)

@@ -1,59 +1,95 @@
-"""`darkroom submit` and `darkroom job`: one picture."""
+"""`darkroom submit` and `darkroom job`: one image."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from darkroom.cli.follow import left
-from darkroom.cli.session import EXIT_JOB_FAILED, EXIT_USAGE, api, console, print_json
-from darkroom.client import download
-from darkroom.client.http import Client
-from darkroom.generation.image_codec import read_parameters
-from darkroom.generation.params import GenerationParams, OutputFormat
-from darkroom.status import FINISHED, Priority
+from darkroom.cli.session import EXIT_JOB_FAILED, AsJson, api, console, fail, print_result
+from darkroom.cli.summaries import eta, job_summary
+from darkroom.status import FINISHED, OutputFormat, Priority, Status
+
+if TYPE_CHECKING:
+    from darkroom.client.http import Client
 
 Json = dict[str, Any]
 
-app = typer.Typer(help="One job: look, wait, cancel, retry, delete.", no_args_is_help=True)
-_WATCH_S: Final = 5  #: after which the place in the queue is told anew
+app = typer.Typer(
+    help="Show, wait for, cancel, retry and delete single jobs.", no_args_is_help=True
+)
+_WATCH_S: Final = 5  #: between two updates of the position in the queue
+#: The fields that `--from-image` takes from a file: anyone may have written the others into it.
+GENERATION_FIELDS: Final = (
+    *("prompt", "negative_prompt", "model", "width", "height"),
+    *("num_inference_steps", "guidance_scale", "seed", "output_format"),
+)
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
+WaitOut = Annotated[
+    Path | None,
+    typer.Option(help="Folder for the image; implies --wait. Default: none.", file_okay=False),
+]
 
 
 def submit(
-    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to keep out.")] = None,
-    model: Annotated[str | None, typer.Option(help="A model's name.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoise steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 turns it off.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same picture.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the image shows, 1 to 2000 characters.")
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What the image must not show. Default: nothing.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="NAME or NAME@REVISION. Default: the server's.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels. Default: the model's.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels. Default: the model's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of denoise steps. Default: the model's.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Guidance scale; 1 turns it off. Default: the model's."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The same seed and parameters give the same image. Default: random."),
+    ] = None,
     output_format: Annotated[
-        OutputFormat | None, typer.Option("--format", help="File format.")
+        OutputFormat | None, typer.Option("--format", help="File format. Default: png.")
     ] = None,
     priority: Annotated[Priority | None, typer.Option(help="Default: normal.")] = None,
     start_within_s: Annotated[
-        int | None, typer.Option(help="Seconds; not begun by then, it expires.")
+        int | None,
+        typer.Option(
+            help="Seconds by which generation must start, or the job expires. Default: no limit."
+        ),
     ] = None,
     deadline_s: Annotated[
-        int | None, typer.Option(help="Seconds; not finished by then, it expires.")
+        int | None,
+        typer.Option(
+            help="Seconds by which the job must finish, or it expires. Default: no limit."
+        ),
     ] = None,
-    label: Annotated[str | None, typer.Option(help="To find the job again.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Your own label, returned with the job.")
+    ] = None,
     webhook_url: Annotated[
-        str | None, typer.Option(help="Told when it ends; see `darkroom webhooks secret`.")
+        str | None,
+        typer.Option(
+            help="URL that receives a webhook when the job finishes; "
+            "`darkroom webhooks secret` verifies it. Default: none."
+        ),
     ] = None,
     from_image: Annotated[
         Path | None,
-        typer.Option(help="Start from the parameters inside a picture drawn here.", exists=True),
+        typer.Option(help="Image made by Darkroom whose parameters are the defaults.", exists=True),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Until it is drawn.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the picture; implies --wait.", file_okay=False)
-    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the job has finished.")] = False,
+    out: WaitOut = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Submit one prompt."""
-    wanted = {
+    """Submit one prompt as a job."""
+    options = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "model": model,
@@ -69,72 +105,80 @@ def submit(
         "label": label,
         "webhook_url": webhook_url,
     }
-    job = _parameters_of(from_image) | {key: v for key, v in wanted.items() if v is not None}
+    job = _parameters_of(from_image) | {key: v for key, v in options.items() if v is not None}
     if "prompt" not in job:
-        console().print("error: give a prompt, or --from-image", style="red")
-        raise typer.Exit(EXIT_USAGE)
+        raise fail("give a prompt, or --from-image")
     with api() as client:
-        submitted = client.submit(job)
-        if wait or out is not None:
-            submitted = _until_finished(client, submitted)
-        if out is not None:
-            _save(client, submitted, out)
-    print_json(submitted)
-    _exit_for(submitted)
+        _finish(client, client.submit(job), wait=wait, out=out, as_json=as_json)
 
 
-def _parameters_of(picture: Path | None) -> Json:
-    if picture is None:
+def _parameters_of(image: Path | None) -> Json:
+    if image is None:
         return {}
-    parameters = read_parameters(picture)
+    from darkroom.generation.image_codec import read_parameters
+
+    parameters = read_parameters(image)
     if parameters is None:
-        console().print(f"error: {picture} carries no parameters of Darkroom", style="red")
-        raise typer.Exit(EXIT_USAGE)
-    job = {key: parameters[key] for key in GenerationParams.model_fields if key in parameters}
-    if "revision" in parameters:  # what that model draws today may look otherwise
+        raise fail(f"{image} carries no parameters of Darkroom")
+    job: Json = {name: parameters[name] for name in GENERATION_FIELDS if name in parameters}
+    if "revision" in parameters:  # another revision of the model may generate another image
         job["model"] = f"{job['model']}@{parameters['revision']}"
     return job
 
 
 @app.command()
-def show(job_id: JobId) -> None:
-    """Print the job."""
+def show(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show a job: its status, seed, and the time taken or left."""
     with api() as client:
-        print_json(client.job(job_id))
+        print_result(client.job(job_id), job_summary, as_json=as_json)
 
 
 @app.command()
-def watch(job_id: JobId) -> None:
-    """Wait until the job has ended, then print it."""
+def watch(
+    job_id: JobId,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the image. Default: none.", file_okay=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until a job has finished; exit code 1 unless it succeeded."""
     with api() as client:
-        job = _until_finished(client, client.job(job_id))
-    print_json(job)
-    _exit_for(job)
+        _finish(client, client.job(job_id), wait=True, out=out, as_json=as_json)
 
 
 @app.command()
-def cancel(job_id: JobId) -> None:
-    """Withdraw the job: at once while it waits, within about a step while it is drawn."""
+def cancel(job_id: JobId, as_json: AsJson = False) -> None:
+    """Cancel a job: at once while queued, after the current step while running."""
     with api() as client:
-        print_json(client.cancel_job(job_id))
+        print_result(client.cancel_job(job_id), job_summary, as_json=as_json)
 
 
 @app.command()
-def retry(job_id: JobId) -> None:
-    """Ask for the same again, after an end without a picture; prints the new job."""
+def retry(job_id: JobId, as_json: AsJson = False) -> None:
+    """Submit a failed, canceled or expired job again, as a new job."""
     with api() as client:
-        print_json(client.retry_job(job_id))
+        print_result(client.retry_job(job_id), job_summary, as_json=as_json)
 
 
 @app.command()
 def delete(job_id: JobId) -> None:
-    """Remove the picture and all that was written about it."""
+    """Delete a job's image, prompt and all other input."""
     with api() as client:
         client.delete_job(job_id)
     console().print(f"deleted {job_id}", markup=False)
 
 
-def _until_finished(client: Client, job: Json) -> Json:
+def _finish(client: "Client", job: Json, *, wait: bool, out: Path | None, as_json: bool) -> None:
+    """Wait for the job and save its image, as far as asked; print it and exit by its status."""
+    if wait or out is not None:
+        job = _until_finished(client, job)
+    files = [] if out is None else _save(client, job, out)
+    print_result(job, partial(job_summary, files=files), as_json=as_json)
+    if job["status"] in FINISHED - {Status.SUCCEEDED}:
+        raise typer.Exit(EXIT_JOB_FAILED)
+
+
+def _until_finished(client: "Client", job: Json) -> Json:
     with console().status(_line(job)) as line:
         while job["status"] not in FINISHED:
             job = client.job(job["id"], wait=True, wait_s=_WATCH_S)
@@ -143,20 +187,17 @@ def _until_finished(client: Client, job: Json) -> Json:
 
 
 def _line(job: Json) -> str:
-    waits = job["queue"]
-    if waits is None:
+    queue = job["queue"]
+    if queue is None:
         return f"{job['id']} {job['status']}"
-    place = "" if waits["position"] is None else f"number {waits['position']:,}"
-    return ", ".join(filter(None, [f"{job['id']} queued", place, left(waits)]))
+    position = "" if queue["position"] is None else f"number {queue['position']:,}"
+    return ", ".join(filter(None, [f"{job['id']} queued", position, eta(queue)]))
 
 
-def _save(client: Client, job: Json, folder: Path) -> None:
+def _save(client: "Client", job: Json, folder: Path) -> list[Path]:
+    from darkroom.client import download
+
     folder.mkdir(parents=True, exist_ok=True)
-    saved = download.download(client, [download.line_of(job)], folder, on_line=lambda: None)
-    for picture in saved.shown:
-        console().print(f"saved {picture.file}", markup=False)
-
-
-def _exit_for(job: Json) -> None:
-    if job["status"] in FINISHED - {"succeeded"}:
-        raise typer.Exit(EXIT_JOB_FAILED)
+    lines = [download.manifest_line(job)]
+    summary = download.download(client, lines, folder, on_line=lambda: None)
+    return [image.file for image in summary.images]

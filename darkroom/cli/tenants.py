@@ -1,53 +1,81 @@
-"""`darkroom tenants`: who shares the machine, and in what proportion."""
+"""`darkroom tenants`: their weight in the queue, and how long their images are kept."""
 
 from typing import Annotated
 
 import typer
 
-from darkroom.accounts import tenants
-from darkroom.cli.session import open_core
+from darkroom.cli.session import database_session, fail
 
 app = typer.Typer(
-    help="Tenants. Works on the database itself (DARKROOM_DATABASE_URL).", no_args_is_help=True
+    help="Manage tenants, on the database itself (DARKROOM_DATABASE_URL).", no_args_is_help=True
 )
-TenantId = Annotated[str, typer.Argument(metavar="TENANT_ID")]
-Weight = Annotated[
-    float,
-    typer.Option(min=0.001, max=1000, help="Share while several wait: 2 gets twice as much as 1."),
-]
+_MIN_WEIGHT, _MAX_WEIGHT = 0.001, 1000
+_WEIGHT_HELP = "Share of the queue: of two tenants with queued jobs, weight 2 gets twice weight 1."
 
 
 @app.command()
-def create(name: Annotated[str, typer.Argument(metavar="NAME")], weight: Weight = 1) -> None:
-    """Make a tenant and print its id, for `darkroom keys create --tenant`."""
-    with open_core().begin() as session:
-        print(tenants.create(session, name, weight=weight))
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    weight: Annotated[float, typer.Option(min=_MIN_WEIGHT, max=_MAX_WEIGHT, help=_WEIGHT_HELP)] = 1,
+) -> None:
+    """Create a tenant and print its id, for `darkroom keys create --tenant`."""
+    with database_session() as session:
+        from darkroom.accounts import tenants
+
+        tenant_id = tenants.create(session, name, weight=weight)
+    print(tenant_id)
 
 
 @app.command("list")
 def list_() -> None:
-    """One line a tenant: id, weight, name."""
-    with open_core().begin() as session:
+    """List tenants, one a line: id, weight, name."""
+    with database_session() as session:
+        from darkroom.accounts import tenants
+
         for tenant in tenants.list_all(session):
             print(f"{tenant.id}  {tenant.weight:g}  {tenant.name}")
 
 
 @app.command()
-def weigh(tenant_id: TenantId, weight: Weight) -> None:
-    """Change a tenant's share, from the next job that it submits."""
-    with open_core().begin() as session:
-        tenants.set_weight(session, tenant_id, weight)
-    print(f"{tenant_id} now weighs {weight:g}")
-
-
-@app.command()
-def keep(
-    tenant_id: TenantId,
-    days: Annotated[
-        int | None, typer.Argument(min=1, help="Left out: as long as the installation's setting.")
+def update(
+    tenant_id: Annotated[str, typer.Argument(metavar="TENANT_ID")],
+    weight: Annotated[
+        float | None,
+        typer.Option(
+            min=_MIN_WEIGHT,
+            max=_MAX_WEIGHT,
+            help=f"{_WEIGHT_HELP} From the next job submitted. Default: unchanged.",
+        ),
+    ] = None,
+    retention_days: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAYS|none",
+            help="Days that images and prompts are kept (a batch can override it); `none`: as "
+            "long as DARKROOM_RETENTION_DAYS says. Default: unchanged.",
+        ),
     ] = None,
 ) -> None:
-    """For how long its pictures and prompts are kept, where a batch says nothing else."""
-    with open_core().begin() as session:
-        tenants.set_retention(session, tenant_id, days)
-    print(f"{tenant_id}: {'the setting' if days is None else f'{days} days'}")
+    """Change a tenant's weight, its retention, or both."""
+    if weight is None and retention_days is None:
+        raise fail("nothing to change: give --weight, --retention-days, or both")
+    days = None if retention_days is None else _days(retention_days)
+    with database_session() as session:
+        from darkroom.accounts import tenants
+
+        if weight is not None:
+            tenants.set_weight(session, tenant_id, weight)
+        if retention_days is not None:
+            tenants.set_retention(session, tenant_id, days)
+    if weight is not None:
+        print(f"{tenant_id}  weight {weight:g}")
+    if retention_days is not None:
+        print(f"{tenant_id}  retention {'as the installation' if days is None else f'{days} days'}")
+
+
+def _days(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise fail(f"--retention-days must be a number of days from 1, or none; not {text!r}")
+    return int(text)

@@ -21,8 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from darkroom.generation.params import MAX_PROMPT_CHARS, MAX_SEED, OutputFormat
-from darkroom.status import FINISHED, PRIORITY_RANK, DispatchStatus, Status
+from darkroom.generation.params import MAX_PROMPT_CHARS, MAX_SEED
+from darkroom.status import FINISHED, PRIORITY_RANK, DispatchStatus, OutputFormat, Status
 
 DEFAULT_TENANT: Final = "ten_default"  #: owner of everything while authentication is off
 

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-from darkroom.generation.params import OutputFormat
+from darkroom.status import OutputFormat
 
 _EXTENSIONS: Final = {OutputFormat.PNG: "png", OutputFormat.JPEG: "jpg", OutputFormat.WEBP: "webp"}
 _SLUG_CHARS: Final = 48

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, PngImagePlugin
 
-from darkroom.generation.params import GenerationParams, OutputFormat
+from darkroom.status import OutputFormat
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from darkroom.generation.params import GenerationParams  # pydantic: the CLI only reads files
 
 METADATA_KEY: Final = "darkroom"
 CONTENT_TYPES: Final = {
@@ -25,7 +27,7 @@ _UNICODE: Final = b"UNICODE\0"  # EXIF 2.3, table 6: the character code that lea
 
 
 def encode(
-    pixels: "npt.NDArray[np.uint8]", params: GenerationParams, *, job_id: str, revision: str
+    pixels: "npt.NDArray[np.uint8]", params: "GenerationParams", *, job_id: str, revision: str
 ) -> bytes:
     """`pixels` [height, width, 3] as a file of the wanted format, its parameters inside."""
     image = Image.fromarray(pixels)

@@ -2,28 +2,19 @@
 
 import random
 import re
-from enum import StrEnum
 from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from darkroom.event_types import JOB_ENDS, OF_JOBS, EventType
-from darkroom.status import Priority
+from darkroom.status import OutputFormat, Priority
 
 MAX_PROMPT_CHARS: Final = 2000
 MAX_SEED: Final = 2**53 - 1  #: the largest integer that JSON readers keep exactly
 MAX_DEADLINE_S: Final = 30 * 24 * 3600
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # not \t, \n
 _SEED_BITS: Final = 32  # short enough to read out; clients may send larger ones
-
-
-class OutputFormat(StrEnum):
-    """How an image is encoded."""
-
-    PNG = "png"
-    JPEG = "jpeg"
-    WEBP = "webp"
 
 
 def _printable(text: str) -> str:

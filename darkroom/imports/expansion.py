@@ -6,22 +6,15 @@ Only where a sweep was asked for: braces are common in prompts and mean nothing 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
 from itertools import product
 from typing import Final
 
 from darkroom.imports.columns import bad_cell
+from darkroom.status import Expand
 
 MAX_VARIANTS: Final = 10_000  #: of one row
 _CHOICE: Final = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 _TEMPLATES: Final = ("prompt", "negative_prompt")
-
-
-class Expand(StrEnum):
-    """How the choices of one row are combined."""
-
-    PRODUCT = "product"  #: each with each
-    ZIP = "zip"  #: the first with the first, the second with the second
 
 
 def variants(values: Mapping[str, object], how: Expand) -> Iterator[dict[str, object]]:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import IO, Final
 
@@ -10,38 +9,13 @@ from darkroom.errors import DarkroomError
 from darkroom.imports.csv_reader import read_csv
 from darkroom.imports.json_reader import read_json_array, read_json_lines
 from darkroom.imports.records import Table
+from darkroom.media_types import EXTENSIONS, MEDIA_TYPES, Format
 
 
 class UnsupportedFile(DarkroomError):
     """This is not a file of rows, whatever it was called; the message says what it is."""
 
 
-class Format(StrEnum):
-    """How the rows are written."""
-
-    CSV = "text/csv"
-    JSON_LINES = "application/x-ndjson"
-    JSON = "application/json"
-
-
-MEDIA_TYPES: Final[Mapping[str, Format]] = {
-    "text/csv": Format.CSV,
-    "application/csv": Format.CSV,
-    "text/tab-separated-values": Format.CSV,
-    "application/x-ndjson": Format.JSON_LINES,
-    "application/ndjson": Format.JSON_LINES,
-    "application/jsonl": Format.JSON_LINES,
-    "application/x-jsonlines": Format.JSON_LINES,
-    "application/json": Format.JSON,
-}
-_EXTENSIONS: Final[Mapping[str, Format]] = {
-    ".csv": Format.CSV,
-    ".tsv": Format.CSV,
-    ".txt": Format.CSV,
-    ".jsonl": Format.JSON_LINES,
-    ".ndjson": Format.JSON_LINES,
-    ".json": Format.JSON,
-}
 _HEAD: Final = 1024
 _MAGIC: Final[Mapping[bytes, str]] = {
     rb"\x89PNG\r\n\x1a\n": "a PNG image",
@@ -86,7 +60,7 @@ def format_of_body(content_type: str) -> Format | None:
 
 def format_of_file(name: str, content_type: str = "") -> Format:
     """By its extension, then by the type it came with; CSV when neither says anything."""
-    by_name = _EXTENSIONS.get(PurePosixPath(name).suffix.lower())
+    by_name = EXTENSIONS.get(PurePosixPath(name).suffix.lower())
     return by_name or format_of_body(content_type) or Format.CSV
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Final, NamedTuple
 
 from sqlalchemy import text
@@ -18,6 +17,7 @@ from darkroom.imports.row_validator import ImportOptions, RowValidator
 from darkroom.jobs import lifecycle
 from darkroom.jobs.bulk_insert import NewJob
 from darkroom.prefetch import prefetch
+from darkroom.status import OnError
 
 MAX_PROBLEMS: Final = 10_000  #: told in one answer; all are counted, and errors.csv has all
 # Another import of the same tenant holds its place in the queue until it commits: wait for that,
@@ -26,13 +26,6 @@ _PATIENCE: Final = text(
     "SET LOCAL statement_timeout = '120s'; SET LOCAL idle_in_transaction_session_timeout = '120s'"
 )
 _CHUNK: Final = 5_000  # jobs of one COPY: the memory it takes, and the idle time between two
-
-
-class OnError(StrEnum):
-    """What a bad row does."""
-
-    REJECT = "reject"  #: nothing is created
-    SKIP = "skip"  #: the good rows run
 
 
 @dataclass(frozen=True)

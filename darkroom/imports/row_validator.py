@@ -13,10 +13,10 @@ from darkroom.generation.params import MAX_SEED, Label, LongText, Prompt, Seed, 
 from darkroom.generation.validation import input_problems
 from darkroom.imports import columns
 from darkroom.imports.columns import RowInput, Style
-from darkroom.imports.expansion import Expand, variants
+from darkroom.imports.expansion import variants
 from darkroom.imports.records import Record
 from darkroom.jobs.bulk_insert import JobTemplate, NewJob
-from darkroom.status import Priority
+from darkroom.status import Expand, Priority
 from darkroom.webhooks import endpoints
 from darkroom.webhooks.url_policy import UrlPolicy
 

@@ -1,1 +1,1 @@
-"""The local stack: starts, watches and stops the real servers as child processes."""
+"""Local stack: starts, supervises and stops the real servers as child processes."""

@@ -1,4 +1,4 @@
-"""Our own processes: migration, Serve application, Celery workers, API."""
+"""Specs of Darkroom's own processes: migration, Serve application, workers, sender, API."""
 
 import sys
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from darkroom.local.process import ProcessSpec
 
 
 def migration(*, env: Mapping[str, str], log: Path) -> ProcessSpec:
-    """Brings the schema up to date, then ends."""
+    """Return the spec of the migration, which exits when the schema is up to date."""
     return ProcessSpec(
         name="migration",
         argv=_python("darkroom.db.connection", "migrate"),
@@ -21,7 +21,7 @@ def migration(*, env: Mapping[str, str], log: Path) -> ProcessSpec:
 
 
 def serve_application(*, env: Mapping[str, str], ready_file: Path, log: Path) -> ProcessSpec:
-    """Deploys the models on Ray and stays; a new Ray needs a new one."""
+    """Return the spec of the process that deploys the models on Ray, and restarts with it."""
     return ProcessSpec(
         name="serve",
         argv=_python("workers.deploy.serve"),
@@ -31,12 +31,12 @@ def serve_application(*, env: Mapping[str, str], ready_file: Path, log: Path) ->
         ready=ready_file.exists,
         needs=("ray",),
         restart_with=("ray",),
-        ready_within_s=300,  # it loads the model
+        ready_timeout_s=300,  # it loads the model
     )
 
 
 def worker(number: int, *, env: Mapping[str, str], ready_file: Path, log: Path) -> ProcessSpec:
-    """Claims microbatches. Its Ray driver cannot outlive the cluster it joined."""
+    """Return the spec of a worker; it restarts with Ray, whose driver it is."""
     return ProcessSpec(
         name=f"worker-{number}",
         argv=_python("workers"),
@@ -46,12 +46,12 @@ def worker(number: int, *, env: Mapping[str, str], ready_file: Path, log: Path) 
         ready=ready_file.exists,
         needs=("postgres", "migration", "redis", "s3", "ray"),
         restart_with=("ray",),
-        grace_s=10,  # what it draws now may be finished; else the lease sees to it
+        grace_s=10,  # running microbatches may finish; else their lease expires
     )
 
 
 def sender(*, env: Mapping[str, str], ready_file: Path, log: Path) -> ProcessSpec:
-    """Sends webhooks."""
+    """Return the spec of the webhook sender."""
     return ProcessSpec(
         name="sender",
         argv=_python("workers.webhooks.app"),
@@ -60,12 +60,12 @@ def sender(*, env: Mapping[str, str], ready_file: Path, log: Path) -> ProcessSpe
         prepare=lambda: ready_file.unlink(missing_ok=True),
         ready=ready_file.exists,
         needs=("postgres", "migration", "redis"),
-        grace_s=10,  # an attempt that is cut off is made again after its lease
+        grace_s=10,  # an interrupted attempt is made again after its lease
     )
 
 
 def api(port: int, *, env: Mapping[str, str], log: Path) -> ProcessSpec:
-    """The HTTP API; ready when it reaches the database, Redis and storage."""
+    """Return the spec of the HTTP API; ready when it reaches the database, Redis and storage."""
     return ProcessSpec(
         name="api",
         argv=_python("api"),
@@ -80,5 +80,5 @@ def api(port: int, *, env: Mapping[str, str], log: Path) -> ProcessSpec:
 
 
 def _python(module: str, *arguments: str) -> tuple[str, ...]:
-    # -P: the caller's folder may hold an `api` of its own.
+    # -P: the working directory may contain another `api`.
     return (sys.executable, "-P", "-m", module, *arguments)

@@ -1,4 +1,4 @@
-"""Ports: which are free, which answer, and which of our processes listen to the world."""
+"""TCP ports: which are free, which respond, and which are open to the network."""
 
 import http.client
 import ipaddress
@@ -14,19 +14,19 @@ import psutil
 LOOPBACK: Final = "127.0.0.1"
 #: Below the range that the kernel hands to outgoing connections: a port chosen here is still free
 #: when its server is restarted an hour later.
-CHOICE: Final = range(20_000, 32_000)
+PORT_RANGE: Final = range(20_000, 32_000)
 
 
 def free_port() -> int:
-    """A port nobody listens on now, and nobody is likely to take."""
+    """Return a port that is free, and outside the range of outgoing connections."""
     while True:
-        port = random.choice(CHOICE)  # noqa: S311  # it is no secret
+        port = random.choice(PORT_RANGE)  # noqa: S311  # it is no secret
         if is_free(port):
             return port
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ones."""
+    """Return different free ports."""
     ports: set[int] = set()
     while len(ports) < count:
         ports.add(free_port())
@@ -34,7 +34,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Return whether a server could listen on this port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT
         try:
@@ -45,7 +45,7 @@ def is_free(port: int) -> bool:
 
 
 def accepts(port: int) -> Callable[[], bool]:
-    """A check for somebody who listens."""
+    """Return a check that the port accepts connections."""
 
     def ready() -> bool:
         try:
@@ -58,7 +58,7 @@ def accepts(port: int) -> Callable[[], bool]:
 
 
 def answers(port: int, path: str) -> Callable[[], bool]:
-    """Whether GET says 200."""
+    """Return a check that GET responds with 200."""
 
     def ready() -> bool:
         connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
@@ -75,7 +75,7 @@ def answers(port: int, path: str) -> Callable[[], bool]:
 
 @dataclass(frozen=True)
 class Listener:
-    """A TCP socket that accepts connections."""
+    """TCP socket that accepts connections."""
 
     program: str
     address: str
@@ -91,7 +91,7 @@ class Listener:
 
 
 def listeners(processes: Iterable[psutil.Process]) -> list[Listener]:
-    """Every TCP socket on which one of these listens, read from the kernel."""
+    """Return every TCP socket on which one of these processes listens, as the kernel says."""
     found = set()
     for process in processes:
         try:
@@ -100,7 +100,7 @@ def listeners(processes: Iterable[psutil.Process]) -> list[Listener]:
                     address = connection.laddr
                     found.add(Listener(process.name(), address.ip, address.port))
         except psutil.Error:
-            continue  # it ended while we looked
+            continue  # it exited meanwhile
     return sorted(found, key=str)
 
 

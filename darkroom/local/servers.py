@@ -1,4 +1,4 @@
-"""The two small servers: Redis for doorbells, rclone for S3."""
+"""Specs of the two small servers: Redis for notifications, rclone for S3."""
 
 import os
 import shutil
@@ -7,13 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from darkroom.errors import SetupError
-from darkroom.local.data_dir import private_dir, secret
+from darkroom.local.data_dir import private_dir, write_secret
 from darkroom.local.ports import LOOPBACK, accepts
 from darkroom.local.process import ProcessSpec
 
 
 def redis(folder: Path, *, port: int, password: str, log: Path) -> ProcessSpec:
-    """Keeps nothing on disk: doorbells may be lost."""
+    """Return the spec of a Redis that keeps nothing on disk: notifications may be lost."""
     config = folder / "redis.conf"
 
     def prepare() -> None:
@@ -21,13 +21,13 @@ def redis(folder: Path, *, port: int, password: str, log: Path) -> ProcessSpec:
         lines = [
             f"bind {LOOPBACK}",
             f"port {port}",
-            f"requirepass {password}",  # in a private file: argv is for all to read
+            f"requirepass {password}",  # in a private file: every user can read argv
             f'dir "{folder}"',
             'save ""',
             "appendonly no",
             "daemonize no",
         ]
-        secret(config, otherwise="\n".join(lines) + "\n")
+        write_secret(config, "\n".join(lines) + "\n")
 
     return ProcessSpec(
         name="redis",
@@ -43,7 +43,7 @@ def redis(folder: Path, *, port: int, password: str, log: Path) -> ProcessSpec:
 
 
 def redis_program() -> str:
-    """The system's Redis, else the one from the wheel. Raises SetupError when there is none."""
+    """Return the system's Redis, else the wheel's. Raises SetupError if there is none."""
     on_path = shutil.which("redis-server")
     if on_path:
         return on_path
@@ -56,7 +56,7 @@ def redis_program() -> str:
 def s3(
     objects: Path, *, port: int, key_id: str, secret_key: str, bucket: str, log: Path
 ) -> ProcessSpec:
-    """A bucket is a folder below `objects`."""
+    """Return the spec of an S3 server whose buckets are folders below `objects`."""
 
     def prepare() -> None:
         private_dir(objects)
@@ -68,7 +68,7 @@ def s3(
             *(rclone_program(), "serve", "s3", "--addr", f"{LOOPBACK}:{port}"),
             str(objects),
         ),
-        # The value is a CSV list of pairs; through the environment, since argv is for all to read.
+        # The value is a CSV list of pairs; through the environment, since every user can read argv.
         env={**_environment(), "RCLONE_AUTH_KEY": f'"{key_id},{secret_key}"', "RCLONE_CONFIG": ""},
         log=log,
         prepare=prepare,
@@ -80,7 +80,7 @@ def s3(
 
 
 def rclone_program() -> str:
-    """The one from the wheel, else the system's. Raises SetupError when there is none."""
+    """Return the wheel's rclone, else the system's. Raises SetupError if there is none."""
     beside_python = str(Path(sys.executable).parent)
     found = shutil.which("rclone", path=f"{beside_python}{os.pathsep}{os.environ.get('PATH', '')}")
     if not found:

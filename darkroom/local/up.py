@@ -1,4 +1,4 @@
-"""`darkroom up`: the stack in the foreground, until it is told to stop."""
+"""`darkroom up`: the stack in the foreground, until it is asked to stop."""
 
 import os
 import signal
@@ -15,101 +15,93 @@ from rich.text import Text
 from darkroom.local import preflight
 from darkroom.local.data_dir import DataDir, locked, make_data_dir
 from darkroom.local.linux import before_exec
-from darkroom.local.orphans import end_orphans
-from darkroom.local.ports import listeners
+from darkroom.local.orphans import kill_orphans
+from darkroom.local.ports import LOOPBACK, listeners
 from darkroom.local.process import ProcessSpec
-from darkroom.local.services import darkroom_children
-from darkroom.local.supervisor import StackFailed, Supervisor
-from darkroom.local.watchdog import guarded
+from darkroom.local.services import process_specs
+from darkroom.local.supervisor import Report, StackFailed, Supervisor
+from darkroom.local.watchdog import watchdog
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
 class StopRequests:
-    """How often we were told to stop: once is a request, twice is an order."""
+    """Number of stop signals received: the first stops in order, the second kills at once."""
 
     count: int = 0
 
 
-def up(data_dir: Path, *, port: int, workers: int, command: Sequence[str] = ()) -> int:
-    """Run the whole stack; the exit code. Raises SetupError before anything was started."""
-    preflight.check_machine(data_dir)
-    layout = make_data_dir(data_dir)
-    with locked(layout):
+def up(path: Path, *, port: int, workers: int, command: Sequence[str] = ()) -> int:
+    """Run the whole stack; return the exit code. Raises SetupError before the first start."""
+    preflight.check_machine(path)
+    data_dir = make_data_dir(path)
+    with locked(data_dir):
         api_port = preflight.choose_port(port)
-        children = darkroom_children(layout, api_port=api_port, workers=workers)
-        return run(layout, children, api=f"http://127.0.0.1:{api_port}", command=command)
+        specs = process_specs(data_dir, api_port=api_port, workers=workers)
+        return run(data_dir, specs, api=f"http://{LOOPBACK}:{api_port}", command=command)
 
 
 def run(
-    layout: DataDir, children: Sequence[ProcessSpec], *, api: str, command: Sequence[str] = ()
+    data_dir: DataDir, specs: Sequence[ProcessSpec], *, api: str, command: Sequence[str] = ()
 ) -> int:
-    """Start, watch and stop these children; the caller holds the layout's lock."""
+    """Run these processes until a stop request. The caller holds the data directory's lock."""
     console = Console(highlight=False, soft_wrap=True)
     began = time.monotonic()
-    ended = end_orphans(layout.processes)
-    if ended:
-        console.print(f"Ended {ended} processes of a stack that was killed.")
-    stack = Supervisor(children, record=layout.processes, say=_teller(console))
-    with _signals() as calls, guarded(layout) as guardian:
-        stack.guests.add(guardian)
+    killed = kill_orphans(data_dir.processes)
+    if killed:
+        console.print(f"Killed {killed} processes of a stack whose launcher was killed.")
+    supervisor = Supervisor(specs, record=data_dir.processes, report=_reporter(console))
+    with _stop_requests() as requests, watchdog(data_dir) as watchdog_pid:
+        supervisor.unsupervised.add(watchdog_pid)
         try:
-            return _watch(stack, layout, calls, console, api=api, began=began, command=command)
+            _tick(supervisor, until=lambda: supervisor.ready or requests.count > 0)
+            if requests.count:
+                return 130
+            console.print(f"Ready after {time.monotonic() - began:.1f} s. Logs: {data_dir.logs}")
+            console.print(f"  API   {api}\n  docs  {api}/docs", style="bold")
+            console.print(_listening(supervisor))
+            return _run_until_stopped(supervisor, requests, console, command, api=api)
         except StackFailed as failure:
             console.print(Text(f"The stack stops: {failure}", style="red"))
             return 1
         finally:
             began = time.monotonic()
-            stack.stop(at_once=lambda: calls.count > 1)
+            supervisor.stop(at_once=lambda: requests.count > 1)
             console.print(f"Everything stopped after {time.monotonic() - began:.1f} s.")
 
 
-def _watch(
-    stack: Supervisor,
-    layout: DataDir,
-    calls: StopRequests,
-    console: Console,
-    *,
-    api: str,
-    began: float,
-    command: Sequence[str],
-) -> int:
-    _tick(stack, until=lambda: stack.ready or calls.count > 0)
-    if calls.count:
-        return 130
-    console.print(f"Ready after {time.monotonic() - began:.1f} s. Logs: {layout.logs}")
-    console.print(f"  API   {api}\n  page  {api}/\n  docs  {api}/docs", style="bold")
-    console.print(_who_listens(stack))
-    if command:
-        return _run_command(stack, calls, console, command, api=api)
-    _tick(stack, until=lambda: calls.count > 0)
-    return 0
-
-
-def _tick(stack: Supervisor, *, until: Callable[[], bool]) -> None:
+def _tick(supervisor: Supervisor, *, until: Callable[[], bool]) -> None:
     while not until():
-        stack.tick()
+        supervisor.tick()
         time.sleep(0.1)
 
 
-def _run_command(
-    stack: Supervisor, calls: StopRequests, console: Console, command: Sequence[str], *, api: str
+def _run_until_stopped(
+    supervisor: Supervisor,
+    requests: StopRequests,
+    console: Console,
+    command: Sequence[str],
+    *,
+    api: str,
 ) -> int:
-    """The command has the terminal: a Ctrl-C there reaches it as well as us."""
+    """Run the command, or until a stop request; a Ctrl-C in the terminal reaches both."""
+    if not command:
+        _tick(supervisor, until=lambda: requests.count > 0)
+        return 0
     try:
         process = _start_command(command, api)
     except OSError as problem:
-        console.print(f"The command {command[0]!r} could not be started: {problem.strerror}.")
+        console.print(f"Could not start the command {command[0]!r}: {problem.strerror}.")
         return 127
-    stack.guests.add(process.pid)
+    supervisor.unsupervised.add(process.pid)
     try:
-        _tick(stack, until=lambda: process.poll() is not None or calls.count > 0)
+        _tick(supervisor, until=lambda: process.poll() is not None or requests.count > 0)
     finally:
         if process.poll() is None:
             process.terminate()
-            _wait_or_kill(process, seconds=3)
-        stack.guests.discard(process.pid)
+            _wait_or_kill(process, timeout_s=3)
+        supervisor.unsupervised.discard(process.pid)
     code = process.returncode
     return code if code >= 0 else 128 - code
 
@@ -124,43 +116,43 @@ def _start_command(command: Sequence[str], api: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _wait_or_kill(process: subprocess.Popen[bytes], *, seconds: float) -> None:
+def _wait_or_kill(process: subprocess.Popen[bytes], *, timeout_s: float) -> None:
     try:
-        process.wait(seconds)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
-def _who_listens(stack: Supervisor) -> str:
-    """Read from the sockets, not from what we meant them to be."""
-    ray = stack.processes(of="ray")
-    guarded = listeners(ray)  # each asks for Ray's token
-    bare = listeners(set(stack.processes()) - set(ray))
-    outside = [f"{each} (token required)" for each in guarded if each.open_to_the_network]
-    outside += [f"{each} (NO password)" for each in bare if each.open_to_the_network]
+def _listening(supervisor: Supervisor) -> str:
+    """Return which ports are open to the network, as the kernel says."""
+    ray = supervisor.processes(of="ray")
+    with_token = listeners(ray)  # every port of Ray asks for its token
+    others = listeners(set(supervisor.processes()) - set(ray))
+    outside = [f"{each} (token required)" for each in with_token if each.open_to_the_network]
+    outside += [f"{each} (NO password)" for each in others if each.open_to_the_network]
     if not outside:
-        return f"  All {len(guarded) + len(bare)} ports listen on loopback only."
-    return f"  Open to the network: {', '.join(outside)}. All else listens on loopback only."
+        return f"  All {len(with_token) + len(others)} ports listen on loopback only."
+    return f"  Open to the network: {', '.join(outside)}. All others listen on loopback only."
 
 
-def _teller(console: Console) -> Callable[[str, str], None]:
-    def say(name: str, news: str) -> None:
+def _reporter(console: Console) -> Report:
+    def report(name: str, news: str) -> None:
         console.print(Text.assemble((f"{name:10}", "cyan"), " ", news))
 
-    return say
+    return report
 
 
 @contextmanager
-def _signals() -> Iterator[StopRequests]:
-    calls = StopRequests()
+def _stop_requests() -> Iterator[StopRequests]:
+    requests = StopRequests()
 
     def count(_number: int, _frame: object) -> None:
-        calls.count += 1
+        requests.count += 1
 
-    before = {number: signal.signal(number, count) for number in STOPPING}
+    before = {number: signal.signal(number, count) for number in STOP_SIGNALS}
     try:
-        yield calls
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

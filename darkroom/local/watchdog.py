@@ -1,4 +1,4 @@
-"""The last one out: ends what a killed launcher left, when its children do not end themselves."""
+"""Watchdog process: kills what a killed launcher left behind."""
 
 import contextlib
 import signal
@@ -11,18 +11,18 @@ from typing import Final
 
 from darkroom.errors import SetupError
 from darkroom.local.data_dir import DataDir, locked
-from darkroom.local.orphans import end_orphans, recorded
-from darkroom.local.process import gone_within
+from darkroom.local.orphans import kill_orphans, recorded_processes
+from darkroom.local.process import wait_exited
 
-PATIENCE_S: Final = 5  #: children were told by the kernel to end; a worker may finish its work
+TIMEOUT_S: Final = 5  #: the kernel has signaled the processes; a worker may finish its work
 
 
 @contextmanager
-def guarded(layout: DataDir) -> Iterator[int]:
-    """While the block runs, a process watches over this one; its pid."""
+def watchdog(data_dir: DataDir) -> Iterator[int]:
+    """Run a watchdog of this process during the block; yield its pid."""
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__, str(layout.home)],
-        stdin=subprocess.PIPE,  # ours alone to hold open: it closes when we end, however we do
+        [sys.executable, "-m", __name__, str(data_dir.home)],
+        stdin=subprocess.PIPE,  # closed by the kernel when this process exits, however it does
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -34,14 +34,14 @@ def guarded(layout: DataDir) -> Iterator[int]:
 
 
 def main(home: str) -> None:
-    """Wait for the launcher's end; see to what is left when its children had their time."""
+    """Wait until the launcher exits, then kill the processes that outlive it by TIMEOUT_S."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    layout = DataDir(Path(home))
-    gone_within(recorded(layout.processes), PATIENCE_S)
-    with contextlib.suppress(SetupError), locked(layout):  # a successor has seen to it already
-        end_orphans(layout.processes)
+    data_dir = DataDir(Path(home))
+    wait_exited(recorded_processes(data_dir.processes), timeout_s=TIMEOUT_S)
+    with contextlib.suppress(SetupError), locked(data_dir):  # else the next launcher killed them
+        kill_orphans(data_dir.processes)
 
 
 if __name__ == "__main__":

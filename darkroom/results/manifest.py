@@ -14,7 +14,9 @@ from darkroom.db.connection import Sessions
 from darkroom.db.tables import Batch, Job
 from darkroom.generation import file_names
 from darkroom.generation.image_codec import CONTENT_TYPES
-from darkroom.generation.params import GenerationParams, OutputFormat, revision_in
+from darkroom.generation.params import GenerationParams, revision_in
+from darkroom.rfc3339 import rfc3339
+from darkroom.status import OutputFormat
 from darkroom.storage.images import ImageStore
 
 Line = dict[str, Any]
@@ -85,8 +87,8 @@ def _line(job: Job) -> Line:
             "upload_ms": job.upload_ms,
         },
         "error": error if failed else None,
-        "created_at": _moment(job.created_at),
-        "finished_at": _moment(job.finished_at),
+        "created_at": rfc3339(job.created_at),
+        "finished_at": job.finished_at and rfc3339(job.finished_at),
     }
 
 
@@ -101,16 +103,9 @@ def _picture(job: Job, batch: Batch, store: ImageStore, url_ttl_s: int) -> Line:
         job.image_bytes,
         CONTENT_TYPES[OutputFormat(job.output_format)],
         store.presign(job.image_key, ttl_s=url_ttl_s),
-        _moment(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
+        rfc3339(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
     )
     return dict(zip(names, values, strict=True))
-
-
-def _moment(at: datetime | None) -> str | None:
-    """RFC 3339, UTC, milliseconds."""
-    if at is None:
-        return None
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def as_json_lines(found: Iterator[Line]) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
-"""The queue of webhooks: every query and every move of a delivery.
+"""Delivery queue: claims, settles and reschedules the deliveries of webhooks.
 
-Unfinished, a delivery is claimed once it is due, with a lease and a fencing token, sent outside
-any transaction, and settled. A sender that dies leaves it to the next one: at least once, always
-under the same message id.
+An unfinished delivery is claimed once it is due, with a lease and a fencing token, sent outside
+any transaction, and settled. When a sender dies, the lease lapses and another sender sends the
+delivery again: at least once, always under the same message id.
 """
 
 import random
@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     ColumnElement,
@@ -31,25 +31,27 @@ from darkroom.webhooks import endpoints, statements
 
 #: Seconds from one attempt to the next: eight attempts in all, the last 31 hours after the first.
 DELAYS_S: Final = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)
-_JITTER: Final = 0.2  # later by up to this share, so that what failed together does not return so
-LONGEST_RETRY_AFTER_S: Final = 24 * 3600.0
+_JITTER: Final = 0.2  # adds up to this share, so that joint failures are not retried jointly
+MAX_RETRY_AFTER_S: Final = 24 * 3600.0
+
+DueRow: TypeAlias = Row[*tuple[Any, ...]]
 
 
 class AttemptOutcome(StrEnum):
-    """How an attempt ended. All that a tenant is told: more would map our network for him."""
+    """Outcome of an attempt. A tenant sees no more than this: details would map our network."""
 
     HTTP_2XX = "http_2xx"
     HTTP_3XX = "http_3xx"  #: redirects are not followed
     HTTP_4XX = "http_4xx"
-    HTTP_410 = "http_410"  #: the receiver wants no more
+    HTTP_410 = "http_410"  #: the receiver asks to be disabled
     HTTP_5XX = "http_5xx"
-    BLOCKED = "blocked"  #: the URL leads where we do not call
-    UNREACHABLE = "unreachable"  #: no such name, refused, or broken off
-    TLS = "tls"  #: no trust in its certificate
+    BLOCKED = "blocked"  #: the URL policy forbids the URL or its address
+    UNREACHABLE = "unreachable"  #: no such name, connection refused or broken off
+    TLS = "tls"  #: TLS handshake or certificate check failed
     TIMEOUT = "timeout"
     INVALID_RESPONSE = "invalid_response"  #: not HTTP, or endless
-    INTERRUPTED = "interrupted"  #: our sender died; it may have arrived
-    DROPPED = "dropped"  #: its endpoint was disabled or deleted, or its subject is gone
+    INTERRUPTED = "interrupted"  #: our sender died; the receiver may have got the webhook
+    DROPPED = "dropped"  #: its endpoint was disabled or deleted, or its subject is deleted
 
 
 _FINAL: Final = frozenset({AttemptOutcome.HTTP_410, AttemptOutcome.DROPPED})
@@ -57,10 +59,10 @@ _FINAL: Final = frozenset({AttemptOutcome.HTTP_410, AttemptOutcome.DROPPED})
 
 @dataclass(frozen=True)
 class Claim:
-    """A delivery that is ours to send, until its lease ends."""
+    """Delivery that this sender may send until its lease ends."""
 
     id: str
-    token: int  #: fences later writes; also the number of the attempt
+    token: int  #: fencing token of later writes; also the number of the attempt
     tenant_id: str
     endpoint_id: str | None
     url: str
@@ -68,54 +70,54 @@ class Claim:
     type: str
     event_ids: Sequence[int]
     failures: int
-    joins: Hashable | None = None  #: messages that are alike in this may become one
+    merge_key: Hashable | None = None  #: messages with the same key may be merged into one
 
     @property
     def destination(self) -> str:
-        """What has one health and one limit: an endpoint, or a tenant's URL."""
+        """Key of the destination's limit and health: its endpoint, or the tenant and its URL."""
         return self.endpoint_id or f"{self.tenant_id} {self.url}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """How the attempt of a claim ended. `retry_after_s`: the receiver's wish."""
+    """Outcome of a claim's attempt. `retry_after_s`: the receiver's `Retry-After`."""
 
     claim: Claim
     outcome: AttemptOutcome
     retry_after_s: float | None = None
 
 
-#: Whether to send now: None, or in how many seconds to look at it again.
+#: Returns None to send the claim now, or in how many seconds to try again.
 Admission = Callable[[Claim], float | None]
 
 
 def claim(
     session: Session, *, limit: int, lease: timedelta, admit: Admission
 ) -> tuple[list[Claim], int]:
-    """Take those of the first `limit` due deliveries that are admitted; also how many were due.
+    """Claim those of the first `limit` due deliveries that `admit` lets pass; count the due ones.
 
-    The others are put off, so that a crowd for one slow receiver is looked at once, and not by
-    every claim again while it hides all that stand behind it.
+    The others are deferred. Otherwise each claim would look at the whole backlog of a slow
+    receiver again, and would not see the deliveries behind it.
     """
-    rows = session.connection().execute(statements.due(), {"most": limit}).all()
-    _note_interrupted(session, [row for row in rows if row.status == DeliveryStatus.SENDING])
-    if unwanted := [row.id for row in rows if row.url is None]:
-        _drop(session, Delivery.id.in_(unwanted))
-    wanted = _joined(session, [_claim_of(row) for row in rows if row.url is not None])
+    rows = session.connection().execute(statements.select_due(), {"limit": limit}).all()
+    _record_interrupted(session, [row for row in rows if row.status == DeliveryStatus.SENDING])
+    if undeliverable := [row.id for row in rows if row.url is None]:
+        _drop(session, Delivery.id.in_(undeliverable))
+    due = _merge(session, [_claim_from(row) for row in rows if row.url is not None])
     claims: list[Claim] = []
-    put_off: list[tuple[Claim, float]] = []
-    for each in wanted:
+    deferred: list[tuple[Claim, float]] = []
+    for each in due:
         wait_s = admit(each)
         if wait_s is None:
             claims.append(each)
         else:
-            put_off.append((each, wait_s))
-    _open(session, claims, lease)
-    _defer(session, put_off)
+            deferred.append((each, wait_s))
+    _mark_sending(session, claims, lease)
+    _defer(session, deferred)
     return claims, len(rows)
 
 
-def _claim_of(row: Row[*tuple[Any, ...]]) -> Claim:
+def _claim_from(row: DueRow) -> Claim:
     return Claim(
         id=row.id,
         token=row.attempt_token + 1,
@@ -126,47 +128,48 @@ def _claim_of(row: Row[*tuple[Any, ...]]) -> Claim:
         type=row.type,
         event_ids=row.event_ids,
         failures=row.failures,
-        joins=(row.endpoint_id, row.type, row.batch_id) if _may_be_joined(row) else None,
+        merge_key=(row.endpoint_id, row.type, row.batch_id) if _may_merge(row) else None,
     )
 
 
-def _may_be_joined(row: Row[*tuple[Any, ...]]) -> bool:
-    """A message of a large batch that was never sent: it tells of jobs, and of no single one."""
+def _may_merge(row: DueRow) -> bool:
+    """Return whether it is a list of jobs of a large batch that was never sent."""
     return row.attempt_token == 0 and row.job_id is None and row.type.startswith("job.")
 
 
-def _joined(session: Session, claims: Sequence[Claim]) -> list[Claim]:
-    """The claims, in order; messages of a large batch that wait together become few."""
-    joined: list[Claim] = []
-    open_place: dict[object, int] = {}
+def _merge(session: Session, claims: Sequence[Claim]) -> list[Claim]:
+    """Merge messages of the same large batch into messages of up to 100 events, in order."""
+    merged: list[Claim] = []
+    last_index: dict[object, int] = {}  # of the message that others with its key may be added to
     for each in claims:
-        place = open_place.get(each.joins) if each.joins else None
-        room = MAX_EVENTS - (len(joined[place].event_ids) if place is not None else MAX_EVENTS)
-        if place is not None and len(each.event_ids) <= room:
-            head = joined[place]
-            joined[place] = replace(head, event_ids=[*head.event_ids, *each.event_ids])
+        index = last_index.get(each.merge_key) if each.merge_key else None
+        if index is not None and len(merged[index].event_ids) + len(each.event_ids) <= MAX_EVENTS:
+            head = merged[index]
+            merged[index] = replace(head, event_ids=[*head.event_ids, *each.event_ids])
         else:
-            open_place[each.joins] = len(joined)
-            joined.append(each)
-    before = {each.id: len(each.event_ids) for each in claims}
-    for head in joined:
-        if len(head.event_ids) > before[head.id]:
+            last_index[each.merge_key] = len(merged)
+            merged.append(each)
+    _store_merged(session, claims, merged)
+    return merged
+
+
+def _store_merged(session: Session, before: Sequence[Claim], merged: Sequence[Claim]) -> None:
+    sizes = {each.id: len(each.event_ids) for each in before}
+    for head in merged:
+        if len(head.event_ids) > sizes[head.id]:
             grown = update(Delivery).where(Delivery.id == head.id)
             session.execute(grown.values(event_ids=head.event_ids))
-    absorbed = before.keys() - {each.id for each in joined}
-    if absorbed:
+    if absorbed := sizes.keys() - {each.id for each in merged}:
         session.execute(delete(Delivery).where(Delivery.id.in_(absorbed)))
-    return joined
 
 
-def _open(session: Session, claims: Sequence[Claim], lease: timedelta) -> None:
-    opened = {"ids": [each.id for each in claims], "lease": lease}
+def _mark_sending(session: Session, claims: Sequence[Claim], lease: timedelta) -> None:
+    parameters = {"ids": [each.id for each in claims], "lease": lease}
     if claims:
-        session.connection().execute(statements.opened(), opened)
+        session.connection().execute(statements.mark_sending(), parameters)
 
 
 def _defer(session: Session, waits: Sequence[tuple[Claim, float]]) -> None:
-    """Not claimed: to be looked at again in so many seconds."""
     if waits:
         session.connection().execute(
             statements.defer(),
@@ -175,17 +178,20 @@ def _defer(session: Session, waits: Sequence[tuple[Claim, float]]) -> None:
 
 
 def make_due_now(session: Session, claim: Claim, *, within: timedelta) -> None:
-    """What was put off for the claim's destination, and was due within that time, is due now."""
-    own = Delivery.endpoint_id == claim.endpoint_id
+    """Make deferred deliveries of the claim's destination that are due `within` that time due now.
+
+    Deliveries that have failed keep their schedule.
+    """
+    same_destination = Delivery.endpoint_id == claim.endpoint_id
     if claim.endpoint_id is None:
-        own = and_(Delivery.tenant_id == claim.tenant_id, Delivery.url == claim.url)
+        same_destination = and_(Delivery.tenant_id == claim.tenant_id, Delivery.url == claim.url)
     session.execute(
         update(Delivery)
         .where(
-            own,
+            same_destination,
             Delivery.finished_at.is_(None),
             Delivery.status == DeliveryStatus.PENDING,
-            Delivery.failures == 0,  # those that failed keep to their schedule
+            Delivery.failures == 0,
             Delivery.next_attempt_at.between(func.now(), func.now() + within),
         )
         .values(next_attempt_at=func.now())
@@ -194,13 +200,13 @@ def make_due_now(session: Session, claim: Claim, *, within: timedelta) -> None:
 
 
 def release(session: Session, claims: Sequence[Claim], *, wait_s: float = 0) -> None:
-    """Hand back what was claimed and not begun; no attempt is spent."""
-    ours = tuple_(Delivery.id, Delivery.attempt_token).in_(
+    """Return unsent claims to the queue, due in `wait_s` seconds; they spend no attempt."""
+    held = tuple_(Delivery.id, Delivery.attempt_token).in_(
         [(each.id, each.token) for each in claims]
     )
     session.execute(
         update(Delivery)
-        .where(ours, Delivery.status == DeliveryStatus.SENDING)
+        .where(held, Delivery.status == DeliveryStatus.SENDING)
         .values(
             status=DeliveryStatus.PENDING, next_attempt_at=func.now() + timedelta(seconds=wait_s)
         )
@@ -208,29 +214,29 @@ def release(session: Session, claims: Sequence[Claim], *, wait_s: float = 0) -> 
 
 
 def settle(session: Session, results: Iterable[Result]) -> int:
-    """Write down how attempts ended, and what follows; how many of them were still ours to write.
+    """Store the results of attempts and schedule the next ones; return how many were stored.
 
-    A claim whose lease ran out and that another sender took changes nothing.
+    A result is discarded when its lease has lapsed and another sender has claimed the delivery.
     """
     by_id = {result.claim.id: result for result in results}
-    ours = [by_id[each] for each in _close(session, list(by_id.values()))]
-    _log(session, [(result.claim, result.outcome) for result in ours])
-    _note_health(session, ours)
-    return len(ours)
+    settled = [by_id[each] for each in _apply(session, list(by_id.values()))]
+    _insert_attempts(session, [(each.claim.id, each.claim.token, each.outcome) for each in settled])
+    _record_health(session, settled)
+    return len(settled)
 
 
-def _close(session: Session, results: Sequence[Result]) -> Sequence[str]:
-    """Move each delivery on, if its claim still holds; the ids of those."""
+def _apply(session: Session, results: Sequence[Result]) -> Sequence[str]:
+    """Update the deliveries whose claims still hold; return their ids."""
     if not results:
         return []
     names = ("ids", "tokens", "statuses", "failed", "wait_s")
-    columns = map(list, zip(*map(_move, results), strict=True))
-    moves = dict(zip(names, columns, strict=True))
-    return session.connection().scalars(statements.closed(), moves).all()
+    columns = map(list, zip(*map(_transition, results), strict=True))
+    parameters = dict(zip(names, columns, strict=True))
+    return session.connection().scalars(statements.settle(), parameters).all()
 
 
-def _move(result: Result) -> tuple[str, int, str, int, float]:
-    """Id, token, next status, failures to add, seconds to wait."""
+def _transition(result: Result) -> tuple[str, int, str, int, float]:
+    """Return the id, the token, the next status, the failures to add, and the seconds to wait."""
     key = (result.claim.id, result.claim.token)
     if result.outcome is AttemptOutcome.HTTP_2XX:
         return (*key, DeliveryStatus.ACCEPTED, 0, 0.0)
@@ -241,22 +247,18 @@ def _move(result: Result) -> tuple[str, int, str, int, float]:
 
 
 def delay_s(failures: int, *, retry_after_s: float | None = None) -> float | None:
-    """Seconds to wait after so many failures; None when that was the last attempt."""
+    """Return the seconds to wait after this many failures; None after the last attempt."""
     if failures > len(DELAYS_S):
         return None
     planned = DELAYS_S[failures - 1] * random.uniform(1, 1 + _JITTER)  # noqa: S311  # no secret
-    return max(planned, min(retry_after_s or 0, LONGEST_RETRY_AFTER_S))
+    return max(planned, min(retry_after_s or 0, MAX_RETRY_AFTER_S))
 
 
-def _note_interrupted(session: Session, rows: Sequence[Row[*tuple[Any, ...]]]) -> None:
-    """The lease of these ran out: their attempts are in the log, and count for nothing."""
+def _record_interrupted(session: Session, rows: Sequence[DueRow]) -> None:
+    """Log the attempts whose lease lapsed; they do not count as failures."""
     _insert_attempts(
         session, [(row.id, row.attempt_token, AttemptOutcome.INTERRUPTED) for row in rows]
     )
-
-
-def _log(session: Session, ended: Sequence[tuple[Claim, AttemptOutcome]]) -> None:
-    _insert_attempts(session, [(each.id, each.token, outcome) for each, outcome in ended])
 
 
 def _insert_attempts(session: Session, attempts: Sequence[tuple[str, int, AttemptOutcome]]) -> None:
@@ -267,33 +269,33 @@ def _insert_attempts(session: Session, attempts: Sequence[tuple[str, int, Attemp
         session.connection().execute(insert(DeliveryAttempt), rows)
 
 
-def _note_health(session: Session, results: Sequence[Result]) -> None:
-    """What the results say of their endpoints. Those that are given up lose what still waits."""
+def _record_health(session: Session, results: Sequence[Result]) -> None:
+    """Update the health of the endpoints; disable failing ones and drop what they have pending."""
     outcomes: dict[str, set[AttemptOutcome]] = {}
     for result in results:
         if result.claim.endpoint_id is not None:
             outcomes.setdefault(result.claim.endpoint_id, set()).add(result.outcome)
-    well = [key for key, seen in outcomes.items() if AttemptOutcome.HTTP_2XX in seen]
+    succeeded = [key for key, seen in outcomes.items() if AttemptOutcome.HTTP_2XX in seen]
     gone = [key for key, seen in outcomes.items() if AttemptOutcome.HTTP_410 in seen]
-    failed = outcomes.keys() - set(well)
-    endpoints.note_successes(session, well)
-    endpoints.note_failures(session, failed)
+    failed = outcomes.keys() - set(succeeded)
+    endpoints.record_successes(session, succeeded)
+    endpoints.record_failures(session, failed)
     for endpoint_id in endpoints.disable_failing(session, failed, gone=gone) if failed else ():
         drop_pending(session, endpoint_id)
 
 
 def drop_pending(session: Session, endpoint_id: str) -> None:
-    """End what waits for an endpoint that is called no more. It can be replayed."""
+    """Finish the pending deliveries of a disabled or deleted endpoint. They can be replayed."""
     _drop(
         session,
         and_(Delivery.endpoint_id == endpoint_id, Delivery.status == DeliveryStatus.PENDING),
     )
 
 
-def _drop(session: Session, which: ColumnElement[bool]) -> None:
+def _drop(session: Session, condition: ColumnElement[bool]) -> None:
     dropped = session.execute(
         update(Delivery)
-        .where(which, Delivery.finished_at.is_(None))
+        .where(condition, Delivery.finished_at.is_(None))
         .values(
             status=DeliveryStatus.EXHAUSTED,
             finished_at=func.now(),

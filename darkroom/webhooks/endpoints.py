@@ -1,4 +1,4 @@
-"""Webhook endpoints: who wants to be told what, the secrets that sign it, and their health."""
+"""Webhook endpoints: subscriptions, signing secrets, and health."""
 
 import functools
 import logging
@@ -39,25 +39,23 @@ from darkroom.webhooks.url_policy import UrlNotAllowed, UrlPolicy, check_url
 Loc: TypeAlias = tuple[str | int, ...]
 
 DISABLED_AFTER: Final = timedelta(days=5)  #: of failures without a success between them
-_PROBLEMS_TOLD: Final = 1000
-OVERLAP: Final = timedelta(hours=24)  #: how long a replaced secret signs beside the new one
+OVERLAP: Final = timedelta(hours=24)  #: during which a replaced secret still signs too
 _LIVE: Final = WebhookEndpoint.deleted_at.is_(None)
-
 
 logger = logging.getLogger(__name__)
 
 
 class TooManyEndpoints(DarkroomError):
-    """The tenant has as many webhook endpoints as it may; nothing was created."""
+    """The tenant already has its maximum of webhook endpoints; nothing was created."""
 
 
 class EndpointDisabled(DarkroomError):
-    """The endpoint is called no more until its owner enables it."""
+    """The endpoint receives nothing until its owner enables it."""
 
 
 @dataclass(frozen=True)
 class NewEndpoint:
-    """An endpoint at its birth: the only time its secret is shown."""
+    """Endpoint with its new secret, which is shown only this once."""
 
     endpoint: WebhookEndpoint
     secret: str
@@ -68,17 +66,20 @@ def create(
     tenant_id: str,
     *,
     url: str,
-    kinds: Collection[EventType],
-    seal: SecretBox,
-    most: int,
+    event_types: Collection[EventType],
+    secret_box: SecretBox,
+    max_endpoints: int,
 ) -> NewEndpoint:
-    """An endpoint for these types. The caller has vetted the URL. Raises TooManyEndpoints."""
-    one_at_a_time = select(Tenant.id).where(Tenant.id == tenant_id)
-    session.execute(one_at_a_time.with_for_update(key_share=True))
+    """Create an endpoint for a URL that the caller has checked. Raise TooManyEndpoints."""
+    tenant = select(Tenant.id).where(Tenant.id == tenant_id)
+    session.execute(tenant.with_for_update(key_share=True))  # so that the count below holds
     theirs = and_(WebhookEndpoint.tenant_id == tenant_id, _LIVE)
     count = session.scalar(select(func.count()).select_from(WebhookEndpoint).where(theirs)) or 0
-    if count >= most:
-        raise TooManyEndpoints(f"there are {count} webhook endpoints already; delete one first")
+    if count >= max_endpoints:
+        raise TooManyEndpoints(
+            f"the tenant has {count} webhook endpoints, the maximum is {max_endpoints}; "
+            "delete one first"
+        )
     secret = signatures.new_secret()
     endpoint = session.scalars(
         insert(WebhookEndpoint)
@@ -86,8 +87,8 @@ def create(
             id=new_id("whk"),
             tenant_id=tenant_id,
             url=url,
-            events=sorted(kinds),
-            secret=seal.close(secret),
+            events=sorted(event_types),
+            secret=secret_box.encrypt(secret),
         )
         .returning(WebhookEndpoint)
     ).one()
@@ -95,25 +96,19 @@ def create(
 
 
 def check_own_url(url: str | None, policy: UrlPolicy, *, loc: Loc = ("webhook_url",)) -> None:
-    """Whether a URL that a client gave may be called. Raises InvalidInput."""
-    if problem := _problem_of(url, policy, loc):
-        raise InvalidInput([problem])
-
-
-def _problem_of(url: str | None, policy: UrlPolicy, loc: Loc) -> InputProblem | None:
+    """Raise InvalidInput for the field `loc` if the policy forbids a client's URL."""
     try:
         if url is not None:
             check_url(url, policy)
-    except UrlNotAllowed as blocked:
-        return InputProblem(loc, "url_not_allowed", str(blocked))
-    return None
+    except UrlNotAllowed as error:
+        raise InvalidInput([InputProblem(loc, "url_not_allowed", str(error))]) from error
 
 
 def find(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpoint:
-    """The tenant's endpoint. Raises NotFound, also for another tenant's."""
+    """Return the tenant's endpoint. Raise NotFound, also if it is another tenant's."""
     theirs = and_(WebhookEndpoint.tenant_id == tenant_id, WebhookEndpoint.id == endpoint_id, _LIVE)
-    known = is_id("whk", endpoint_id)
-    endpoint = session.scalar(select(WebhookEndpoint).where(theirs)) if known else None
+    valid = is_id("whk", endpoint_id)
+    endpoint = session.scalar(select(WebhookEndpoint).where(theirs)) if valid else None
     if endpoint is None:
         raise NotFound("webhook", endpoint_id)
     return endpoint
@@ -122,7 +117,7 @@ def find(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpoint:
 def page(
     session: Session, tenant_id: str, *, limit: int, after: str | None = None
 ) -> Sequence[WebhookEndpoint]:
-    """Newest first; `after` is the last id already seen."""
+    """Return one page of endpoints, newest first, after the id `after`."""
     newest = select(WebhookEndpoint).where(WebhookEndpoint.tenant_id == tenant_id, _LIVE)
     if after is not None:
         newest = newest.where(WebhookEndpoint.id < after)
@@ -130,7 +125,7 @@ def page(
 
 
 def remove(session: Session, tenant_id: str, endpoint_id: str) -> None:
-    """Call it no more and forget its secrets; its deliveries stay in the log. Raises NotFound."""
+    """Delete an endpoint and its secrets; its deliveries stay in the log. Raise NotFound."""
     endpoint = find(session, tenant_id, endpoint_id)
     session.execute(
         update(WebhookEndpoint)
@@ -140,7 +135,7 @@ def remove(session: Session, tenant_id: str, endpoint_id: str) -> None:
 
 
 def enable(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpoint:
-    """Call it again after it was given up. Raises NotFound."""
+    """Enable an endpoint and clear its failures. Raise NotFound."""
     endpoint = find(session, tenant_id, endpoint_id)
     return session.scalars(
         update(WebhookEndpoint)
@@ -151,22 +146,24 @@ def enable(session: Session, tenant_id: str, endpoint_id: str) -> WebhookEndpoin
 
 
 def send_test(session: Session, tenant_id: str, endpoint_id: str) -> str:
-    """Have a `webhook.test` delivered; its delivery's id. Raises NotFound, EndpointDisabled."""
+    """Queue a `webhook.test` and return its delivery id. Raise NotFound or EndpointDisabled."""
     endpoint = find(session, tenant_id, endpoint_id)
     if endpoint.disabled_at is not None:
-        raise EndpointDisabled(f"webhook {endpoint_id} is disabled; enable it first")
+        raise EndpointDisabled(f"webhook endpoint {endpoint_id} is disabled; enable it first")
     return event_log.record_test(session, endpoint)
 
 
-def rotate(session: Session, tenant_id: str, endpoint_id: str, *, seal: SecretBox) -> NewEndpoint:
-    """A new secret; for a day the old one signs as well. Raises NotFound."""
+def rotate(
+    session: Session, tenant_id: str, endpoint_id: str, *, secret_box: SecretBox
+) -> NewEndpoint:
+    """Replace the secret; the old one signs too for 24 hours. Raise NotFound."""
     endpoint = find(session, tenant_id, endpoint_id)
     secret = signatures.new_secret()
     rotated = session.scalars(
         update(WebhookEndpoint)
         .where(WebhookEndpoint.id == endpoint.id)
         .values(
-            secret=seal.close(secret),
+            secret=secret_box.encrypt(secret),
             old_secret=WebhookEndpoint.secret,
             old_secret_until=func.now() + OVERLAP,
         )
@@ -175,23 +172,23 @@ def rotate(session: Session, tenant_id: str, endpoint_id: str, *, seal: SecretBo
     return NewEndpoint(rotated, secret)
 
 
-def tenant_secret(session: Session, tenant_id: str, *, seal: SecretBox) -> str:
-    """What signs webhooks to URLs of single jobs and batches of the tenant; made at first use."""
-    made = {"tenant_id": tenant_id, "secret": seal.close(signatures.new_secret())}
-    session.execute(upsert(WebhookSecret).values(made).on_conflict_do_nothing())
+def tenant_secret(session: Session, tenant_id: str, *, secret_box: SecretBox) -> str:
+    """Return the secret for URLs of the tenant's jobs and batches; create it at first use."""
+    new = {"tenant_id": tenant_id, "secret": secret_box.encrypt(signatures.new_secret())}
+    session.execute(upsert(WebhookSecret).values(new).on_conflict_do_nothing())
     stored = select(WebhookSecret.secret).where(WebhookSecret.tenant_id == tenant_id)
-    return seal.open(session.scalars(stored).one())
+    return secret_box.decrypt(session.scalars(stored).one())
 
 
-def rotate_tenant_secret(session: Session, tenant_id: str, *, seal: SecretBox) -> str:
-    """A new secret; for a day the old one signs as well."""
-    tenant_secret(session, tenant_id, seal=seal)
+def rotate_tenant_secret(session: Session, tenant_id: str, *, secret_box: SecretBox) -> str:
+    """Replace the secret of `tenant_secret`; the old one signs too for 24 hours."""
+    tenant_secret(session, tenant_id, secret_box=secret_box)
     secret = signatures.new_secret()
     session.execute(
         update(WebhookSecret)
         .where(WebhookSecret.tenant_id == tenant_id)
         .values(
-            secret=seal.close(secret),
+            secret=secret_box.encrypt(secret),
             old_secret=WebhookSecret.secret,
             old_secret_until=func.now() + OVERLAP,
         )
@@ -199,86 +196,94 @@ def rotate_tenant_secret(session: Session, tenant_id: str, *, seal: SecretBox) -
     return secret
 
 
-def secrets_of(
-    session: Session, *, endpoint_ids: Collection[str], tenant_ids: Collection[str], seal: SecretBox
+def signing_secrets(
+    session: Session,
+    *,
+    endpoint_ids: Collection[str],
+    tenant_ids: Collection[str],
+    secret_box: SecretBox,
 ) -> dict[str, list[str]]:
-    """What signs now, newest first, for each endpoint and each tenant's own URLs.
+    """Return the secrets that sign now, newest first, of each endpoint and of each tenant's URLs.
 
-    Without those whose seal cannot be opened: the log says so, and others are not held up.
+    Owners whose secret cannot be decrypted are logged and left out, so that the others go on.
     """
     for tenant_id in tenant_ids:
-        tenant_secret(session, tenant_id, seal=seal)
+        tenant_secret(session, tenant_id, secret_box=secret_box)
     found: dict[str, list[str]] = {}
     for table, owners in ((WebhookEndpoint, endpoint_ids), (WebhookSecret, tenant_ids)):
-        stored = _secrets_in(table)
-        rows = session.connection().execute(stored, {"owners": list(owners)}) if owners else ()
-        for owner, secret, old, old_lives in rows:
+        query = _select_secrets(table)
+        rows = session.connection().execute(query, {"owners": list(owners)}) if owners else ()
+        for owner, secret, old, old_is_valid in rows:
+            stored = (secret, old) if old_is_valid else (secret,)
             try:
-                found[owner] = [seal.open(each) for each in (secret, *([old] if old_lives else []))]
+                found[owner] = [secret_box.decrypt(each) for each in stored]
             except SetupError as error:
-                logger.error("nothing can be signed for %s: %s", owner, error)  # noqa: TRY400
+                logger.error(  # noqa: TRY400  # the traceback says no more than the message
+                    "no usable signing secret for %s: %s; its deliveries are not sent", owner, error
+                )
     return found
 
 
-@functools.cache  # to word it takes longer than to run it
-def _secrets_in(table: type[WebhookEndpoint | WebhookSecret]) -> Select[*tuple[Any, ...]]:
-    key = WebhookEndpoint.id if table is WebhookEndpoint else WebhookSecret.tenant_id
+@functools.cache  # building it takes longer than running it
+def _select_secrets(table: type[WebhookEndpoint | WebhookSecret]) -> Select[*tuple[Any, ...]]:
+    owner = WebhookEndpoint.id if table is WebhookEndpoint else WebhookSecret.tenant_id
     return select(
-        key,
+        owner,
         table.secret,
         func.coalesce(table.old_secret, "").label("old"),
         table.old_secret_until > func.now(),
-    ).where(key == any_(bindparam("owners", type_=ARRAY(Text))))
+    ).where(owner == any_(bindparam("owners", type_=ARRAY(Text))))
 
 
-def note_successes(session: Session, endpoint_ids: Collection[str]) -> None:
-    """These answered well: whatever failed before is forgiven."""
-    if not endpoint_ids or not session.connection().scalar(_failing(), {"ids": list(endpoint_ids)}):
-        return
-    _mark(session, endpoint_ids, WebhookEndpoint.failing_since.is_not(None), None)
+def record_successes(session: Session, endpoint_ids: Collection[str]) -> None:
+    """Clear `failing_since` of endpoints that accepted a webhook."""
+    parameters = {"ids": list(endpoint_ids)}
+    if endpoint_ids and session.connection().scalar(_select_any_failing(), parameters):
+        failing = WebhookEndpoint.failing_since.is_not(None)
+        _set_failing_since(session, endpoint_ids, failing, None)
 
 
 @functools.cache
-def _failing() -> Select[*tuple[Any, ...]]:
-    """Whether any of `ids` has failures to be forgiven: mostly not, and often asked."""
+def _select_any_failing() -> Select[*tuple[Any, ...]]:
+    """Select whether any of `ids` is failing: asked after every success, and mostly false."""
     theirs = WebhookEndpoint.id == any_(bindparam("ids", type_=ARRAY(Text)))
     return select(exists().where(theirs, WebhookEndpoint.failing_since.is_not(None)))
 
 
-def note_failures(session: Session, endpoint_ids: Collection[str]) -> None:
-    """These failed; since when, is kept from the first time."""
-    _mark(session, endpoint_ids, WebhookEndpoint.failing_since.is_(None), func.now())
+def record_failures(session: Session, endpoint_ids: Collection[str]) -> None:
+    """Set `failing_since` of endpoints that failed for the first time since their last success."""
+    _set_failing_since(session, endpoint_ids, WebhookEndpoint.failing_since.is_(None), func.now())
 
 
-def _mark(
+def _set_failing_since(
     session: Session,
     endpoint_ids: Collection[str],
-    changes: ColumnElement[bool],
-    since: object,
+    condition: ColumnElement[bool],
+    moment: object,
 ) -> None:
-    """Only rows that change are written, and in one order: two senders must not wait in a ring."""
+    """Write only rows that change, in order of their ids: two senders must not deadlock."""
     if not endpoint_ids:
         return
     locked = (
         select(WebhookEndpoint.id)
-        .where(WebhookEndpoint.id.in_(endpoint_ids), changes)
+        .where(WebhookEndpoint.id.in_(endpoint_ids), condition)
         .order_by(WebhookEndpoint.id)
-        .with_for_update(key_share=True)  # whoever makes deliveries for it need not wait
+        .with_for_update(key_share=True)  # does not block inserts of its deliveries
         .cte("locked")
     )
     session.execute(
         update(WebhookEndpoint)
         .where(WebhookEndpoint.id.in_(select(locked.c.id)))
-        .values(failing_since=since)
+        .values(failing_since=moment)
     )
 
 
 def disable_failing(
     session: Session, endpoint_ids: Collection[str], *, gone: Iterable[str]
 ) -> Sequence[str]:
-    """Disable those of the endpoints that asked for it (`gone`) or failed for five days.
+    """Disable those that answered 410 (`gone`) or failed for five days; return their ids.
 
-    The tenant's other endpoints are told. The ids of those that were disabled now.
+    The other endpoints of their tenant get `webhook.disabled`.
     """
     asked = WebhookEndpoint.id.in_(list(gone))
     failed = WebhookEndpoint.failing_since < func.now() - DISABLED_AFTER

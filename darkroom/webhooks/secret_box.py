@@ -1,6 +1,6 @@
-"""Secrets that we must be able to read again, at rest: sealed with a key that is not in there.
+"""Encryption of stored signing secrets with keys that are not in the database.
 
-A signing secret cannot be kept as a hash. Sealed, a copy of the database forges nothing.
+A signing secret cannot be stored as a hash. Encrypted, a copy of the database signs nothing.
 """
 
 import base64
@@ -11,28 +11,28 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from darkroom.errors import SetupError
 
-_ENCRYPTED: Final = "sealed:"
+_ENCRYPTED: Final = "sealed:"  # both prefixes are stored in existing rows
 _PLAIN: Final = "open:"
 
 
 class SecretBox:
-    """Seals with the first of the keys, opens with any: so a key is replaced by adding one.
+    """Box that encrypts with its first key and decrypts with any: add a key to rotate keys.
 
-    Without a key texts are kept as they are, marked so; they stay readable once there is one.
+    Without a key it stores texts in plain, marked as such; they stay readable once there is one.
     """
 
     def __init__(self, keys: str) -> None:
-        """`keys`: separated by commas; each any long random text."""
-        self._fernets = [Fernet(_key_of(key)) for key in keys.replace(",", " ").split()]
+        """Derive the keys from a comma-separated list of long random texts."""
+        self._fernets = [Fernet(_derive_key(key)) for key in keys.replace(",", " ").split()]
 
-    def close(self, text: str) -> str:
-        """What may be stored."""
+    def encrypt(self, text: str) -> str:
+        """Return what to store."""
         if not self._fernets:
             return _PLAIN + text
         return _ENCRYPTED + MultiFernet(self._fernets).encrypt(text.encode()).decode()
 
-    def open(self, stored: str) -> str:
-        """The text again. Raises SetupError when none of the keys sealed it."""
+    def decrypt(self, stored: str) -> str:
+        """Return the text of `encrypt`. Raise SetupError when it was another key's."""
         if stored.startswith(_PLAIN):
             return stored.removeprefix(_PLAIN)
         try:
@@ -47,6 +47,6 @@ class SecretBox:
         )
 
 
-def _key_of(text: str) -> bytes:
+def _derive_key(text: str) -> bytes:
     digest = hashlib.sha256(b"darkroom webhook secrets\0" + text.encode()).digest()
     return base64.urlsafe_b64encode(digest)

@@ -1,4 +1,4 @@
-"""Signatures of webhooks, as https://www.standardwebhooks.com defines them."""
+"""Webhook signatures as https://www.standardwebhooks.com defines them."""
 
 import base64
 import binascii
@@ -21,7 +21,7 @@ _SEED_BYTES: Final = 32
 
 
 def new_secret() -> str:
-    """A secret that the receiver shares with us."""
+    """Return a new random secret to share with the receiver."""
     return _SECRET + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
 
 
@@ -33,9 +33,9 @@ def headers(
     shared: Sequence[str],
     private: Sequence[Ed25519PrivateKey] = (),
 ) -> dict[str, str]:
-    """The three headers. Several keys while one replaces another: the receiver may know either.
+    """Return the three headers, with one signature per key: during a rotation there are several.
 
-    `timestamp`: of this attempt, in seconds; receivers refuse what is minutes off.
+    `timestamp`: Unix time of this attempt; receivers reject what is minutes off.
     """
     content = f"{message_id}.{timestamp}.".encode() + body
     signatures = [f"v1,{_base64(_hmac(secret, content))}" for secret in shared]
@@ -56,7 +56,7 @@ def _base64(signature: bytes) -> str:
 
 
 def private_keys(text: str) -> list[Ed25519PrivateKey]:
-    """The keys of a setting: `whsk_…`, separated by commas, the newest first. Raises SetupError."""
+    """Parse comma-separated `whsk_…` keys, the newest first. Raise SetupError."""
     return [_private_key(each) for each in text.replace(",", " ").split()]
 
 
@@ -64,24 +64,24 @@ def _private_key(text: str) -> Ed25519PrivateKey:
     try:
         raw = base64.b64decode(text.removeprefix(_PRIVATE), validate=True)
     except binascii.Error as error:
-        raise _no_key() from error
+        raise _invalid_key() from error
     if not text.startswith(_PRIVATE) or len(raw) not in {_SEED_BYTES, 2 * _SEED_BYTES}:
-        raise _no_key()
+        raise _invalid_key()
     return Ed25519PrivateKey.from_private_bytes(raw[:_SEED_BYTES])  # the rest is the public half
 
 
-def _no_key() -> SetupError:
+def _invalid_key() -> SetupError:
     return SetupError(
-        "DARKROOM_WEBHOOK_SIGNING_KEY must be whsk_ and the base64 of an ed25519 key: "
-        "`darkroom webhooks new-key` makes one"
+        "DARKROOM_WEBHOOK_SIGNING_KEY must be `whsk_` and an ed25519 key in base64; "
+        "create one with `darkroom webhooks generate-key`"
     )
 
 
 def new_private_key() -> str:
-    """A value for the setting."""
+    """Return a new value for DARKROOM_WEBHOOK_SIGNING_KEY."""
     return _PRIVATE + _base64(secrets.token_bytes(_SEED_BYTES))
 
 
 def public_key(private: Ed25519PrivateKey) -> str:
-    """What receivers verify `v1a` signatures with."""
+    """Return the `whpk_…` key with which receivers verify `v1a` signatures."""
     return _PUBLIC + _base64(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))

@@ -27,7 +27,7 @@ def restarted(run: FaultRun, server: Server, *, jobs: int, times: int = 1) -> No
     load = run.load(jobs, prompts=["slow:0.02 a tree"])
     for _ in range(times):
         wait_for_work(run)
-        child_process.end(server.running)
+        child_process.stop(server.running)
         run.injections += 1
         server.restart()
         run.probe()

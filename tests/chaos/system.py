@@ -15,7 +15,6 @@ import psycopg
 from sqlalchemy import text
 
 from darkroom.accounts import api_keys
-from darkroom.accounts.api_keys import Scope
 from darkroom.db.connection import Sessions, open_sessions
 from darkroom.db.tables import Tenant
 from darkroom.event_types import JOB_ENDS
@@ -23,6 +22,7 @@ from darkroom.local import darkroom_processes
 from darkroom.local import process as child_process
 from darkroom.local.ports import free_port
 from darkroom.settings import HOME
+from darkroom.status import Scope
 from darkroom.webhooks import endpoints as webhook_endpoints
 from darkroom.webhooks.secret_box import SecretBox
 from tests.chaos import replica
@@ -173,7 +173,7 @@ class SystemUnderTest(DatabaseView):
             self._replace_api({})
 
     def _replace_api(self, environment: Mapping[str, str]) -> None:
-        child_process.end(self.api.running)
+        child_process.stop(self.api.running)
         spec = self._api()
         self.api.running = child_process.launch(replace(spec, env={**spec.env, **environment}))
         self.wait_ready(self.api)
@@ -203,7 +203,12 @@ class SystemUnderTest(DatabaseView):
         with self.sessions.begin() as session:
             return [
                 webhook_endpoints.create(
-                    session, tenant, url=url, kinds=set(JOB_ENDS), seal=SecretBox(""), most=9
+                    session,
+                    tenant,
+                    url=url,
+                    event_types=set(JOB_ENDS),
+                    secret_box=SecretBox(""),
+                    max_endpoints=9,
                 ).endpoint.id
                 for tenant in self.tenants
             ]
@@ -241,7 +246,7 @@ class SystemUnderTest(DatabaseView):
     def stop_worker(self, server: Server) -> None:
         """Ask it to end, and wait for that."""
         self.forget(server)
-        child_process.end(server.running)
+        child_process.stop(server.running)
 
     def forget(self, server: Server) -> None:
         """Whatever becomes of it, it is not started again."""
@@ -258,13 +263,13 @@ class SystemUnderTest(DatabaseView):
         for server in self._kept:
             if server.running.process.poll() is not None:
                 self.restarts += 1
-                server.running = child_process.launch(server.running.child)
+                server.running = child_process.launch(server.running.spec)
 
     def wait_ready(self, *servers: Server) -> None:
         """Until these, or all that are kept, are ready."""
         for server in servers or tuple(self._kept):
-            ready = self.wait_until(server.running.child.ready, within_s=90)
-            assert ready, child_process.tail(server.running.child.log)
+            ready = self.wait_until(server.running.spec.ready, within_s=90)
+            assert ready, child_process.tail(server.running.spec.log)
 
     def recover(self) -> None:
         """Thaw and restart everything; end what a row added and did not stop."""
@@ -283,9 +288,9 @@ class SystemUnderTest(DatabaseView):
 
     def close(self) -> None:
         for server in self._kept:  # all are asked before the first is waited for
-            server.running.send(server.running.child.stop_signal)
+            server.running.send(server.running.spec.stop_signal)
         for server in self._kept:
-            child_process.end(server.running)
+            child_process.stop(server.running)
         self.sessions.kw["bind"].dispose()
 
     def _find_orphans(self) -> list[str]:
@@ -309,7 +314,7 @@ class SystemUnderTest(DatabaseView):
         return orphans
 
     def log_of(self, server: Server) -> str:
-        return server.running.child.log.read_text(errors="replace")
+        return server.running.spec.log.read_text(errors="replace")
 
 
 def _new_database(backing_servers: BackingServers) -> str:

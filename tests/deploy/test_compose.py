@@ -23,7 +23,7 @@ from darkroom.local.data_dir import make_data_dir
 from darkroom.local.ports import accepts, free_port
 from darkroom.local.ray_head import client_environment
 from darkroom.local.servers import rclone_program, redis_program
-from darkroom.local.services import darkroom_children
+from darkroom.local.services import process_specs
 from darkroom.queue.celery_app import celery_app
 from darkroom.settings import HOME, Settings
 from darkroom.storage.images import S3Store
@@ -53,8 +53,8 @@ def secrets_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def local_argvs(tmp_path_factory) -> list[Sequence[str]]:
-    layout = make_data_dir(tmp_path_factory.mktemp("local"))
-    return [child.argv for child in darkroom_children(layout, api_port=free_port(), workers=1)]
+    data_dir = make_data_dir(tmp_path_factory.mktemp("local"))
+    return [spec.argv for spec in process_specs(data_dir, api_port=free_port(), workers=1)]
 
 
 def module_of(argv: Sequence[str]) -> str | None:

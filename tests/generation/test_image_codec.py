@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from darkroom.generation import image_codec
-from darkroom.generation.params import GenerationParams, OutputFormat
+from darkroom.generation.params import GenerationParams
+from darkroom.status import OutputFormat
 
 PIXELS = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 32, 3))
 

@@ -12,6 +12,7 @@ from darkroom.cli import app
 from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Failed
+from darkroom.status import Scope
 from tests.support.api_server import CSV, assert_problem, until
 
 JOB = {"prompt": "a red apple", "width": 64, "height": 64, "num_inference_steps": 4}
@@ -158,10 +159,8 @@ def test_a_failed_job_is_listed_until_it_is_retried(http, sessions, claim):
 
 def test_admin_needs_a_key_with_its_scope(keyed_api, sessions):
     with sessions.begin() as session:
-        plain = api_keys.create(
-            session, DEFAULT_TENANT, [api_keys.Scope.SUBMIT, api_keys.Scope.READ]
-        ).secret
-        admin = api_keys.create(session, DEFAULT_TENANT, [api_keys.Scope.ADMIN]).secret
+        plain = api_keys.create(session, DEFAULT_TENANT, [Scope.SUBMIT, Scope.READ]).secret
+        admin = api_keys.create(session, DEFAULT_TENANT, [Scope.ADMIN]).secret
     with httpx2.Client(base_url=keyed_api.url, timeout=30) as http:
         for path in ("drain", "pause", "resume", "purge"):
             assert_problem(http.post(f"/v1/admin/{path}"), 401)

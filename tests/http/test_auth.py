@@ -6,6 +6,7 @@ import httpx2
 
 from darkroom.accounts import api_keys
 from darkroom.db.tables import DEFAULT_TENANT
+from darkroom.status import Scope
 from tests.support.api_server import ApiProcess, assert_problem, until
 
 
@@ -20,10 +21,8 @@ def test_without_auth_an_untrusted_host_is_refused(http, rows):
 
 def test_a_key_grants_its_scopes_until_it_is_revoked(keyed_api, sessions):
     with sessions.begin() as session:
-        reader = api_keys.create(session, DEFAULT_TENANT, [api_keys.Scope.READ])
-        writer = api_keys.create(
-            session, DEFAULT_TENANT, [api_keys.Scope.SUBMIT, api_keys.Scope.READ]
-        )
+        reader = api_keys.create(session, DEFAULT_TENANT, [Scope.READ])
+        writer = api_keys.create(session, DEFAULT_TENANT, [Scope.SUBMIT, Scope.READ])
 
     def ask(secret, method="GET", **request):
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}

@@ -42,16 +42,16 @@ def test_a_second_download_fetches_what_is_missing_or_damaged(submit, worker, da
     worker.run(1)
     first = darkroom("batch", "download", batch["id"], "--out", tmp_path)
     assert first.exit_code == 0, first.stderr
-    assert "8 pictures" in first.stderr
-    assert "3 jobs without one" in " ".join(first.stderr.split())  # lines end where a path ends
+    assert "8 images" in first.stderr
+    assert "3 jobs without an image" in " ".join(first.stderr.split())  # wrapped
     (tmp_path / "0001-a-cat-1.png").write_bytes(b"damaged")
     kept = tmp_path / "0002-a-dog-2.png"
     stamp = kept.stat().st_mtime_ns
     worker.run()
 
     second = darkroom("batch", "download", batch["id"], "--out", tmp_path)
-    assert "11 pictures" in second.stderr
-    assert "(7 were there)" in " ".join(second.stderr.split())
+    assert "11 images" in second.stderr
+    assert "(7 already there)" in " ".join(second.stderr.split())
     assert kept.stat().st_mtime_ns == stamp
     for line in map(json.loads, (tmp_path / "manifest.jsonl").read_text().splitlines()):
         image = (tmp_path / line["file"]).read_bytes()

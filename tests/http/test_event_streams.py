@@ -17,6 +17,7 @@ from darkroom.ids import new_id
 from darkroom.jobs import lifecycle, progress
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Failed, Succeeded
+from darkroom.status import Scope
 from tests.conftest import LEASE, LIMITS
 from tests.support.api_server import CSV, assert_problem, serve, stop, without_forecast
 
@@ -321,8 +322,8 @@ def test_another_tenants_job_cannot_be_followed(keyed_api, sessions, http):
     with sessions.begin() as session:
         session.add(Tenant(id=other_tenant, name=other_tenant))
         session.flush()
-        mine = api_keys.create(session, DEFAULT_TENANT, [api_keys.Scope.READ]).secret
-        other = api_keys.create(session, other_tenant, [api_keys.Scope.READ]).secret
+        mine = api_keys.create(session, DEFAULT_TENANT, [Scope.READ]).secret
+        other = api_keys.create(session, other_tenant, [Scope.READ]).secret
 
     def ask(thing, secret):
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
@@ -341,7 +342,7 @@ def test_another_tenants_job_cannot_be_followed(keyed_api, sessions, http):
 def test_a_stream_ends_when_its_key_is_revoked(keyed_api, sessions, http):
     batch = submit_batch(http, 1)
     with sessions.begin() as session:
-        key = api_keys.create(session, DEFAULT_TENANT, [api_keys.Scope.READ])
+        key = api_keys.create(session, DEFAULT_TENANT, [Scope.READ])
     headers = {"Authorization": f"Bearer {key.secret}"}
     with (
         httpx2.Client(base_url=keyed_api.url, headers=headers, timeout=SOON_S) as client,

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from darkroom.generation import file_names
-from darkroom.generation.params import OutputFormat
+from darkroom.status import OutputFormat
 from tests.support.api_server import assert_problem
 from tests.support.batch_results import archive_of, manifest_of
 

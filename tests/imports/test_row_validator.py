@@ -17,12 +17,12 @@ from darkroom import csv_escape
 from darkroom.errors import InvalidInput
 from darkroom.generation.params import MAX_SEED
 from darkroom.imports import columns, formats, row_validator
-from darkroom.imports.expansion import Expand
-from darkroom.imports.formats import Format, UnsupportedFile
+from darkroom.imports.formats import UnsupportedFile
 from darkroom.imports.records import Record
 from darkroom.imports.row_validator import ImportOptions
+from darkroom.media_types import Format
 from darkroom.settings import Settings
-from darkroom.status import PRIORITY_RANK, Priority
+from darkroom.status import PRIORITY_RANK, Expand, Priority
 from darkroom.webhooks.url_policy import policy_of
 from tests.support.hostile_urls import BLOCKED_AS_TEXT
 

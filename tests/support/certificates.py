@@ -1,4 +1,4 @@
-"""Authorities and certificates for servers of tests, good for a day."""
+"""Certificate authorities and certificates for test servers, valid for a day."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,10 +11,7 @@ from cryptography.x509.oid import NameOID
 
 
 def make_certificates(folder: Path) -> None:
-    """An authority that the sender trusts, one that it does not, certificates of both.
-
-    One of ours ended an hour ago.
-    """
+    """Write a trusted and an untrusted authority, and certificates of both; one is expired."""
     ours = _authority(folder / "ca.pem")
     _certificate(folder / "ok.pem", ours, ["ok.example", "ok6.example", "second.example"])
     _certificate(folder / "badca.pem", _authority(folder / "strange-ca.pem"), ["badca.example"])

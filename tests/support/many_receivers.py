@@ -1,4 +1,4 @@
-"""A receiver of webhooks for a thousand connections at once, some of which never get an answer."""
+"""Receivers of webhooks for a thousand connections at once; some never answer."""
 
 import asyncio
 import contextlib
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Came:
-    """One POST: when, where to, and what it was."""
+class ReceivedPost:
+    """One POST: when it came, to which path, with which id and body."""
 
     at: float
     path: str
@@ -21,36 +21,38 @@ class Came:
 
 
 @dataclass
-class Crowd:
-    """Answers each path as `reply` says: with a status, or None for never."""
+class ManyReceivers:
+    """Server whose paths answer as `reply` says: with a status, or never (None)."""
 
-    reply: Callable[[Came], int | None]
+    reply: Callable[[ReceivedPost], int | None]
     port: int = 0
-    came: list[Came] = field(default_factory=list)
+    posts: list[ReceivedPost] = field(default_factory=list)
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
 
 @contextmanager
-def crowd(reply: Callable[[Came], int | None]) -> Iterator[Crowd]:
-    """Serves on loopback, in a thread with a loop of its own."""
+def many_receivers(reply: Callable[[ReceivedPost], int | None]) -> Iterator[ManyReceivers]:
+    """Serve on loopback, in a thread with a loop of its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    there = Crowd(reply)
+    running = ManyReceivers(reply)
     started, end = threading.Event(), None
 
-    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             with contextlib.suppress(ConnectionError, EOFError, asyncio.CancelledError):
-                await _answer(there, reader, writer)
+                await _answer(running, reader, writer)
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+                await writer.wait_closed()
 
     async def serve() -> None:
         nonlocal end
-        server = await asyncio.start_server(meet, "127.0.0.1", 0, backlog=4096)
-        there.port = server.sockets[0].getsockname()[1]
+        server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=4096)
+        running.port = server.sockets[0].getsockname()[1]
         loop, finished = asyncio.get_running_loop(), asyncio.Event()
         end = lambda: loop.call_soon_threadsafe(finished.set)  # noqa: E731
         started.set()
@@ -60,27 +62,28 @@ def crowd(reply: Callable[[Came], int | None]) -> Iterator[Crowd]:
         for task in hanging:
             task.cancel()
         await asyncio.gather(*hanging, return_exceptions=True)
-        await asyncio.sleep(0.1)  # what was closed is gone in the next turns of the loop
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     started.wait()
     try:
-        yield there
+        yield running
     finally:
         end()
         thread.join()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def _answer(there: Crowd, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _answer(
+    running: ManyReceivers, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     lines = head.split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
     body = await reader.readexactly(int(headers["content-length"]))
-    post = Came(time.time(), lines[0].split(" ")[1], headers["webhook-id"], body)
-    status = there.reply(post)
-    there.came.append(post)
+    post = ReceivedPost(time.time(), lines[0].split(" ")[1], headers["webhook-id"], body)
+    status = running.reply(post)
+    running.posts.append(post)
     if status is None:
         await reader.read()  # until the other side gives up
         return

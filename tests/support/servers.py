@@ -40,9 +40,9 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL to the server and to all its processes."""
-        child_process.remember_family(self.running)
+        child_process.note_descendants(self.running)
         self.running.process.kill()
-        for process in self.running.family.values():
+        for process in self.running.descendants.values():
             child_process.kill(process)
         self.running.process.wait()
 
@@ -80,7 +80,7 @@ def _server(spec: child_process.ProcessSpec) -> Iterator[Server]:
         child_process.wait_ready(server.running)
         yield server
     finally:
-        child_process.end(server.running)
+        child_process.stop(server.running)
 
 
 @pytest.fixture(scope="session")

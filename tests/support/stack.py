@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from darkroom.status import FINISHED
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 4}
 LEASE_S = 4
 POISON = "cyanide"  # a prompt with this word kills the model, in these stacks only
-HANGS_S = 240  # who waits for that long waits for nothing; a busy machine may take half of it
+HANGS_S = 240  # after which a wait has failed; a busy machine may need half of it
 
 
 class Stack:
-    """`darkroom up` in a process of its own; what a test may ask of it and do to it."""
+    """`darkroom up` in a process of its own."""
 
     def __init__(self, data_dir: Path, *, workers: int = 1) -> None:
         self.data_dir = data_dir
@@ -47,7 +47,7 @@ class Stack:
             )
         try:
             address = self._address()
-        except AssertionError:  # nobody else knows of it
+        except AssertionError:  # the caller gets no object to stop
             self.process.send_signal(signal.SIGTERM)
             self.process.wait(40)
             raise
@@ -56,25 +56,29 @@ class Stack:
         self.sessions: Sessions = open_sessions(url, pool_size=2)
 
     def _address(self) -> str:
-        deadline = time.monotonic() + HANGS_S
-        while time.monotonic() < deadline:
-            said = re.search(r"API +(http\S+)", self.said())
-            if said:
-                return said[1]
-            assert self.process.poll() is None, self.said()
-            time.sleep(0.1)
-        raise AssertionError(self.said())
+        self.until(lambda: "API " in self.said() or self.process.poll() is not None)
+        found = re.search(r"API +(http\S+)", self.said())
+        assert found, self.said()
+        return found[1]
+
+    def until(self, holds: Callable[[], bool], *, within_s: float = HANGS_S) -> None:
+        """Return once the condition holds; fail with the logs if it does not in time."""
+        deadline = time.monotonic() + within_s
+        while not holds():
+            assert time.monotonic() < deadline, f"{self.said()}\n{self.log('worker-1')[-3000:]}"
+            time.sleep(0.05)
 
     def said(self) -> str:
-        """What `up` has printed so far."""
+        """Return what `up` has printed so far."""
         return self._log.read_text()
 
     def log(self, name: str) -> str:
-        """What a child has logged so far."""
-        return (self.data_dir / "logs" / f"{name}.log").read_text(errors="replace")
+        """Return what a process has logged so far."""
+        log = self.data_dir / "logs" / f"{name}.log"
+        return log.read_text(errors="replace") if log.exists() else ""
 
     def find(self, *words: str) -> list[psutil.Process]:
-        """The stack's processes whose command line holds all of these words."""
+        """Return the stack's processes whose command line contains all of these words."""
         found = []
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
@@ -86,41 +90,45 @@ class Stack:
         return found
 
     def submit(self, **fields: object) -> str:
-        """The id of a job that was accepted."""
+        """Submit a small job; return its id."""
         response = self.http.post("/v1/jobs", json={"prompt": "a red apple"} | SMALL | fields)
         assert response.status_code == 202, response.text
         return response.json()["id"]
 
     def job(self, job_id: str) -> dict:
-        """As the API shows it."""
+        """Return the job as the API shows it."""
         return self.http.get(f"/v1/jobs/{job_id}").json()
 
     def wait(self, job_ids: list[str], *, within_s: float = HANGS_S) -> list[dict]:
-        """The jobs once all of them have ended."""
-        deadline = time.monotonic() + within_s
-        while True:
-            found = [self.job(job_id) for job_id in job_ids]
-            if all(job["status"] in FINISHED for job in found):
-                return found
-            states = [job["status"] for job in found]
-            assert time.monotonic() < deadline, f"{states}\n{self.log('worker-1')[-3000:]}"
-            time.sleep(0.2)
+        """Return the jobs once all of them have finished."""
+        for job_id in job_ids:  # one by one: polling all of them would slow the stack
+            self.until(
+                lambda job_id=job_id: self.job(job_id)["status"] in FINISHED, within_s=within_s
+            )
+        return [self.job(job_id) for job_id in job_ids]
 
-    def wait_until_running(self, job_ids: list[str], *, within_s: float = HANGS_S) -> None:
-        """Returns as soon as one of them is being drawn."""
-        deadline = time.monotonic() + within_s
-        while not any(self.job(job_id)["status"] == "running" for job_id in job_ids):
-            assert time.monotonic() < deadline, self.log("worker-1")[-3000:]
-            time.sleep(0.02)
+    def wait_until_running(self, job_ids: list[str]) -> None:
+        """Return as soon as one of the jobs is running."""
+        self.until(lambda: any(self.job(job_id)["status"] == "running" for job_id in job_ids))
+
+    def wait_until_generating(self, job_ids: list[str], *, steps: int = 1) -> None:
+        """Return as soon as every running job, of at least one, has done this many steps."""
+
+        def done() -> bool:
+            jobs = [self.job(job_id) for job_id in job_ids]
+            running = [job["progress"]["step"] or 0 for job in jobs if job["progress"]]
+            return bool(running) and min(running) >= steps
+
+        self.until(done)
 
     def image(self, job_id: str) -> bytes:
-        """The finished picture, as a client gets it."""
+        """Return a job's image, as a client downloads it."""
         response = self.http.get(f"/v1/jobs/{job_id}/image")
         assert response.status_code == 302, response.text
         return httpx2.get(response.headers["location"]).raise_for_status().content
 
     def stop(self) -> int:
-        """SIGTERM, and what `up` left with."""
+        """Send SIGTERM; return the exit code of `up`."""
         self.http.close()
         self.sessions.kw["bind"].dispose()
         self.process.send_signal(signal.SIGTERM)
@@ -128,7 +136,7 @@ class Stack:
 
 
 def dead(process: psutil.Process) -> bool:
-    """Ended, though nobody has asked how yet."""
+    """Return whether a process has exited, reaped or not."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -137,7 +145,7 @@ def dead(process: psutil.Process) -> bool:
 
 @contextmanager
 def running_stack(data_dir: Path, *, workers: int = 1) -> Iterator[Stack]:
-    """A stack for the length of the block; nothing of it is left afterwards."""
+    """Run a stack during the block; check that it leaves no process behind."""
     stack = Stack(data_dir, workers=workers)
     try:
         yield stack

@@ -1,4 +1,4 @@
-"""A receiver of webhooks as somebody would write one: a real HTTP server, and what it got."""
+"""Receiver of webhooks as a client would write one: an HTTP server, and the POSTs it got."""
 
 import json
 import threading
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from standardwebhooks import Webhook
 
@@ -28,32 +29,38 @@ class Received:
         return self.headers["webhook-id"]
 
     @property
-    def json(self) -> dict:
+    def json(self) -> dict[str, Any]:
         return json.loads(self.body)
 
-    def verify(self, secret: str) -> dict:
-        """By the official verifier; raises unless the signature is right."""
+    def verify(self, secret: str) -> dict[str, Any]:
+        """Verify the signature with the official verifier; return the body."""
         return Webhook(secret).verify(self.body, self.headers)
 
 
 @dataclass
 class Receiver:
-    """Answers as `reply` says, with the POSTs so far as its argument."""
+    """Server that answers each POST as `reply` says."""
 
     port: int
     reply: Callable[[Received], Reply] = lambda _: OK
     got: list[Received] = field(default_factory=list)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def url(self, path: str = "/hook") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def wait(self, count: int = 1, *, within_s: float = 60) -> list[Received]:
-        """The POSTs, once there are as many."""
-        deadline = time.monotonic() + within_s
-        while len(self.got) < count:
-            assert time.monotonic() < deadline, f"{len(self.got)} of {count} came"
-            time.sleep(0.01)
-        return list(self.got)
+        """Wait for `count` POSTs; return all so far."""
+        with self._changed:
+            enough = self._changed.wait_for(lambda: len(self.got) >= count, within_s)
+            assert enough, f"got {len(self.got)} of {count} POSTs"
+            return list(self.got)
+
+    def add(self, received: Received) -> None:
+        """Store a POST and wake those that wait for it."""
+        with self._changed:
+            self.got.append(received)
+            self._changed.notify_all()
 
 
 class _Server(ThreadingHTTPServer):
@@ -63,15 +70,15 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def receiving() -> Iterator[Receiver]:
-    """A receiver on a free port of loopback."""
+    """Run a receiver on a free port of loopback."""
     receiver = Receiver(0)
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             headers = {name.lower(): value for name, value in self.headers.items()}
             received = Received(self.path, headers, body, time.time())
-            receiver.got.append(received)
+            receiver.add(received)
             status, extra, answer = receiver.reply(received)
             self.send_response(status)
             for name, value in extra.items():
@@ -80,7 +87,7 @@ def receiving() -> Iterator[Receiver]:
             self.end_headers()
             self.wfile.write(answer)
 
-        def log_message(self, *_):
+        def log_message(self, *_: object) -> None:
             pass
 
     server = _Server(("127.0.0.1", 0), Handler)

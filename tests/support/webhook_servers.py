@@ -1,4 +1,4 @@
-"""Running senders of webhooks for tests: real processes on the test's own database."""
+"""API and sender of webhooks for tests: real processes on the test's own database."""
 
 import signal
 import subprocess
@@ -15,7 +15,7 @@ PRIVATE = {"DARKROOM_WEBHOOK_ALLOW_PRIVATE": "1"}
 
 
 class SenderProcess:
-    """`python -m workers.webhooks.app`, to be killed and started again."""
+    """Process of `python -m workers.webhooks.app` that can be killed and started again."""
 
     def __init__(self, environment, folder):
         self._environment = environment
@@ -54,23 +54,23 @@ def receiver():
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def webhook_environment(api_environment):
     return api_environment | PRIVATE | {"DARKROOM_WEBHOOK_ENCRYPTION_KEYS": "a long random text"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def webhook_api(webhook_environment, tmp_path_factory):
-    """A client of an API that lets webhooks go to loopback."""
+    """Client of an API that allows webhooks to loopback."""
     process, url = serve(webhook_environment, tmp_path_factory.mktemp("api") / "log")
     with httpx2.Client(base_url=url, timeout=60) as client:
         yield client
     stop(process)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sender(webhook_environment, tmp_path_factory):
-    """A running sender."""
+    """Running sender."""
     running = SenderProcess(webhook_environment, tmp_path_factory.mktemp("sender"))
     running.start()
     yield running

@@ -59,4 +59,4 @@ def test_a_mistake_exits_with_two(darkroom):
     darkroom("webhooks", "replay", code=2)
     darkroom("submit", "a cat", "--webhook-url", "ftp://127.0.0.1/", code=2)
     assert darkroom("webhooks", "secret").count("whsec_") == 1
-    assert darkroom("webhooks", "new-key").startswith("whsk_")
+    assert darkroom("webhooks", "generate-key").startswith("whsk_")

@@ -1,11 +1,12 @@
-"""Webhooks while senders die, receivers hang or are away, and time passes.
+"""Webhooks while senders die, receivers hang or are down, and time passes.
 
-Small volumes, which show the rules; the numbers of the promise are marked `chaos` (`make chaos`).
-What was measured is printed: `pytest -rP` shows it.
+Small volumes show the rules; the promised numbers are marked `chaos` (`make chaos`). The tests
+print what they measured: `pytest -rP` shows it.
 """
 
 import asyncio
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -26,23 +27,28 @@ from darkroom.webhooks import delivery_log, endpoints
 from darkroom.webhooks.secret_box import SecretBox
 from darkroom.webhooks.url_policy import policy_of
 from tests.conftest import submission_of
-from tests.support.many_receivers import crowd
+from tests.support.many_receivers import many_receivers
 from tests.support.webhook_servers import SenderProcess
 from workers.webhooks.circuit_breaker import DestinationLimiter
 from workers.webhooks.resolver import SystemResolver
 from workers.webhooks.sender import Sender
 from workers.webhooks.transport import WebhookTransport, tls_context
 
-SEAL = SecretBox("")
+SECRET_BOX = SecretBox("")
 pytestmark = pytest.mark.timeout(400)
 
 
 def register(sessions, urls, *kinds):
-    """Endpoints at these URLs, without the API's ceremony."""
+    """Creates endpoints at these URLs, without the API."""
     with sessions.begin() as session:
         return [
             endpoints.create(
-                session, DEFAULT_TENANT, url=url, kinds=set(kinds), seal=SEAL, most=10_000
+                session,
+                DEFAULT_TENANT,
+                url=url,
+                event_types=set(kinds),
+                secret_box=SECRET_BOX,
+                max_endpoints=10_000,
             ).endpoint.id
             for url in urls
         ]
@@ -55,7 +61,7 @@ def cancel(sessions, job_ids):
 
 
 def statuses(sessions):
-    """How many deliveries are in which status."""
+    """Counts deliveries by status."""
     with sessions.begin() as session:
         counted = select(Delivery.status, func.count()).group_by(Delivery.status)
         return dict(session.execute(counted).all())
@@ -68,7 +74,7 @@ def until(true, *, within_s=100):
         time.sleep(0.02)
 
 
-def told(figures):
+def report(figures):
     print(figures)  # noqa: T201  # for `pytest -rP`
 
 
@@ -86,19 +92,19 @@ def sender_process(database_url, redis_url, webhook_environment, tmp_path):
     process.stop()
 
 
-def test_a_sender_killed_between_the_answer_and_the_mark_sends_again_under_the_same_id(
+def test_a_sender_killed_before_it_settles_sends_again_under_the_same_id(
     sessions, database_url, queue_jobs, sender_process
 ):
     with psycopg.connect(database_url) as blocking, psycopg.connect(database_url) as watching:
         watching.autocommit = True
 
         def reply(_):
-            """200, but what it answers cannot be written down for now."""
+            """Answers 200, but locks the row so that the result cannot be stored."""
             blocking.execute("SELECT 1 FROM delivery FOR UPDATE")
             return 200
 
-        with crowd(reply) as there:
-            register(sessions, [there.url("/hook")], EventType.JOB_CANCELED)
+        with many_receivers(reply) as receivers:
+            register(sessions, [receivers.url("/hook")], EventType.JOB_CANCELED)
             cancel(sessions, queue_jobs({}))
             sender_process.start()
             until(lambda: waits_for_lock(watching))
@@ -106,14 +112,14 @@ def test_a_sender_killed_between_the_answer_and_the_mark_sends_again_under_the_s
             blocking.rollback()
             assert statuses(sessions) == {"sending": 1}
 
-            with sessions.begin() as session:  # its lease has ended
+            with sessions.begin() as session:  # its lease has lapsed
                 session.execute(update(Delivery).values(next_attempt_at=func.now()))
-            there.reply = lambda _: 200
+            receivers.reply = lambda _: 200
             sender_process.start()
             until(lambda: statuses(sessions) == {"accepted": 1})
 
-    assert len(there.came) == 2
-    assert len({post.id for post in there.came}) == 1
+    assert len(receivers.posts) == 2
+    assert len({post.id for post in receivers.posts}) == 1
     assert outcomes(sessions) == ["interrupted", "http_2xx"]
 
 
@@ -123,26 +129,29 @@ def waits_for_lock(connection):
 
 
 def outcomes(sessions):
-    """Of all attempts, in order."""
+    """Outcomes of all attempts, in order."""
     with sessions.begin() as session:
         made = select(DeliveryAttempt.outcome).order_by(DeliveryAttempt.number)
         return session.scalars(made).all()
 
 
-def test_a_sender_told_to_stop_finishes_what_is_in_flight(sessions, queue_jobs, sender_process):
-    came = threading.Event()
+def test_a_sender_that_stops_finishes_the_attempts_in_flight(sessions, queue_jobs, sender_process):
+    came, stopping = threading.Event(), threading.Event()
 
     def reply(_):
         came.set()
-        time.sleep(1)
+        assert stopping.wait(60)
         return 200
 
-    with crowd(reply) as there:
-        register(sessions, [there.url("/hook")], EventType.JOB_CANCELED)
+    with many_receivers(reply) as receivers:
+        register(sessions, [receivers.url("/hook")], EventType.JOB_CANCELED)
         cancel(sessions, queue_jobs({}))
         sender_process.start()
         assert came.wait(60)
-        sender_process.stop()
+        sender_process.process.terminate()
+        until(lambda: "Warm shutdown" in sender_process.log.read_text())
+        stopping.set()
+        assert sender_process.process.wait(45) in {0, -signal.SIGTERM}
 
     assert statuses(sessions) == {"accepted": 1}
 
@@ -150,51 +159,54 @@ def test_a_sender_told_to_stop_finishes_what_is_in_flight(sessions, queue_jobs, 
 @pytest.mark.parametrize(
     ("hanging", "healthy"), [(190, 10), pytest.param(950, 50, marks=pytest.mark.chaos)]
 )
-def test_a_crowd_that_hangs_does_not_hold_up_the_rest(
+def test_hanging_receivers_do_not_delay_healthy_ones(
     sessions, queue_jobs, sender_process, hanging, healthy
 ):
     """95 of 100 endpoints hang, for longer than the test would wait."""
     hang_s = 45
-    with crowd(lambda post: None if post.path.startswith("/hang") else 200) as there:
+    with many_receivers(lambda post: None if post.path.startswith("/hang") else 200) as receivers:
         paths = [f"/hang{n}" for n in range(hanging)] + [f"/good{n}" for n in range(healthy)]
         random.Random(1).shuffle(paths)
-        register(sessions, map(there.url, paths), EventType.JOB_CANCELED)
+        register(sessions, map(receivers.url, paths), EventType.JOB_CANCELED)
         ids = queue_jobs(*[{}] * 4)
         sender_process.start(DARKROOM_WEBHOOK_TIMEOUT_S=str(hang_s))
         delays = []
         for number, job_id in enumerate(ids, 1):
             began = time.time()
             cancel(sessions, [job_id])
-            until(lambda: len(to_good(there)) >= healthy * number)  # noqa: B023
-            delays += [post.at - began for post in to_good(there)[-healthy:]]
-        sender_process.kill()  # it would wait for those that hang
+            until(lambda: len(to_good(receivers)) >= healthy * number)  # noqa: B023
+            delays += [post.at - began for post in to_good(receivers)[-healthy:]]
+        sender_process.kill()  # a stop would wait for those that hang
 
     delays.sort()
     p95 = delays[int(0.95 * len(delays))]
-    told(f"{hanging} of {hanging + healthy} hang: healthy p95 {p95:.2f} s of {len(delays)}")
+    report(f"{hanging} of {hanging + healthy} hang: healthy p95 {p95:.2f} s of {len(delays)}")
     assert p95 < 5
-    assert len({post.path for post in there.came if "/hang" in post.path}) == hanging
+    assert len({post.path for post in receivers.posts if "/hang" in post.path}) == hanging
 
 
-def to_good(there):
-    return [post for post in there.came if "/good" in post.path]
+def to_good(receivers):
+    return [post for post in receivers.posts if "/good" in post.path]
 
 
 # --- simulated time -------------------------------------------------------------------------------
 
 
-class World:
-    """A sender in this process, whose waits can be skipped: database and gate believe it."""
+class SimulatedSender:
+    """Sender in this process whose waits can be skipped, in the database and in its limiter."""
 
     def __init__(self, sessions, *, timeout_s=20.0):
         self._sessions = sessions
         self.skipped_s = 0.0
         policy = policy_of(Settings(webhook_allow_private=True))
-        outbound = WebhookTransport(
+        transport = WebhookTransport(
             policy, SystemResolver(), tls=tls_context(None), timeout_s=timeout_s
         )
         self._make = lambda: Sender(
-            sessions, outbound.post, DestinationLimiter(1000, clock=self.clock), seal=SEAL
+            sessions,
+            transport.post,
+            DestinationLimiter(1000, clock=self.clock),
+            secret_box=SECRET_BOX,
         )
         self._loop = asyncio.new_event_loop()
         self._began = threading.Event()
@@ -222,9 +234,9 @@ class World:
         self._thread.join()
 
     def skip(self):
-        """To when the next delivery is due and a quarter of the wait more; False when none waits.
+        """Skips to a quarter of the wait after the next delivery is due; False if none is pending.
 
-        Late, never early: so those that failed together are tried together, whatever the jitter.
+        Late, never early: deliveries that failed together are sent together, whatever the jitter.
         """
         soonest = text(
             "SELECT extract(epoch FROM min(next_attempt_at) - now()) FROM delivery"
@@ -245,7 +257,7 @@ class World:
         return True
 
     def _is_idle(self):
-        """Whether nothing is on its way, or due. If not, the notifier is rung."""
+        """Wakes the sender; True if no delivery is being sent or due."""
         due = text(
             "SELECT count(*) FROM delivery WHERE finished_at IS NULL"
             " AND (status = 'sending' OR next_attempt_at <= now())"
@@ -255,98 +267,102 @@ class World:
             return session.scalar(due) == 0
 
     def run_out(self, *, until_s=10**9):
-        """Skip until nothing waits any more, or so much time has passed."""
+        """Skips until no delivery is pending, or so much time has passed."""
         while self.skipped_s < until_s and self.skip():
             pass
 
 
-def test_a_receiver_that_is_away_for_two_hours_gets_each_event_once(sessions, queue_jobs):
-    with crowd(lambda _: 200) as there, World(sessions) as world:
+def test_a_receiver_that_is_down_for_two_hours_gets_each_event_once(sessions, queue_jobs):
+    with many_receivers(lambda _: 200) as receivers, SimulatedSender(sessions) as sender:
         accepted = []
 
         def reply(post):
-            if world.skipped_s < 2 * 3600:
+            if sender.skipped_s < 2 * 3600:
                 return 503
             accepted.append(post)
             return 200
 
-        there.reply = reply
-        register(sessions, [there.url("/hook")], EventType.JOB_CANCELED)
+        receivers.reply = reply
+        register(sessions, [receivers.url("/hook")], EventType.JOB_CANCELED)
         cancel(sessions, queue_jobs(*[{}] * 6))
-        world.run_out()
+        sender.run_out()
 
     assert statuses(sessions) == {"accepted": 6}
-    assert 2 * 3600 < world.skipped_s < 12 * 3600
-    tries = Counter(post.id for post in there.came)
-    told(f"away for 2 h: 6 events accepted, tried {sorted(tries.values())} times by their ids")
+    assert 2 * 3600 < sender.skipped_s < 12 * 3600
+    tries = Counter(post.id for post in receivers.posts)
+    report(f"down for 2 h: 6 events accepted, tried {sorted(tries.values())} times by their ids")
     assert len(tries) == 6
     assert max(tries.values()) <= 8
     assert Counter(post.id for post in accepted) == dict.fromkeys(tries, 1)
 
 
-def test_one_that_stays_away_exhausts_them_and_a_replay_delivers_them(sessions, queue_jobs):
+def test_a_receiver_that_stays_down_exhausts_deliveries_and_a_replay_delivers_them(
+    sessions, queue_jobs
+):
     began = datetime.now(UTC) - timedelta(minutes=1)
-    with crowd(lambda _: 500) as there, World(sessions) as world:
-        register(sessions, [there.url("/hook")], EventType.JOB_CANCELED)
+    with many_receivers(lambda _: 500) as receivers, SimulatedSender(sessions) as sender:
+        register(sessions, [receivers.url("/hook")], EventType.JOB_CANCELED)
         cancel(sessions, queue_jobs(*[{}] * 6))
-        world.run_out()
+        sender.run_out()
         assert statuses(sessions) == {"exhausted": 6}
-        assert Counter(Counter(post.id for post in there.came).values()) == {8: 6}
-        assert 31 * 3600 < world.skipped_s < 50 * 3600
+        assert Counter(Counter(post.id for post in receivers.posts).values()) == {8: 6}
+        assert 31 * 3600 < sender.skipped_s < 50 * 3600
 
-        there.reply = lambda _: 200
-        ids = {post.id for post in there.came}
+        receivers.reply = lambda _: 200
+        ids = {post.id for post in receivers.posts}
         with sessions.begin() as session:
             assert delivery_log.replay_failed(session, DEFAULT_TENANT, since=began) == 6
-        world.run_out()
+        sender.run_out()
 
     assert statuses(sessions) == {"accepted": 6}
-    assert {post.id for post in there.came[-6:]} == ids
-    told("away for good: 6 events exhausted after 8 tries each; replayed: 6 accepted, same ids")
+    assert {post.id for post in receivers.posts[-6:]} == ids
+    report("down for good: 6 events exhausted after 8 tries each; replayed: 6 accepted, same ids")
 
 
 @pytest.mark.parametrize("count", [250, pytest.param(2000, marks=pytest.mark.chaos)])
-def test_each_end_of_many_jobs_is_accepted_or_exhausted(sessions, registry, count):
-    """One receiver answers at random; another does too, and leaves for good in the course."""
+def test_each_final_event_of_many_jobs_is_accepted_or_exhausted(sessions, registry, count):
+    """Two receivers answer at random; one of them answers 410 after ten POSTs."""
     dice = random.Random(2)
     accepted = []
 
     def reply(post):
         status = dice.choice([200] * 6 + [500, 503, 404, 302, 429])
-        if post.path == "/leaves" and sum(each.path == "/leaves" for each in there.came) > 10:
+        if post.path == "/gone" and sum(each.path == "/gone" for each in receivers.posts) > 10:
             return 410
-        if post.path == "/well" and status == 200:
+        if post.path == "/healthy" and status == 200:
             accepted.append(post.id)
         return status
 
-    with crowd(reply) as there, World(sessions) as world:
-        [well] = register(sessions, [there.url("/well")], *JOB_ENDS)
-        [leaves] = register(sessions, [there.url("/leaves")], EventType.JOB_FAILED)
-        ends = end_jobs(sessions, registry, dice, count)
-        world.run_out()
+    with many_receivers(reply) as receivers, SimulatedSender(sessions) as sender:
+        [healthy_id] = register(sessions, [receivers.url("/healthy")], *JOB_ENDS)
+        [gone] = register(sessions, [receivers.url("/gone")], EventType.JOB_FAILED)
+        counts = finish_jobs(sessions, registry, dice, count)
+        sender.run_out()
 
-    assert sum(ends.values()) == count
-    assert {"succeeded", "failed", "canceled"} == ends.keys()
-    ended = select(Delivery).join(
+    assert sum(counts.values()) == count
+    assert {"succeeded", "failed", "canceled"} == counts.keys()
+    finals = select(Delivery).join(
         Job, (Job.id == Delivery.job_id) & (Delivery.type == "job." + Job.status)
     )
     with sessions.begin() as session:
-        rows = session.scalars(ended).all()
-        assert endpoint_reason(session, leaves) == "gone"
+        rows = session.scalars(finals).all()
+        assert endpoint_reason(session, gone) == "gone"
     assert {row.status for row in rows} <= {"accepted", "exhausted"}
-    mine = [row for row in rows if row.endpoint_id == well]
-    told(f"{ends}: {dict(Counter(row.status for row in mine))}, none missing")
-    assert len({row.job_id for row in mine}) == len(mine) == count
-    assert sorted(row.message_id for row in mine if row.status == "accepted") == sorted(accepted)
-    assert {row.status for row in rows if row.endpoint_id == leaves} == {"accepted", "exhausted"}
+    of_healthy = [row for row in rows if row.endpoint_id == healthy_id]
+    report(f"{counts}: {dict(Counter(row.status for row in of_healthy))}, none missing")
+    assert len({row.job_id for row in of_healthy}) == len(of_healthy) == count
+    assert sorted(row.message_id for row in of_healthy if row.status == "accepted") == sorted(
+        accepted
+    )
+    assert {row.status for row in rows if row.endpoint_id == gone} == {"accepted", "exhausted"}
 
 
 def endpoint_reason(session, endpoint_id):
     return session.get(WebhookEndpoint, endpoint_id).disabled_reason
 
 
-def end_jobs(sessions, registry, dice, count):
-    """Draws, fails and cancels them as workers would; how many came to which end."""
+def finish_jobs(sessions, registry, dice, count):
+    """Generates, fails and cancels jobs as workers do; counts them by status."""
     with sessions.begin() as session:
         made = [submission_of(registry, {"seed": number}) for number in range(count)]
         ids = lifecycle.submit(session, DEFAULT_TENANT, made)
@@ -358,13 +374,15 @@ def end_jobs(sessions, registry, dice, count):
             )
             if not claimed:
                 break
-            dispatches.settle(session, claimed[0].dispatch_id, [_end(job, dice) for job in claimed])
+            dispatches.settle(
+                session, claimed[0].dispatch_id, [_outcome(job, dice) for job in claimed]
+            )
     with sessions.begin() as session:
         counted = select(Job.status, func.count()).group_by(Job.status)
         return dict(session.execute(counted).all())
 
 
-def _end(job, dice):
+def _outcome(job, dice):
     if dice.random() < 0.1:
         return Failed(job.id, "invalid_output", "it is black")
     return Succeeded(job.id, "a/b/1.png", "0" * 64, 10, inference_ms=5, upload_ms=1)

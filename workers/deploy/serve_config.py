@@ -6,7 +6,7 @@ from darkroom.generation.model_registry import Model, ModelRegistry
 from darkroom.settings import Settings
 from workers.replica.triton_worker import TritonWorkerOptions
 
-POLICY: Final = "workers.deploy.autoscaling:ByQueuedWork"
+POLICY: Final = "workers.deploy.autoscaling:BacklogAutoscaler"
 APPLICATION: Final = "workers.replica.deployment:application"
 DEPLOYMENT: Final = "Replica"
 

@@ -1,7 +1,8 @@
-"""`python -m workers.webhooks.app`: a Celery worker that sends webhooks.
+"""`python -m workers.webhooks.app`: Celery worker that sends webhooks.
 
-A process of its own, with its own user and queue: it speaks with strangers, and so it holds no
-storage key, knows no replica, and can be kept from the network inside (deploy/nftables).
+It is a process of its own, with its own user and queue, because it connects to foreign servers: it
+holds no storage key, knows no replica, and a firewall can keep it from the private network
+(deploy/nftables).
 """
 
 import argparse
@@ -40,27 +41,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SenderThread:
-    """The sender in its thread with its event loop."""
+    """Thread that runs the sender on an event loop of its own."""
 
     settings: Settings
     loop: asyncio.AbstractEventLoop | None = None
     sender: Sender | None = None
     thread: threading.Thread | None = None
-    opened: threading.Event = field(default_factory=threading.Event)
+    started: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Start the thread and wait until the sender is open."""
         self.thread = threading.Thread(target=self._run, name="sender", daemon=True)
         self.thread.start()
-        self.opened.wait()
+        self.started.wait()
 
     def wake(self) -> None:
-        """There is something due. From any thread."""
+        """Make the sender claim soon. Call it from any thread."""
         if self.loop is not None and self.sender is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.sender.wake)
 
     def close(self) -> None:
-        """What is in flight is finished, the rest handed back."""
+        """Finish the attempts in flight within 30 s and release the rest."""
         if self.loop is not None and self.sender is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.sender.stop)
         if self.thread is not None:
@@ -69,23 +70,23 @@ class SenderThread:
     def _run(self) -> None:
         try:
             asyncio.run(self._send())
-        except Exception:  # whatever it was: a process that sends nothing must not look alive
-            logger.exception("the sender fell over; leaving, to be started anew")
+        except Exception:  # any: a process that sends nothing must not look alive
+            logger.exception("webhook sender crashed; exiting for a restart")
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
-            self.opened.set()
+            self.started.set()
 
     async def _send(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.sender = open_sender(self.settings)
-        self.opened.set()
+        self.started.set()
         await self.sender.run()
 
 
 def open_sender(settings: Settings) -> Sender:
-    """A sender as the settings say. Raises SetupError, OSError."""
+    """Return a sender for these settings. Raise SetupError or OSError."""
     policy = url_policy.policy_of(settings)
-    outbound = WebhookTransport(
+    transport = WebhookTransport(
         policy,
         SystemResolver() if policy.private else DnsResolver(),
         tls=tls_context(settings.webhook_ca_file),
@@ -93,15 +94,15 @@ def open_sender(settings: Settings) -> Sender:
     )
     return Sender(
         open_sessions(settings.database_url.get_secret_value(), pool_size=2),
-        outbound.post,
-        DestinationLimiter(_sockets(settings.webhook_max_connections)),
-        seal=SecretBox(settings.webhook_encryption_keys.get_secret_value()),
-        private=signatures.private_keys(settings.webhook_signing_key.get_secret_value()),
+        transport.post,
+        DestinationLimiter(_max_connections(settings.webhook_max_connections)),
+        secret_box=SecretBox(settings.webhook_encryption_keys.get_secret_value()),
+        private_keys=signatures.private_keys(settings.webhook_signing_key.get_secret_value()),
     )
 
 
-def _sockets(wanted: int) -> int:
-    """As many as wanted, or as the system lets us have files open."""
+def _max_connections(wanted: int) -> int:
+    """Raise the limit of open files as needed; return how many connections it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + _OTHER_FILES
     if soft < needed:
@@ -110,28 +111,33 @@ def _sockets(wanted: int) -> int:
         soft = max(soft, allowed)
     possible = max(16, min(wanted, soft - _OTHER_FILES))
     if possible < wanted:
-        logger.warning("only %d webhooks in flight: the limit of open files is %d", possible, soft)
+        logger.warning(
+            "at most %d webhooks in flight instead of %d: the limit of open files is %d",
+            possible,
+            wanted,
+            soft,
+        )
     return possible
 
 
-def delivery_app(settings: Settings, room: SenderThread, *, ready_file: Path | None) -> Celery:
-    """The Celery app with its task and its life wired up."""
+def webhook_app(settings: Settings, sender: SenderThread, *, ready_file: Path | None) -> Celery:
+    """Return the Celery app whose task wakes the sender, and whose signals start and close it."""
     app = celery_app.celery_app(settings, socket_timeout_s=5)
 
     @app.task(name=celery_app.SEND_WEBHOOKS)
-    def _deliver() -> None:
-        room.wake()
+    def _wake() -> None:
+        sender.wake()
 
     def _init(**_: object) -> None:
         notifier.clear_queue(settings, celery_app.WEBHOOK_QUEUE)
 
     def _ready(**_: object) -> None:
-        room.start()
+        sender.start()
         if ready_file is not None:
             ready_file.touch()
 
     def _shutdown(**_: object) -> None:
-        room.close()
+        sender.close()
 
     signals.worker_init.connect(_init, weak=False)  # closures have no other owner
     signals.worker_ready.connect(_ready, weak=False)
@@ -140,13 +146,13 @@ def delivery_app(settings: Settings, room: SenderThread, *, ready_file: Path | N
 
 
 def celery_arguments() -> Sequence[str]:
-    """One thread: its task only rings the sender's notifier."""
+    """Return Celery's arguments: one thread, since its task only wakes the sender."""
     return [
         "worker",
         "--pool=threads",
         "--concurrency=1",
         f"--queues={celery_app.WEBHOOK_QUEUE}",
-        f"--hostname=delivery-{os.getpid()}@%h",
+        f"--hostname=webhooks-{os.getpid()}@%h",
         "--without-gossip",
         "--without-mingle",
         "--without-heartbeat",
@@ -155,13 +161,15 @@ def celery_arguments() -> Sequence[str]:
 
 
 def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
-    """Send until SIGTERM, which lets the attempts in flight finish."""
+    """Send webhooks until SIGTERM; attempts in flight then finish."""
     parser = argparse.ArgumentParser(
-        prog="python -m workers.delivery",
-        description="Sends webhooks: claims what is due, signs it, posts it, records how it went.",
+        prog="python -m workers.webhooks.app",
+        description="Send webhooks: claim due deliveries, sign and POST them, store the results.",
         epilog="Configured by DARKROOM_* variables; see .env.example.",
     )
-    parser.add_argument("--check", action="store_true", help="only check what it would connect to")
+    parser.add_argument(
+        "--check", action="store_true", help="only check that PostgreSQL and Redis answer"
+    )
     arguments = parser.parse_args()
     settings = load_settings()
     if arguments.check:
@@ -172,18 +180,18 @@ def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
         }
         return print_results(run_checks(checks))
     ready_file = os.environ.get("DARKROOM_READY_FILE")
-    room = SenderThread(settings)
     try:
-        asyncio.run(_try_out(settings))
+        asyncio.run(_check_settings(settings))
     except (SetupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    app = delivery_app(settings, room, ready_file=Path(ready_file) if ready_file else None)
+    sender = SenderThread(settings)
+    app = webhook_app(settings, sender, ready_file=Path(ready_file) if ready_file else None)
     app.worker_main(list(celery_arguments()))  # ends the process itself
 
 
-async def _try_out(settings: Settings) -> None:
-    """A setting that cannot be used is told at the start, in one line."""
+async def _check_settings(settings: Settings) -> None:
+    """Fail at the start, in one line, for settings that cannot be used."""
     open_sender(settings)
 
 

@@ -1,8 +1,9 @@
-"""Who may send now: room in this process, a limit for each destination, rest for failing ones.
+"""Destination limiter: a concurrency limit, a fair share and a circuit breaker per destination.
 
-A destination that nobody knows, or that fails, has one place; one that answers has eight at once
-and some seconds of work waiting for them. So receivers that hang hold a place each and no more.
-Lives in the memory of one sender: what it forgets when it dies, it learns again.
+An unknown or failing destination (half-open) gets one concurrent request; a healthy one (closed)
+gets eight, and some seconds of claimed work ahead of them. So a receiver that hangs blocks one
+request and no more. After failures in a row the circuit opens, and nothing is sent for a while.
+The state lives in the memory of one sender; after a restart it is learned again.
 """
 
 import asyncio
@@ -16,148 +17,166 @@ from typing import Final
 
 from darkroom.webhooks.deliveries import AttemptOutcome, Claim
 
-AT_ONCE: Final = 8  #: attempts in flight to one destination that answers
-_AHEAD_S: Final = 2.0  #: of work may wait for these, so that claims need not keep its pace
-_MOST_AHEAD: Final = 32  #: for each of the eight
-_SHARE: Final = 0.75  #: of all places, for one tenant, and for destinations that do not answer
-_DOUBTFUL_AFTER: Final = 5  #: failures in a row
-_OPEN_AFTER: Final = 10  #: failures in a row, a timeout being worth four: then it is left alone
+MAX_CONCURRENT: Final = 8  #: attempts in flight to one healthy destination
+_PREFETCH_S: Final = 2.0  #: of work claimed ahead, so that claims need not keep its pace
+_MAX_PREFETCH: Final = 32  #: claims for each of the eight
+_SHARE: Final = 0.75  #: of the capacity, for one tenant, and for all half-open destinations
+_HALF_OPEN_AFTER: Final = 5  #: failures in a row
+_OPEN_AFTER: Final = 10  #: failures in a row, a timeout counting as four
 _TIMEOUT_WEIGHT: Final = 4
-_FIRST_REST_S: Final = 5.0
-_LONGEST_REST_S: Final = 300.0
-MAX_DEFER_S: Final = 15.0  #: because of a crowd; a rest may be longer
-_REMEMBERED: Final = 50_000  #: destinations; those that are doing nothing are forgotten first
+_MIN_OPEN_S: Final = 5.0
+_MAX_OPEN_S: Final = 300.0
+MAX_DEFER_S: Final = 15.0  #: because of a backlog; an open circuit may take longer
+_MAX_DESTINATIONS: Final = 50_000  #: remembered; idle ones are forgotten first
 
 
 @dataclass
 class _Destination:
-    """What is known of one: its places taken, its failures, how long it takes to answer."""
+    """State of one destination: its circuit, its claims, and how fast it answers."""
 
-    inside: int = 0
+    acquired: int = 0
     answered: bool = False
     failures: int = 0  #: in a row, weighted
-    rests: int = 0  #: in a row
-    rest_until: float = 0.0
-    seconds: float = 1.0  #: of an answer, smoothed
+    openings: int = 0  #: in a row
+    open_until: float = 0.0
+    latency_s: float = 1.0  #: smoothed
     probed_at: float = 0.0
-    tail: float = 0.0  #: when the last of those that were put off may come
-    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    last_deferred_to: float = 0.0  #: when the last of its deferred deliveries is due
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONCURRENT))
 
     @property
-    def good(self) -> bool:
-        return self.answered and self.failures < _DOUBTFUL_AFTER
+    def closed(self) -> bool:
+        return self.answered and self.failures < _HALF_OPEN_AFTER
 
     @property
-    def places(self) -> int:
-        ahead = min(max(_AHEAD_S / max(self.seconds, 0.001), 1), _MOST_AHEAD)
-        return int(AT_ONCE * ahead) if self.good else 1
+    def limit(self) -> int:
+        prefetch = min(max(_PREFETCH_S / max(self.latency_s, 0.001), 1), _MAX_PREFETCH)
+        return int(MAX_CONCURRENT * prefetch) if self.closed else 1
 
 
 class DestinationLimiter:
-    """Counts who is inside. `admit` may be called from another thread than the rest."""
+    """Limiter of acquired claims. `acquire` may be called from another thread than the rest."""
 
     def __init__(self, capacity: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._capacity = capacity
         self._clock = clock
         self._destinations: dict[str, _Destination] = {}
-        self._tenants: Counter[str] = Counter()
-        self._inside = 0
-        self._doubtful = 0
-        self._doubted: set[str] = set()  #: deliveries inside that count as doubtful
+        self._by_tenant: Counter[str] = Counter()
+        self._acquired = 0
+        self._probes: set[str] = set()  #: ids of claims of half-open destinations
         self._lock = threading.Lock()
 
     @property
-    def room(self) -> int:
-        """How many more may come in."""
-        return self._capacity - self._inside
+    def available(self) -> int:
+        """Number of claims that may still be acquired."""
+        return self._capacity - self._acquired
 
-    def admit(self, claim: Claim) -> float | None:
-        """None: it is inside, until it leaves. Otherwise in how many seconds to ask again."""
+    def acquire(self, claim: Claim) -> float | None:
+        """Admit the claim until `release`, or return in how many seconds to try again."""
         with self._lock:
-            known = self._known(claim.destination)
-            wait_s = self._wait_s(claim, known)
+            destination = self._destination(claim.destination)
+            wait_s = self._wait_s(claim, destination)
             if wait_s is None:
-                self._enter(claim, known)
+                self._count(claim, destination)
             return wait_s
 
-    def _known(self, destination: str) -> _Destination:
-        known = self._destinations.pop(destination, None) or _Destination()
-        self._destinations[destination] = known  # now the youngest
-        if len(self._destinations) > _REMEMBERED:
+    def _destination(self, key: str) -> _Destination:
+        destination = self._destinations.pop(key, None) or _Destination()
+        self._destinations[key] = destination  # now the most recently used one
+        if len(self._destinations) > _MAX_DESTINATIONS:
             oldest = next(iter(self._destinations))
-            if self._destinations[oldest].inside == 0:
+            if self._destinations[oldest].acquired == 0:
                 del self._destinations[oldest]
-        return known
+        return destination
 
-    def _wait_s(self, claim: Claim, known: _Destination) -> float | None:
+    def _wait_s(self, claim: Claim, destination: _Destination) -> float | None:
         now = self._clock()
         share = self._capacity * _SHARE
-        if known.rest_until > now:
-            return (known.rest_until - now) * random.uniform(1, 1.1)  # noqa: S311  # not a secret
-        if known.inside >= known.places:
-            return self._busy_s(known, now)
-        if self._tenants[claim.tenant_id] >= share:
+        if destination.open_until > now:
+            remaining_s = destination.open_until - now
+            return remaining_s * random.uniform(1, 1.1)  # noqa: S311  # not a secret
+        if destination.acquired >= destination.limit:
+            return self._defer_s(destination, now)
+        if self._by_tenant[claim.tenant_id] >= share:
             return 1.0
-        if self._inside >= self._capacity or (not known.good and self._doubtful >= share):
+        probes_exhausted = not destination.closed and len(self._probes) >= share
+        if self._acquired >= self._capacity or probes_exhausted:
             return 1.0
         return None
 
-    def _busy_s(self, known: _Destination, now: float) -> float:
-        """One behind the other at the pace of the destination, so that few come in vain.
+    def _defer_s(self, destination: _Destination, now: float) -> float:
+        """Space deferred deliveries at the destination's pace, so that few are due too early.
 
-        A probe may hang: then at a pace that falls.
+        While a probe hangs, the pace falls.
         """
-        pace_s = known.seconds / AT_ONCE if known.good else max(now - known.probed_at, 0.1)
-        head = now + (known.places * pace_s / 2 if known.good else 0)
-        known.tail = min(max(known.tail, head) + pace_s, now + MAX_DEFER_S)
-        return max(known.tail - now, 0.02)
+        if destination.closed:
+            pace_s = destination.latency_s / MAX_CONCURRENT
+            head = now + destination.limit * pace_s / 2
+        else:
+            pace_s = max(now - destination.probed_at, 0.1)
+            head = now
+        next_at = max(destination.last_deferred_to, head) + pace_s
+        destination.last_deferred_to = min(next_at, now + MAX_DEFER_S)
+        return max(destination.last_deferred_to - now, 0.02)
 
-    def _enter(self, claim: Claim, known: _Destination) -> None:
-        self._inside += 1
-        self._tenants[claim.tenant_id] += 1
-        known.inside += 1
-        if not known.good:
-            known.probed_at = self._clock()
-            self._doubtful += 1
-            self._doubted.add(claim.id)
+    def _count(self, claim: Claim, destination: _Destination) -> None:
+        self._acquired += 1
+        self._by_tenant[claim.tenant_id] += 1
+        destination.acquired += 1
+        if not destination.closed:
+            destination.probed_at = self._clock()
+            self._probes.add(claim.id)
 
-    def turns(self, claim: Claim) -> asyncio.Semaphore:
-        """Eight of a destination's deliveries have their turn at once."""
-        return self._destinations[claim.destination].turns
+    def slots(self, claim: Claim) -> asyncio.Semaphore:
+        """Return the semaphore of the eight concurrent requests to the claim's destination."""
+        return self._destinations[claim.destination].slots
 
-    def leave(self, claim: Claim) -> None:
-        """It is sent, or handed back."""
+    def release(self, claim: Claim) -> None:
+        """Free what `acquire` took: the claim was sent or returned to the queue."""
         with self._lock:
-            self._inside -= 1
-            self._tenants[claim.tenant_id] -= 1
-            if not self._tenants[claim.tenant_id]:
-                del self._tenants[claim.tenant_id]
-            self._destinations[claim.destination].inside -= 1
-            if claim.id in self._doubted:
-                self._doubted.remove(claim.id)
-                self._doubtful -= 1
+            self._acquired -= 1
+            self._by_tenant[claim.tenant_id] -= 1
+            if not self._by_tenant[claim.tenant_id]:
+                del self._by_tenant[claim.tenant_id]
+            self._destinations[claim.destination].acquired -= 1
+            self._probes.discard(claim.id)
 
-    def learn(
-        self, claim: Claim, outcome: AttemptOutcome, seconds: float, *, rest_s: float | None = None
+    def record_result(
+        self,
+        claim: Claim,
+        outcome: AttemptOutcome,
+        seconds: float,
+        *,
+        retry_after_s: float | None = None,
     ) -> bool:
-        """How its destination behaved, and for how long it asked to be left alone.
+        """Update the destination's circuit; return whether it closed with deliveries deferred.
 
-        Whether others, who were put off because nobody could vouch for it, may come now.
+        `retry_after_s`: how long the destination asked to be left alone.
         """
         with self._lock:
-            known = self._destinations[claim.destination]
+            destination = self._destinations[claim.destination]
             if outcome is AttemptOutcome.HTTP_2XX:
-                vouched = not known.good and known.tail > self._clock()
-                known.seconds += (seconds - known.seconds) / (4 if known.answered else 1)
-                known.answered, known.failures, known.rests = True, 0, 0
-                known.tail = 0.0 if vouched else known.tail
-                return vouched
-            if rest_s:
-                until = self._clock() + min(rest_s, _LONGEST_REST_S)
-                known.rest_until = max(known.rest_until, until)
-            known.failures += _TIMEOUT_WEIGHT if outcome is AttemptOutcome.TIMEOUT else 1
-            if known.failures >= _OPEN_AFTER and known.rest_until <= self._clock():
-                rest_s = min(_FIRST_REST_S * 2**known.rests, _LONGEST_REST_S)
-                known.rest_until = self._clock() + rest_s
-                known.rests += 1
+                return self._record_success(destination, seconds)
+            self._record_failure(destination, outcome, retry_after_s)
             return False
+
+    def _record_success(self, destination: _Destination, seconds: float) -> bool:
+        waited_for = not destination.closed and destination.last_deferred_to > self._clock()
+        weight = 4 if destination.answered else 1
+        destination.latency_s += (seconds - destination.latency_s) / weight
+        destination.answered, destination.failures, destination.openings = True, 0, 0
+        if waited_for:
+            destination.last_deferred_to = 0.0
+        return waited_for
+
+    def _record_failure(
+        self, destination: _Destination, outcome: AttemptOutcome, retry_after_s: float | None
+    ) -> None:
+        now = self._clock()
+        if retry_after_s:
+            until = now + min(retry_after_s, _MAX_OPEN_S)
+            destination.open_until = max(destination.open_until, until)
+        destination.failures += _TIMEOUT_WEIGHT if outcome is AttemptOutcome.TIMEOUT else 1
+        if destination.failures >= _OPEN_AFTER and destination.open_until <= now:
+            destination.open_until = now + min(_MIN_OPEN_S * 2**destination.openings, _MAX_OPEN_S)
+            destination.openings += 1

@@ -1,9 +1,8 @@
-"""Names into addresses, each within its time, and any number at once.
+"""Name resolution with a deadline for each name, for any number of names at once.
 
-The system's resolver blocks a thread for each name, and a slow name server would hold them all.
-So names are asked for over DNS by ourselves; absolute, without the search domains that would make
-`intranet.example` out of a stranger's `intranet`. For development there is the system's as well:
-it knows /etc/hosts.
+The system's resolver blocks a thread for each name, so that a slow name server would block them
+all. `DnsResolver` asks over DNS itself, for absolute names: search domains would turn a client's
+`intranet` into `intranet.example`. For development, `SystemResolver` also knows /etc/hosts.
 """
 
 import asyncio
@@ -20,27 +19,27 @@ TIMEOUT_S: Final = 3.0
 
 
 class NoAddress(Exception):
-    """The name has none, or nobody told us in time."""
+    """The name has no address, or no name server answered in time."""
 
 
 class Resolver(Protocol):
-    """Asked anew for every call: an answer kept is an answer that others had time to change."""
+    """Resolver without a cache: a kept answer gives an attacker time to change it."""
 
     async def addresses(self, name: str) -> list[str]:
-        """All of the name's, IPv4 first. Raises NoAddress."""
+        """Return all addresses of the name, IPv4 first. Raise NoAddress."""
         ...
 
 
 class DnsResolver:
-    """Asks the name servers of /etc/resolv.conf. Raises SetupError when it names none."""
+    """Resolver that asks the servers of /etc/resolv.conf. Raises SetupError when it names none."""
 
     def __init__(self) -> None:
         self._resolver = dns.asyncresolver.Resolver()
         self._resolver.lifetime = TIMEOUT_S
-        self._resolver.timeout = TIMEOUT_S / 2  # of one server: a second one gets its chance
+        self._resolver.timeout = TIMEOUT_S / 2  # of one server, so that a second one can be asked
 
     async def addresses(self, name: str) -> list[str]:
-        """One family that cannot be had does not spoil the other."""
+        """Return the A and AAAA records; a failure of one kind does not hide the other."""
         both = await asyncio.gather(self._ask(name, "A"), self._ask(name, "AAAA"))
         found = [address for each in both for address in each]
         if not found:
@@ -57,14 +56,14 @@ class DnsResolver:
 
 
 class SystemResolver:
-    """getaddrinfo in the loop's threads: hosts files, containers' names, single labels."""
+    """Resolver that calls getaddrinfo: it knows hosts files, containers and single labels."""
 
     async def addresses(self, name: str) -> list[str]:
-        """As the machine's own programs see it."""
+        """Return what other programs of this machine see."""
         loop = asyncio.get_running_loop()
-        asked = loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        lookup = loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
         try:
-            found = await asyncio.wait_for(asked, TIMEOUT_S)
+            found = await asyncio.wait_for(lookup, TIMEOUT_S)
         except (OSError, TimeoutError, UnicodeError) as error:
             raise NoAddress(name) from error
         return sorted({str(entry[4][0]) for entry in found}, key=lambda address: ":" in address)

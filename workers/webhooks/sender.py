@@ -1,6 +1,6 @@
-"""The sender of webhooks: claims what is due, sends it, writes down how it went. Asynchronous.
+"""Webhook sender: claims due deliveries, sends them, and stores the results, on one event loop.
 
-Two transactions for many deliveries, and none is open while a receiver is waited for.
+A transaction claims or settles many deliveries, and none is open while a receiver answers.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ from workers.webhooks.circuit_breaker import MAX_DEFER_S, DestinationLimiter
 from workers.webhooks.transport import WebhookResponse
 
 LEASE: Final = timedelta(seconds=120)
-_BEGIN_WITHIN_S: Final = 60.0  #: of its claim; later, the lease might end before the answer
-_CLAIMED_AT_ONCE: Final = 500
-_SETTLED_AT_ONCE: Final = 500
-_POLL_S: Final = 1.0  #: when nobody rings
-#: What comes within it shares a transaction: one for each webhook would cost more than the webhook.
-_GATHER_S: Final = 0.02
-_PAUSE_S: Final = 1.0  #: before the database is asked again that could not be reached
-_UNSEALED_WAIT_S: Final = 60.0
-_FORGET_EVERY_S: Final = 600.0
+_START_WITHIN_S: Final = 60.0  #: of the claim; later, the lease might lapse before the answer
+_MAX_CLAIMED: Final = 500  #: in one transaction
+_MAX_SETTLED: Final = 500  #: in one transaction
+_POLL_S: Final = 1.0  #: between claims without a wake-up
+#: Events within it share a transaction: one for each webhook would cost more than the webhook.
+_BATCH_WINDOW_S: Final = 0.02
+_RETRY_S: Final = 1.0  #: between attempts to reach the database
+_NO_SECRET_WAIT_S: Final = 60.0
+_CLEAN_UP_EVERY_S: Final = 600.0
 
-Kept = TypeVar("Kept")
+Returned = TypeVar("Returned")
 logger = logging.getLogger(__name__)
 
 
@@ -51,49 +51,49 @@ class Post(Protocol):
 
 @dataclass(frozen=True)
 class OutgoingWebhook:
-    """A claimed delivery, ready to go."""
+    """Claimed delivery with its body and its secrets."""
 
     claim: Claim
     body: bytes
     secrets: Sequence[str]
-    begin_by: float  #: by the monotonic clock
+    start_by: float  #: on the monotonic clock
 
 
 class Sender:
-    """One event loop's worth of deliveries."""
+    """Sender of the deliveries of one event loop."""
 
     def __init__(
         self,
         sessions: Sessions,
         post: Post,
-        gate: DestinationLimiter,
+        limiter: DestinationLimiter,
         *,
-        seal: SecretBox,
-        private: Sequence[Ed25519PrivateKey] = (),
+        secret_box: SecretBox,
+        private_keys: Sequence[Ed25519PrivateKey] = (),
     ) -> None:
         self._sessions = sessions
         self._post = post
-        self._gate = gate
-        self._seal = seal
-        self._private = private
+        self._limiter = limiter
+        self._secret_box = secret_box
+        self._private_keys = private_keys
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="deliveries")
         self._woken = asyncio.Event()
         self._stopping = asyncio.Event()
         self._results: asyncio.Queue[Result] = asyncio.Queue()
         self._sending: set[asyncio.Task[None]] = set()
-        self._forget_at = 0.0
+        self._clean_up_at = 0.0
 
     def wake(self) -> None:
-        """There is something due. From the loop's own thread."""
+        """Claim soon. Call it in the loop's own thread."""
         self._woken.set()
 
     def stop(self) -> None:
-        """Finish what is in flight, hand back the rest. From the loop's own thread."""
+        """Finish the attempts in flight and release the rest. Call it in the loop's own thread."""
         self._stopping.set()
         self._woken.set()
 
     async def run(self) -> None:
-        """Until stopped. Raises what no retry helps against: then the process should end."""
+        """Send until stopped. Raise what no retry helps against: then the process should exit."""
         settling = asyncio.create_task(self._settle_all())
         claiming = asyncio.create_task(self._claim_all())
         await asyncio.wait({settling, claiming}, return_when=asyncio.FIRST_COMPLETED)
@@ -110,150 +110,156 @@ class Sender:
     async def _claim_all(self) -> None:
         while not self._stopping.is_set():
             self._woken.clear()
-            limit = min(self._gate.room, _CLAIMED_AT_ONCE)
-            due = await self._claim(limit) if limit > 0 else 0
-            if due < limit or limit <= 0:  # a whole claim: there may be more
-                await asyncio.sleep(_GATHER_S)
-                await _until(self._woken, _POLL_S - _GATHER_S)
+            limit = min(self._limiter.available, _MAX_CLAIMED)
+            due = await self._start_due(limit) if limit > 0 else 0
+            if due < limit or limit <= 0:  # after a full claim there may be more
+                await asyncio.sleep(_BATCH_WINDOW_S)
+                await _wait_for(self._woken, _POLL_S - _BATCH_WINDOW_S)
 
-    async def _claim(self, limit: int) -> int:
-        letters, due = await self._patiently(lambda: self._open_mail(limit))
-        for letter in letters:
-            task = asyncio.create_task(self._send(letter))
+    async def _start_due(self, limit: int) -> int:
+        """Start to send up to `limit` due deliveries; return how many were due."""
+        webhooks, due = await self._with_retries(partial(self._claim, limit))
+        for webhook in webhooks:
+            task = asyncio.create_task(self._send(webhook))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
         return due
 
-    def _open_mail(self, limit: int) -> tuple[list[OutgoingWebhook], int]:
-        """Claim, and all that the letters need, in one transaction."""
-        admitted: list[Claim] = []
+    def _claim(self, limit: int) -> tuple[list[OutgoingWebhook], int]:
+        """Claim due deliveries and read all that they need, in one transaction."""
+        acquired: list[Claim] = []
 
         def admit(claim: Claim) -> float | None:
-            wait_s = self._gate.admit(claim)
+            wait_s = self._limiter.acquire(claim)
             if wait_s is None:
-                admitted.append(claim)
+                acquired.append(claim)
             return wait_s
 
         try:
             with self._sessions.begin() as session:
-                self._forget_old(session)
+                self._clean_up(session)
                 claims, due = deliveries.claim(session, limit=limit, lease=LEASE, admit=admit)
-                letters = self._letters(session, claims)
+                webhooks = self._render(session, claims)
         except BaseException:
-            for claim in admitted:
-                self._gate.leave(claim)
+            for claim in acquired:
+                self._limiter.release(claim)
             raise
-        ready = {letter.claim.id for letter in letters}
+        ready = {webhook.claim.id for webhook in webhooks}
         for claim in claims:
             if claim.id not in ready:
-                self._gate.leave(claim)
-        return letters, due
+                self._limiter.release(claim)
+        return webhooks, due
 
-    def _letters(self, session: Session, claims: Sequence[Claim]) -> list[OutgoingWebhook]:
-        """Those that can be sent. What they are about may be gone, or a seal not be ours."""
-        secrets = endpoints.secrets_of(
+    def _render(self, session: Session, claims: Sequence[Claim]) -> list[OutgoingWebhook]:
+        """Render the claims; release those without a secret, drop those without a subject."""
+        secrets = endpoints.signing_secrets(
             session,
             endpoint_ids={claim.endpoint_id for claim in claims if claim.endpoint_id},
             tenant_ids={claim.tenant_id for claim in claims if not claim.endpoint_id},
-            seal=self._seal,
+            secret_box=self._secret_box,
         )
-        signed: list[Claim] = []
-        unsigned: list[Claim] = []
-        for claim in claims:
-            known = (claim.endpoint_id or claim.tenant_id) in secrets
-            (signed if known else unsigned).append(claim)
-        if unsigned:
-            deliveries.release(session, unsigned, wait_s=_UNSEALED_WAIT_S)
-        bodies = payloads.bodies(session, signed)
-        gone = [claim for claim in signed if claim.id not in bodies]
-        deliveries.settle(session, [Result(claim, AttemptOutcome.DROPPED) for claim in gone])
-        begin_by = time.monotonic() + _BEGIN_WITHIN_S
+        signable = [claim for claim in claims if _secret_owner(claim) in secrets]
+        if len(signable) < len(claims):
+            unsigned = [claim for claim in claims if _secret_owner(claim) not in secrets]
+            deliveries.release(session, unsigned, wait_s=_NO_SECRET_WAIT_S)
+        bodies = payloads.bodies(session, signable)
+        dropped = [claim for claim in signable if claim.id not in bodies]
+        deliveries.settle(session, [Result(claim, AttemptOutcome.DROPPED) for claim in dropped])
+        start_by = time.monotonic() + _START_WITHIN_S
         return [
-            OutgoingWebhook(
-                claim, bodies[claim.id], secrets[claim.endpoint_id or claim.tenant_id], begin_by
-            )
-            for claim in signed
+            OutgoingWebhook(claim, bodies[claim.id], secrets[_secret_owner(claim)], start_by)
+            for claim in signable
             if claim.id in bodies
         ]
 
-    def _forget_old(self, session: Session) -> None:
-        if time.monotonic() > self._forget_at:
-            delivery_log.delete_old(session)
-            self._forget_at = time.monotonic() + _FORGET_EVERY_S
+    def _clean_up(self, session: Session) -> None:
+        if time.monotonic() > self._clean_up_at:
+            delivery_log.delete_expired(session)
+            self._clean_up_at = time.monotonic() + _CLEAN_UP_EVERY_S
 
-    async def _send(self, letter: OutgoingWebhook) -> None:
-        claim = letter.claim
+    async def _send(self, webhook: OutgoingWebhook) -> None:
+        claim = webhook.claim
         try:
-            async with self._gate.turns(claim):
-                if self._stopping.is_set() or time.monotonic() > letter.begin_by:
-                    await self._hand_back(claim)
+            async with self._limiter.slots(claim):
+                if self._stopping.is_set() or time.monotonic() > webhook.start_by:
+                    await self._with_retries(partial(self._release, claim))
                     return
-                began = time.monotonic()
-                answer = await self._post(claim.url, letter.body, self._signed(letter))
-                vouched = self._gate.learn(
-                    claim,
-                    answer.outcome,
-                    time.monotonic() - began,
-                    rest_s=answer.retry_after_s if answer.overloaded else None,
-                )
-            self._results.put_nowait(Result(claim, answer.outcome, answer.retry_after_s))
-            if vouched:
-                await self._patiently(partial(self._hasten, claim))
+                response, recovered = await self._attempt(webhook)
+            self._results.put_nowait(Result(claim, response.outcome, response.retry_after_s))
+            if recovered:
+                await self._with_retries(partial(self._make_due_now, claim))
         finally:
-            self._gate.leave(claim)
+            self._limiter.release(claim)
             self._woken.set()
 
-    def _signed(self, letter: OutgoingWebhook) -> dict[str, str]:
+    async def _attempt(self, webhook: OutgoingWebhook) -> tuple[WebhookResponse, bool]:
+        """POST once; return the response and whether its destination has recovered."""
+        claim = webhook.claim
+        started = time.monotonic()
+        response = await self._post(claim.url, webhook.body, self._headers(webhook))
+        recovered = self._limiter.record_result(
+            claim,
+            response.outcome,
+            time.monotonic() - started,
+            retry_after_s=response.retry_after_s if response.overloaded else None,
+        )
+        return response, recovered
+
+    def _headers(self, webhook: OutgoingWebhook) -> dict[str, str]:
         return signatures.headers(
-            letter.claim.message_id,
+            webhook.claim.message_id,
             int(time.time()),
-            letter.body,
-            shared=letter.secrets,
-            private=self._private,
+            webhook.body,
+            shared=webhook.secrets,
+            private=self._private_keys,
         )
 
-    async def _hand_back(self, claim: Claim) -> None:
-        def put_back() -> None:
-            with self._sessions.begin() as session:
-                deliveries.release(session, [claim])
+    def _release(self, claim: Claim) -> None:
+        with self._sessions.begin() as session:
+            deliveries.release(session, [claim])
 
-        await self._patiently(put_back)
-
-    def _hasten(self, claim: Claim) -> None:
+    def _make_due_now(self, claim: Claim) -> None:
         with self._sessions.begin() as session:
             deliveries.make_due_now(session, claim, within=timedelta(seconds=MAX_DEFER_S))
 
     async def _settle_all(self) -> None:
         while True:
             results = [await self._results.get()]
-            await asyncio.sleep(_GATHER_S)
-            while len(results) < _SETTLED_AT_ONCE and not self._results.empty():
+            await asyncio.sleep(_BATCH_WINDOW_S)
+            while len(results) < _MAX_SETTLED and not self._results.empty():
                 results.append(self._results.get_nowait())
-            await self._patiently(partial(self._settle, results))
+            await self._with_retries(partial(self._settle, results))
             for _ in results:
                 self._results.task_done()
 
     def _settle(self, results: Sequence[Result]) -> None:
         with self._sessions.begin() as session:
-            ours = deliveries.settle(session, results)
-        if ours < len(results):
-            logger.warning("%d deliveries were fenced out: others sent them", len(results) - ours)
+            settled = deliveries.settle(session, results)
+        if settled < len(results):
+            logger.warning(
+                "discarded %d of %d results: their leases lapsed and another sender took over",
+                len(results) - settled,
+                len(results),
+            )
 
-    async def _patiently(self, act: Callable[[], Kept]) -> Kept:
-        """In a thread; while the database cannot be reached, again."""
+    async def _with_retries(self, work: Callable[[], Returned]) -> Returned:
+        """Run `work` in a thread, again and again while the database is unavailable."""
         loop = asyncio.get_running_loop()
         while True:
             try:
-                return await loop.run_in_executor(self._threads, act)
+                return await loop.run_in_executor(self._threads, work)
             except (DBAPIError, PoolTimeout) as error:
                 if isinstance(error, DBAPIError) and not is_unavailable(error):
                     raise
-                logger.warning("the database cannot be reached, will try again: %s", error)
-                await asyncio.sleep(_PAUSE_S)
+                logger.warning("database unavailable: %s; retrying in %.0f s", error, _RETRY_S)
+                await asyncio.sleep(_RETRY_S)
 
 
-async def _until(event: asyncio.Event, seconds: float) -> None:
-    """Until the event, or the time has passed."""
+def _secret_owner(claim: Claim) -> str:
+    return claim.endpoint_id or claim.tenant_id
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

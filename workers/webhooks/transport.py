@@ -1,8 +1,8 @@
-"""One POST to a stranger's URL: to a vetted address, within one deadline, reading little.
+"""Transport of webhooks: one POST to a checked address, within one deadline, reading little.
 
-The name is resolved once; if any of its addresses may not be called the name is not; the
-connection is made to a vetted address and its peer is checked. Name, SNI, `Host` and certificate
-stay the URL's. Nothing is reused, followed, decompressed or taken from the environment.
+The name is resolved once, and rejected if the policy forbids any of its addresses. The connection
+goes to a checked address, and its peer is checked again. SNI, `Host` and certificate are those of
+the URL. No connection is reused, no redirect followed, no body decompressed, no proxy used.
 """
 
 import asyncio
@@ -28,29 +28,29 @@ from darkroom.webhooks.url_policy import (
 )
 from workers.webhooks.resolver import NoAddress, Resolver
 
-MAX_RESPONSE_BYTES: Final = 128 * 2**10  #: of all that is read of an answer, its headers included
+MAX_RESPONSE_BYTES: Final = 128 * 2**10  #: of a whole response with its headers
 _MAX_BODY_BYTES: Final = 64 * 2**10
-_BODY_S: Final = 2.0  #: the status has decided; the rest is read out of politeness
-_CONNECT_S: Final = 5.0  #: to one address, so that the next one has its chance
-_ADDRESSES_TRIED: Final = 4
+_BODY_S: Final = 2.0  #: for the body: the status has decided already
+_CONNECT_S: Final = 5.0  #: to one address, so that the next one can be tried
+_MAX_ADDRESSES: Final = 4
 _OVERLOADED: Final = frozenset({429, 503})
 
 
 @dataclass(frozen=True)
 class WebhookResponse:
-    """What a receiver said, in a word, and when it wants to be asked again."""
+    """Outcome of a POST, and the receiver's `Retry-After`."""
 
     outcome: AttemptOutcome
     retry_after_s: float | None = None
-    overloaded: bool = False  #: then the wish is meant for all that waits for it
+    overloaded: bool = False  #: then `retry_after_s` holds for the whole destination
 
 
 class ResponseTooLarge(Exception):
-    """The answer has no end."""
+    """The response is larger than MAX_RESPONSE_BYTES."""
 
 
 class WebhookTransport:
-    """Sends POSTs. Holds no connection between them."""
+    """Transport with a URL policy; it keeps no connection open between POSTs."""
 
     def __init__(
         self, policy: UrlPolicy, resolver: Resolver, *, tls: ssl.SSLContext, timeout_s: float
@@ -61,7 +61,7 @@ class WebhookTransport:
         self._timeout_s = timeout_s
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> WebhookResponse:
-        """How it went; every way in which it can go wrong is an outcome."""
+        """POST once and return the outcome; every failure is an outcome."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._post(check_url(url, self._policy), body, headers)
@@ -77,13 +77,13 @@ class WebhookTransport:
             )
 
     async def _post(
-        self, target: VettedUrl, body: bytes, headers: Mapping[str, str]
+        self, vetted: VettedUrl, body: bytes, headers: Mapping[str, str]
     ) -> WebhookResponse:
         url = httpcore2.URL(
-            scheme=target.scheme, host=target.host, port=target.port, target=target.path
+            scheme=vetted.scheme, host=vetted.host, port=vetted.port, target=vetted.path
         )
         request = httpcore2.Request(
-            "POST", url, headers=_headers(target, body, headers), content=body
+            "POST", url, headers=_headers(vetted, body, headers), content=body
         )
         connection = httpcore2.AsyncHTTPConnection(
             url.origin, ssl_context=self._tls, network_backend=self._backend
@@ -97,7 +97,7 @@ class WebhookTransport:
 
 
 async def _drain_body(response: httpcore2.Response) -> None:
-    """Read a short body to its end, so that its sender is not cut off; leave a long one."""
+    """Read a short body to its end, so that the receiver sees no reset; abandon a long one."""
     read = 0
     with contextlib.suppress(
         TimeoutError, ResponseTooLarge, httpcore2.NetworkError, httpcore2.ProtocolError
@@ -110,24 +110,23 @@ async def _drain_body(response: httpcore2.Response) -> None:
 
 
 def classify_response(status: int, headers: Mapping[bytes, bytes]) -> WebhookResponse:
-    """Only 2xx is success; a redirect is a failure as any other."""
+    """Return the outcome of a status: only 2xx is success; a redirect is a failure."""
     if status == 410:  # noqa: PLR2004  # Gone
         return WebhookResponse(AttemptOutcome.HTTP_410)
-    named = {
+    by_class = {
         2: AttemptOutcome.HTTP_2XX,
         3: AttemptOutcome.HTTP_3XX,
         4: AttemptOutcome.HTTP_4XX,
         5: AttemptOutcome.HTTP_5XX,
     }
     lowered = {name.lower(): value for name, value in headers.items()}
-    wish = _retry_after_s(lowered.get(b"retry-after", b"").decode("latin-1"))
-    return WebhookResponse(
-        named.get(status // 100, AttemptOutcome.INVALID_RESPONSE), wish, status in _OVERLOADED
-    )
+    retry_after_s = _retry_after_s(lowered.get(b"retry-after", b"").decode("latin-1"))
+    outcome = by_class.get(status // 100, AttemptOutcome.INVALID_RESPONSE)
+    return WebhookResponse(outcome, retry_after_s, status in _OVERLOADED)
 
 
 def _retry_after_s(text: str) -> float | None:
-    """Seconds, or a date (RFC 9110); what is neither, or is past, is no wish."""
+    """Parse `Retry-After`: seconds or a date (RFC 9110); None if it is neither, or past."""
     if text.isascii() and text.isdigit() and len(text) < 10:  # noqa: PLR2004  # 30 years
         return float(text)
     try:
@@ -138,28 +137,24 @@ def _retry_after_s(text: str) -> float | None:
 
 
 def _headers(
-    target: VettedUrl, body: bytes, headers: Mapping[str, str]
+    vetted: VettedUrl, body: bytes, headers: Mapping[str, str]
 ) -> dict[bytes | str, bytes | str]:
-    usual = {"https": 443, "http": 80}[target.scheme] == target.port
-    host = _bracketed(target.host)
-    named: dict[bytes | str, bytes | str] = {
-        "Host": host if usual else f"{host}:{target.port}",
+    is_default_port = {"https": 443, "http": 80}[vetted.scheme] == vetted.port
+    host = f"[{vetted.host}]" if ":" in vetted.host else vetted.host
+    merged: dict[bytes | str, bytes | str] = {
+        "Host": host if is_default_port else f"{host}:{vetted.port}",
         "User-Agent": "Darkroom-Webhooks/1",
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
-    named.update(headers)
-    return named
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    merged.update(headers)
+    return merged
 
 
 def _is_tls(error: BaseException | None) -> bool:
-    """Whether TLS is behind it, as far as its causes tell."""
+    """Return whether a TLS error is the error or among its causes."""
     while error is not None:
         if isinstance(error, ssl.SSLError):
             return True
@@ -168,7 +163,7 @@ def _is_tls(error: BaseException | None) -> bool:
 
 
 class VettedBackend(httpcore2.AsyncNetworkBackend):
-    """Connects to vetted addresses and nowhere else; httpcore2 does the rest."""
+    """Network backend of httpcore2 that connects to checked addresses only."""
 
     def __init__(self, policy: UrlPolicy, resolver: Resolver) -> None:
         self._policy = policy
@@ -183,26 +178,25 @@ class VettedBackend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,  # noqa: ARG002
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002
     ) -> httpcore2.AsyncNetworkStream:
-        """To the first vetted address that answers. Raises Blocked if any is not to be called."""
-        allowed = await self._vetted(host)
+        """Connect to the first address that answers. Raise UrlNotAllowed if any is forbidden."""
+        addresses = await self._checked_addresses(host)
         failure: Exception = NoAddress(host)
-        for address in allowed[:_ADDRESSES_TRIED]:
+        for address in addresses[:_MAX_ADDRESSES]:
             try:
                 return await self._connect(address, port)
             except (httpcore2.NetworkError, httpcore2.TimeoutException) as error:
                 failure = error
         raise failure
 
-    async def _vetted(self, host: str) -> list[str]:
-        literal = is_address(host)
-        found = [host] if literal else await self._resolver.addresses(host)
+    async def _checked_addresses(self, host: str) -> list[str]:
+        found = [host] if is_address(host) else await self._resolver.addresses(host)
         return [str(check_address(address, self._policy)) for address in found]
 
     async def _connect(self, address: str, port: int) -> httpcore2.AsyncNetworkStream:
         stream = await self._inner.connect_tcp(address, port, timeout=_CONNECT_S)
         try:
             peer = stream.get_extra_info("server_addr")
-            check_address(str(peer[0]), self._policy)  # where we are, not where we meant to go
+            check_address(str(peer[0]), self._policy)  # the actual peer, not the intended one
         except BaseException:
             await stream.aclose()
             raise
@@ -214,25 +208,25 @@ class VettedBackend(httpcore2.AsyncNetworkBackend):
         timeout: float | None = None,  # noqa: ARG002, ASYNC109
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002
     ) -> httpcore2.AsyncNetworkStream:
-        """Never."""
-        raise UrlNotAllowed(f"{path} is a socket of this machine")
+        """Refuse: webhooks go to TCP addresses only."""
+        raise UrlNotAllowed(f"{path} is a Unix socket, which webhooks may not use")
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
 
 
 class LimitedStream(httpcore2.AsyncNetworkStream):
-    """A stream that ends by force once it brought more than it may: headers, 1xx answers, body."""
+    """Stream that fails once it has read its budget of headers, 1xx responses and body."""
 
     def __init__(self, inner: httpcore2.AsyncNetworkStream, budget: int) -> None:
         self._inner = inner
-        self._left = budget
+        self._remaining = budget
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        if self._left <= 0:
+        if self._remaining <= 0:
             raise ResponseTooLarge
-        read = await self._inner.read(min(max_bytes, self._left, 16 * 2**10), timeout)
-        self._left -= len(read)
+        read = await self._inner.read(min(max_bytes, self._remaining, 16 * 2**10), timeout)
+        self._remaining -= len(read)
         return read
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
@@ -252,14 +246,14 @@ class LimitedStream(httpcore2.AsyncNetworkStream):
         except BaseException:  # a deadline too: httpcore2 closes for its own exceptions only
             await self._inner.aclose()
             raise
-        return LimitedStream(inner, self._left)
+        return LimitedStream(inner, self._remaining)
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """The system's authorities, and those in the file. Raises OSError."""
+    """Trust the system's authorities and those in the file. Raise OSError."""
     context = ssl.create_default_context()
     if ca_file is not None:
         context.load_verify_locations(ca_file)
