@@ -22,6 +22,11 @@ MODEL = {"model": "darkroom-demo"}
 AGE = timedelta(minutes=1)
 
 
+@pytest.fixture(autouse=True)
+def _queue(empty_queue):
+    """Only the jobs of the test can be claimed."""
+
+
 @pytest.fixture
 def activity(sessions):
     return ActivityCollector(sessions, LIMITS)
