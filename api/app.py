@@ -82,7 +82,7 @@ def open_dependencies(settings: Settings) -> Dependencies:
         metrics=metrics.open_registry(
             ActivityCollector(sessions, registry.models),
             snapshot=snapshot_cache.now,
-            pending=lambda: group_committer.waiting,
+            pending=lambda: group_committer.pending,
         ),
     )
 

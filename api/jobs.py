@@ -25,7 +25,7 @@ from darkroom.forecast import queue_position
 from darkroom.generation.params import JobInput, Label
 from darkroom.idempotency import StoredResponse
 from darkroom.jobs import deletion, lifecycle, queries
-from darkroom.jobs.lifecycle import Submission
+from darkroom.jobs.bulk_insert import NewJob
 from darkroom.status import FINISHED, Status
 from darkroom.storage.images import ImageStore
 from darkroom.webhooks import endpoints
@@ -59,14 +59,14 @@ async def create_job(
     job: JobInput, tenant_id: TenantId, deps: Deps, prefer: Prefer = None, key: Key = None
 ) -> Response:
     """Queue one image. A 202 means that the job is committed and reaches a final status."""
-    submission = _submission(deps, job)
+    new_job = _new_job(deps, job)
     if key is None:
-        accepted = await deps.group_committer.submit(tenant_id, submission)
+        accepted = await deps.group_committer.submit(tenant_id, new_job)
         if deps.snapshot_cache.recall() is None:
             await run_in_threadpool(deps.snapshot_cache.now)
         stored = StoredResponse(render_job(deps, accepted).model_dump_json(), replayed=False)
     else:
-        stored = await run_in_threadpool(_submit_once, deps, tenant_id, submission, key)
+        stored = await run_in_threadpool(_submit_once, deps, tenant_id, job, new_job, key)
     deps.notifier.notify_workers()  # after the commit, so that the worker it wakes can see the row
     seconds = _seconds(prefer)
     if not seconds:
@@ -76,23 +76,23 @@ async def create_job(
     return respond(replace(stored, body=latest.model_dump_json()))
 
 
-def _submission(deps: Dependencies, job: JobInput) -> Submission:
+def _new_job(deps: Dependencies, job: JobInput) -> NewJob:
     params = deps.registry.resolve(job)
     endpoints.check_own_url(job.webhook_url, deps.url_policy)
-    return Submission(job, params, deps.registry.models[params.model].microbatch_key(params))
+    return NewJob.of(job, params, deps.registry.models[params.model].microbatch_key(params))
 
 
 def _submit_once(
-    deps: Dependencies, tenant_id: str, submission: Submission, key: str
+    deps: Dependencies, tenant_id: str, job: JobInput, new_job: NewJob, key: str
 ) -> StoredResponse:
     """Submit with an Idempotency-Key; its response is committed together with the job."""
     with deps.sessions.begin() as session:
 
         def act() -> str:
-            [job] = lifecycle.accept(session, tenant_id, [submission])
-            return render_job(deps, job).model_dump_json()
+            [job_id] = lifecycle.submit(session, tenant_id, [new_job])
+            return render_job(deps, queries.find(session, tenant_id, job_id)).model_dump_json()
 
-        asked = b"job " + submission.input.model_dump_json().encode()
+        asked = b"job " + job.model_dump_json().encode()
         stored = idempotency.once(session, tenant_id, key, request=asked, act=act)
         fault_points.fault_point("before-submit-commit")
     fault_points.fault_point("after-submit-commit")

@@ -15,6 +15,7 @@ from api.activity import ActivityCollector
 from api.dependencies import Deps
 from darkroom import __version__
 from darkroom.forecast.snapshot import QueueSnapshot
+from darkroom.periodic import FAILURES
 from darkroom.status import Priority
 
 router = APIRouter(tags=["health"])
@@ -32,6 +33,7 @@ def open_registry(
         part(registry=registry)
     registry.register(QueueCollector(snapshot, pending))
     registry.register(activity)
+    registry.register(FAILURES)
     build = Gauge("darkroom_build_info", "Version of this process", ("version",), registry=registry)
     build.labels(__version__).set(1)
     return registry
@@ -79,7 +81,7 @@ def _depths(snapshot: QueueSnapshot) -> Iterator[Metric]:
         "darkroom_queue_oldest_age_seconds", "Age of the oldest queued job", labels=labels
     )
     for depth in snapshot.scan.depths:
-        values = [list(Priority)[depth.priority].value, depth.model]
+        values = [Priority.from_rank(depth.priority).value, depth.model]
         jobs.add_metric(values, depth.jobs)
         cost.add_metric(values, depth.cost)
         age.add_metric(values, depth.oldest_queued_s)

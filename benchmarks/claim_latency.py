@@ -33,6 +33,7 @@ from darkroom.forecast import queue_position, snapshot
 from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
+from darkroom.jobs.bulk_insert import NewJob
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Failed
 from darkroom.settings import Settings
@@ -62,9 +63,7 @@ def submit_one(sessions: Sessions, registry: ModelRegistry) -> str:
     params = registry.resolve(job)
     key = registry.models[params.model].microbatch_key(params)
     with sessions.begin() as session:
-        [job_id] = lifecycle.submit(
-            session, DEFAULT_TENANT, [lifecycle.Submission(job, params, key)]
-        )
+        [job_id] = lifecycle.submit(session, DEFAULT_TENANT, [NewJob.of(job, params, key)])
     return job_id
 
 

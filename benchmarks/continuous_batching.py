@@ -51,7 +51,7 @@ class Drawing:
         self.course = Course()
         self.steps = 0
         self._begun = time.monotonic()
-        self._happenings = painter.draw(uuid.uuid4().hex, jobs, alone=waits)
+        self._happenings = painter.generate(uuid.uuid4().hex, jobs, alone=waits)
         self._count = len(jobs)
 
     async def ended(self) -> Course:
@@ -63,7 +63,7 @@ class Drawing:
                     self.course.first_step = self.course.first_step or since
                     self.steps = max(step for step, _ in happening.steps.values())
                 elif isinstance(happening, Finished):
-                    assert isinstance(happening.drawing, Image), happening
+                    assert isinstance(happening.result, Image), happening
                     self.course.pictures.append(since)
         assert len(self.course.pictures) == self._count
         return self.course

@@ -47,6 +47,7 @@ from darkroom.forecast import queue_position, snapshot
 from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
+from darkroom.jobs.bulk_insert import NewJob
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Succeeded
 from darkroom.settings import Settings
@@ -148,17 +149,13 @@ class Simulation:
     def arrive(self, source: Source) -> None:
         """A submission, and the next one of its kind."""
         number = self.chance.randint(source.fewest, source.most)
-        made = [self._submission(source) for _ in range(number)]
         with self.transaction() as session:
             batch_id = None
             if number > 1:
                 batch_id = batches.create(session, source.tenant_id, total=number).id
-                made = [
-                    lifecycle.Submission(
-                        each.input, each.params, each.microbatch_key, row_number=row
-                    )
-                    for row, each in enumerate(made, 1)
-                ]
+            made = [
+                self._new_job(source, row if batch_id else None) for row in range(1, number + 1)
+            ]
             lifecycle.submit(session, source.tenant_id, made, batch_id=batch_id)
             session.commit()
         self.at(
@@ -166,7 +163,7 @@ class Simulation:
         )
         self.claim_all()
 
-    def _submission(self, source: Source) -> lifecycle.Submission:
+    def _new_job(self, source: Source, row_number: int | None) -> NewJob:
         asked = JobInput(
             prompt="a red apple",
             priority=source.priority,
@@ -176,7 +173,7 @@ class Simulation:
         )
         params = self.registry.resolve(asked)
         key = self.registry.models[params.model].microbatch_key(params)
-        return lifecycle.Submission(asked, params, key)
+        return NewJob.of(asked, params, key, row_number=row_number)
 
     def claim_all(self) -> None:
         """Every worker with a seat left claims; one that draws lingers, as the pump does."""

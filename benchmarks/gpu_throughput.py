@@ -111,7 +111,7 @@ def torch_runner(parts: Parts) -> TorchRunner:
         file.flush()
         schedule = read_noise_schedule(Path(file.name))
     return TorchRunner(
-        texts=TextEncoder(parts.tokenizers, clip_encoders(parts.text_encoders), device),
+        text_encoder=TextEncoder(parts.tokenizers, clip_encoders(parts.text_encoders), device),
         unet=parts.unet,
         vae=parts.vae,
         noise_schedule=schedule,

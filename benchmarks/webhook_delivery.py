@@ -46,7 +46,7 @@ from darkroom.event_types import EventType
 from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
-from darkroom.jobs.lifecycle import Submission
+from darkroom.jobs.bulk_insert import NewJob
 from darkroom.queue.notifier import WorkNotifier
 from darkroom.settings import Settings
 from darkroom.webhooks import endpoints as webhook_endpoints
@@ -162,7 +162,7 @@ class Lab:
 
     def queue_batch(self, count: int) -> str:
         """A batch of so many queued jobs; its id."""
-        made = [_submission(self.registry, number) for number in range(1, count + 1)]
+        made = [_new_job(self.registry, number) for number in range(1, count + 1)]
         with self.sessions.begin() as session:
             batch = batches.create(
                 session, DEFAULT_TENANT, total=count, label="b", webhook_url=None
@@ -188,11 +188,11 @@ class Lab:
         return came
 
 
-def _submission(registry: ModelRegistry, row_number: int | None = None) -> Submission:
+def _new_job(registry: ModelRegistry, row_number: int | None = None) -> NewJob:
     job = JobInput(prompt="a red apple")
     params = registry.resolve(job)
     key = registry.models[params.model].microbatch_key(params)
-    return Submission(job, params, key, row_number=row_number)
+    return NewJob.of(job, params, key, row_number=row_number)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def flood(lab: Lab, scheme: str, endpoints: int, deliveries: int) -> Flood:
 def trickle(lab: Lab, scheme: str, events: int, rate: float) -> Sequence[float]:
     """Milliseconds from the commit of a job's end to its receipt, one job after the other."""
     lab.listen(scheme, 1)
-    made = [_submission(lab.registry) for _ in range(events)]
+    made = [_new_job(lab.registry) for _ in range(events)]
     with lab.sessions.begin() as session:
         ids = lifecycle.submit(session, DEFAULT_TENANT, made)
     committed: dict[str, float] = {}
@@ -274,11 +274,11 @@ def receiver(certificate: Path) -> Iterator[tuple[Connection, Mapping[str, int]]
 
 @contextmanager
 def sender(folder: Path, environment: Mapping[str, str]) -> Iterator[int]:
-    """`python -m workers.webhooks.app`, ready; its process."""
+    """`python -m workers send-webhooks`, ready; its process."""
     ready, log = folder / "ready", folder / "sender.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.webhooks.app"],
+            [sys.executable, "-m", "workers", "send-webhooks"],
             env=os.environ | environment | {"DARKROOM_READY_FILE": str(ready)},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""ONNX files to plans, by TensorRT or by TensorRT for RTX: one API, versions 10 and 11."""
+"""Build of plans from ONNX files by TensorRT or TensorRT for RTX, versions 10 and 11."""
 
 import hashlib
 import time
@@ -13,25 +13,25 @@ from compile.parts import Part, Size
 from engine.tensorrt.api import import_tensorrt, this_machine
 from engine.tensorrt.plans import Builder, Profile
 
-OPTIMIZATION_LEVEL: Final = 3  #: TensorRT's own default, said so that the record can say it
-NATIVE_NORM_SINCE: Final = 21  #: the first opset that writes GroupNormalization as what it is
-PICTURES: Final = (1, 4, 8)  #: least, best and most that are decoded in one call
-TELL_EVERY_S: Final = 2.0
+OPTIMIZATION_LEVEL: Final = 3  #: TensorRT's own default, explicit for the record
+NATIVE_NORM_SINCE: Final = 21  #: the first opset with GroupNormalization
+DECODER_ROWS: Final = (1, 4, 8)  #: minimum, optimum and maximum of images in one call
+LOG_INTERVAL_S: Final = 2.0
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]  #: prints a line of progress
 
 
 class BuildFailed(RuntimeError):
-    """TensorRT made no plan; the message holds what it said."""
+    """TensorRT built no plan; the message contains its errors."""
 
 
-class ParserRefused(BuildFailed):
-    """TensorRT does not understand the ONNX file: an older opset may do."""
+class OnnxRejected(BuildFailed):
+    """TensorRT cannot parse the ONNX file; an older opset may work."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Who builds, for which GPU."""
+    """The builder and the GPU that it builds for."""
 
     builder: Builder
     version: str
@@ -42,27 +42,27 @@ class Target:
 
 
 def open_target(builder: Builder, compute_capability: str | None) -> Target:
-    """The builder of this machine. Raises TensorRTMissing, BuildFailed.
+    """Return the target on this machine. Raises TensorRTMissing, BuildFailed.
 
-    TensorRT builds for the GPU that is here. The RTX edition needs none: then
-    `compute_capability` says which it is for.
+    TensorRT builds for the GPU in this machine. The RTX edition needs none: then
+    `compute_capability` selects the target.
     """
     trt = import_tensorrt(builder)
     here = this_machine(trt, builder)
     if here is None and builder == "tensorrt":
-        raise BuildFailed("TensorRT builds on the GPU that will run the plan, and here is none")
+        raise BuildFailed("TensorRT builds on the GPU that will run the plan; none found")
     if here is None and compute_capability is None:
-        raise BuildFailed("no GPU here: say --compute-capability, as 8.9 for an RTX 4090")
+        raise BuildFailed("no GPU here: pass --compute-capability, such as 8.9 for an RTX 4090")
     if builder == "tensorrt" and here and compute_capability not in {None, here.compute_capability}:
-        raise BuildFailed(f"TensorRT builds for this GPU only ({here.compute_capability})")
-    wanted = compute_capability or (here.compute_capability if here else "")
+        raise BuildFailed(f"TensorRT builds only for this GPU ({here.compute_capability})")
+    target = compute_capability or (here.compute_capability if here else "")
     if builder == "tensorrt-rtx":
-        _capability(trt, wanted)
-    is_for_here = here is not None and here.compute_capability == wanted
+        _capability(trt, target)
+    is_for_here = here is not None and here.compute_capability == target
     return Target(
         builder=builder,
         version=trt.__version__,
-        compute_capability=wanted,
+        compute_capability=target,
         gpu=here.gpu if here and is_for_here else "",
         cuda=str(torch.version.cuda or "") if here else "",
         trt=trt,
@@ -70,16 +70,16 @@ def open_target(builder: Builder, compute_capability: str | None) -> Target:
 
 
 def profiles_of(part: Part, rows: tuple[int, int, int], sizes: Sequence[Size]) -> list[Profile]:
-    """One for each size, in which width and height are fixed; only the rows vary."""
+    """Return one profile for each size; only its rows vary."""
     if not part.has_size:
-        return [Profile(rows=(1, *rows[1:]))]  # texts are new one by one
+        return [Profile(rows=(1, *rows[1:]))]  # a single new text is encoded alone
     if part.name == "vae_decoder":
-        rows = PICTURES
+        rows = DECODER_ROWS
     return [Profile(rows=rows, width=width, height=height) for width, height in sizes]
 
 
 def flags_of(opset: int) -> tuple[str, ...]:
-    """What was asked of TensorRT, for the record."""
+    """Return the builder's flags, for the record."""
     norm = ("native_instancenorm",) if opset < NATIVE_NORM_SINCE else ()
     return ("strongly_typed", f"optimization_level={OPTIMIZATION_LEVEL}", *norm)
 
@@ -92,28 +92,28 @@ def build(
     *,
     opset: int,
     timing_cache: Path,
-    tell: Tell,
+    log: Log,
 ) -> bytes:
-    """The plan. Raises ParserRefused, BuildFailed."""
+    """Build and return the plan. Raises OnnxRejected, BuildFailed."""
     trt = target.trt
-    said = _listener(trt)
-    builder = trt.Builder(said)
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
     network = _network(trt, builder)
-    _parse(trt, network, said, onnx, opset)
-    _let_attention_be_decomposed(trt, network)
+    _parse(trt, network, logger, onnx, opset)
+    _allow_decomposed_attention(trt, network)
     config = builder.create_builder_config()
     config.builder_optimization_level = OPTIMIZATION_LEVEL
     if target.builder == "tensorrt-rtx":
         config.num_compute_capabilities = 1
         config.set_compute_capability(_capability(trt, target.compute_capability), 0)
-    config.progress_monitor = _monitor(trt, part.name, tell)
+    config.progress_monitor = _monitor(trt, part.name, log)
     if target.builder == "tensorrt":  # the RTX edition measures at run time instead
         _load_timing_cache(config, timing_cache)
     for profile in profiles:
         config.add_optimization_profile(_optimization_profile(builder, part, profile))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildFailed(f"{part.name}: TensorRT made no plan: {said.last_words()}")
+        raise BuildFailed(f"{part.name}: TensorRT built no plan: {logger.last_messages()}")
     if target.builder == "tensorrt":
         _save(timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
@@ -125,19 +125,19 @@ def _network(trt: Any, builder: Any) -> Any:
     return builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
 
 
-def _parse(trt: Any, network: Any, said: Any, onnx: Path, opset: int) -> None:
-    parser = trt.OnnxParser(network, said)
+def _parse(trt: Any, network: Any, logger: Any, onnx: Path, opset: int) -> None:
+    parser = trt.OnnxParser(network, logger)
     if opset < NATIVE_NORM_SINCE:
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse_from_file(str(onnx)):
         errors = "; ".join(str(parser.get_error(at).desc()) for at in range(parser.num_errors))
-        raise ParserRefused(f"{onnx} at opset {opset}: {errors or said.last_words()}")
+        raise OnnxRejected(f"{onnx} at opset {opset}: {errors or logger.last_messages()}")
 
 
-def _let_attention_be_decomposed(trt: Any, network: Any) -> None:
-    """ONNX's Attention must otherwise meet a fused kernel, or there is no plan: none has 32 bits.
+def _allow_decomposed_attention(trt: Any, network: Any) -> None:
+    """Let TensorRT decompose ONNX's Attention where it has no fused kernel.
 
-    Where there is a fused kernel, TensorRT takes it as before.
+    Otherwise the build fails in float32, for which there is none.
     """
     boundary = getattr(trt, "IAttentionInputLayer", None)
     if boundary is None:
@@ -154,26 +154,26 @@ def _capability(trt: Any, compute_capability: str) -> Any:
     known = trt.ComputeCapability.__members__
     if name not in known:
         raise BuildFailed(
-            f"TensorRT for RTX {trt.__version__} does not build for compute capability "
-            f"{compute_capability}, but for {', '.join(sorted(known))}"
+            f"TensorRT for RTX {trt.__version__} does not support compute capability "
+            f"{compute_capability}; it supports {', '.join(sorted(known))}"
         )
     return known[name]
 
 
 def _optimization_profile(builder: Any, part: Part, profile: Profile) -> Any:
-    made = builder.create_optimization_profile()
+    optimization = builder.create_optimization_profile()
     for port in part.inputs:
         shapes = [
             port.shape(part.sizes(rows, profile.width or 0, profile.height or 0))
             for rows in profile.rows
         ]
-        made.set_shape(port.name, *shapes)
-    return made
+        optimization.set_shape(port.name, *shapes)
+    return optimization
 
 
 def _load_timing_cache(config: Any, path: Path) -> None:
     known = path.read_bytes() if path.exists() else b""
-    # One of another TensorRT or GPU is not taken, and an empty one begun.
+    # The cache of another TensorRT or GPU is rejected: start with an empty one.
     cache = config.create_timing_cache(known)
     if not config.set_timing_cache(cache, ignore_mismatch=False):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -185,32 +185,32 @@ def _save(path: Path, content: bytes) -> None:
     unfinished.replace(path)
 
 
-def _listener(trt: Any) -> Any:
-    """A logger that keeps warnings and errors, for when nothing comes out."""
+def _logger(trt: Any) -> Any:
+    """Return a logger that keeps warnings and errors for a failed build."""
 
-    class Listener(trt.ILogger):  # type: ignore[misc]  # its type is known at run time
+    class MessageLogger(trt.ILogger):  # type: ignore[misc]  # its type is known at run time
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self._words: list[str] = []
+            self._messages: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if int(severity) <= int(trt.ILogger.Severity.WARNING):
-                self._words.append(message)
+                self._messages.append(message)
 
-        def last_words(self) -> str:
-            return " | ".join(self._words[-3:]) or "it said nothing"
+        def last_messages(self) -> str:
+            return " | ".join(self._messages[-3:]) or "no message"
 
-    return Listener()
+    return MessageLogger()
 
 
-def _monitor(trt: Any, part: str, tell: Tell) -> Any:
-    """Says how far TensorRT is, every few seconds."""
+def _monitor(trt: Any, part: str, log: Log) -> Any:
+    """Return a monitor that logs TensorRT's progress every few seconds."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # its type is known at run time
+    class ProgressMonitor(trt.IProgressMonitor):  # type: ignore[misc]  # its type is known at run time
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._steps: dict[str, int] = {}
-            self._told = time.monotonic()
+            self._logged = time.monotonic()
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:  # noqa: ARG002
             self._steps[phase] = steps
@@ -219,14 +219,14 @@ def _monitor(trt: Any, part: str, tell: Tell) -> Any:
             self._steps.pop(phase, None)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            if time.monotonic() - self._told > TELL_EVERY_S:
-                self._told = time.monotonic()
-                tell(f"{part}: building, {phase} {step} of {self._steps.get(phase, 0)}")
+            if time.monotonic() - self._logged > LOG_INTERVAL_S:
+                self._logged = time.monotonic()
+                log(f"{part}: building, {phase} {step} of {self._steps.get(phase, 0)}")
             return True
 
-    return Monitor()
+    return ProgressMonitor()
 
 
 def sha256_of(plan: bytes) -> str:
-    """As `engine.plans.sha256` of the file it becomes."""
+    """Return the digest that `engine.tensorrt.plans.sha256` gives for the plan's file."""
     return hashlib.sha256(plan).hexdigest()

@@ -1,4 +1,4 @@
-"""What Triton is told of a plan: `config.pbtxt`, in the layout that Triton reads."""
+"""Triton's configuration of a plan: `config.pbtxt`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -15,30 +15,30 @@ def config_pbtxt(
     profiles: Sequence[Profile],
     builder: Builder,
 ) -> str:
-    """The configuration of one part as a model of its own: rows are Triton's batch."""
-    most_rows = max(profile.rows[2] for profile in profiles)
-    chosen = ", ".join(f'"{index}"' for index in range(len(profiles)))
+    """Return the configuration of one part as a model; its rows are Triton's batch."""
+    max_rows = max(profile.rows[2] for profile in profiles)
+    indices = ", ".join(f'"{index}"' for index in range(len(profiles)))
     return f"""\
 # Written by `python -m compile`. {_NOTES[builder]}
 name: "{name}"
 backend: "tensorrt"
 default_model_filename: "{PLAN}"
-max_batch_size: {most_rows}
+max_batch_size: {max_rows}
 input [{_tensors(inputs)}
 ]
 output [{_tensors(outputs)}
 ]
 dynamic_batching {{ }}
-instance_group [ {{ kind: KIND_GPU count: 1 profile: [ {chosen} ] }} ]
+instance_group [ {{ kind: KIND_GPU count: 1 profile: [ {indices} ] }} ]
 parameters [
-  # One profile's memory at a time, instead of all profiles' at once.
+  # Memory for one profile at a time, instead of all profiles at once.
   {{ key: "execution_context_allocation_strategy" value: {{ string_value: "ON_PROFILE_CHANGE" }} }}
 ]
 """
 
 
 _NOTES: Final[dict[Builder, str]] = {
-    "tensorrt": "engine.json says which TensorRT and which GPU it fits.",
+    "tensorrt": "engine.json records the TensorRT and the GPU that can run it.",
     "tensorrt-rtx": "Triton's backend cannot read it (TensorRT for RTX); Darkroom can.",
 }
 
@@ -52,7 +52,7 @@ def _tensors(ports: Iterable[Port]) -> str:
 
 
 def _dims(port: Port) -> str:
-    """Without the rows, which Triton adds; a number for each row has no dims of its own."""
+    """Return the dims without rows, which Triton adds; a scalar per row has none of its own."""
     if len(port.dims) == 1:
         return "dims: [ 1 ] reshape { shape: [ ] }"
     dims = [str(dim) if isinstance(dim, int) else "-1" for dim in port.dims[1:]]

@@ -1,4 +1,4 @@
-"""A model's way from weights to plans, part by part; what is there and fits is not made again."""
+"""Conversion of a model from weights to plans, part by part; files that fit are kept."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from compile.build import (
-    ParserRefused,
+    Log,
+    OnnxRejected,
     Target,
-    Tell,
     build,
     flags_of,
     open_target,
@@ -18,7 +18,7 @@ from compile.build import (
     sha256_of,
 )
 from compile.configs import config_pbtxt
-from compile.export import OPSETS, ExportFailed, export, find_export, keep, onnx_path
+from compile.export import OPSETS, ExportFailed, export, find_export, onnx_path, write_record
 from compile.parity import compare
 from compile.parts import Part, Precision, Size, parts_of
 from engine.tensorrt.plans import (
@@ -33,65 +33,65 @@ from engine.tensorrt.plans import (
 )
 
 
-class ImpossibleSize(ValueError):
-    """The model draws no pictures of this size."""
+class UnsupportedSize(ValueError):
+    """The model cannot generate images of this size."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be made."""
+class CompileJob:
+    """Arguments of one run."""
 
     model: str  #: as the user named it
     model_dir: Path
     repository: Path
     precision: Precision
-    rows: tuple[int, int, int]  #: of the UNet: least, best, most
+    rows: tuple[int, int, int]  #: of the UNet: minimum, optimum, maximum
     sizes: tuple[Size, ...]
     opsets: tuple[int, ...]  #: to try, in this order
     builder: Builder
     compute_capability: str | None
     dry_run: bool
-    command: str  #: that makes it again
+    command: str  #: that builds the plans again
 
 
-def convert(order: Order, tell: Tell) -> None:
-    """Make the plans of every part, or only what comes before them (`dry_run`).
+def convert(job: CompileJob, log: Log) -> None:
+    """Build the plans of every part, or stop before them (`dry_run`).
 
-    Raises UnsupportedModel, ImpossibleSize, ExportFailed, ParityFailed, BuildFailed,
+    Raises UnsupportedModel, UnsupportedSize, ExportFailed, ParityFailed, BuildFailed,
     TensorRTMissing.
     """
-    only = order.sizes[0] if len(order.sizes) == 1 else None
-    parts = parts_of(order.model_dir, order.precision, fixed_size=only)
-    refuse_impossible(parts, order.sizes)
-    # Before the long work: whether the last step can be taken at all.
-    target = None if order.dry_run else open_target(order.builder, order.compute_capability)
+    fixed_size = job.sizes[0] if len(job.sizes) == 1 else None
+    parts = parts_of(job.model_dir, job.precision, fixed_size=fixed_size)
+    require_sizes(parts, job.sizes)
+    # Before the long work: fail early if no plan can be built here.
+    target = None if job.dry_run else open_target(job.builder, job.compute_capability)
     for part in parts:
-        network = _Lazy(part.load)
-        exported = _exported(order, part, network, order.opsets, tell)
+        network = _LazyNetwork(part.load)
+        exported = _export(job, part, network, job.opsets, log)
         if target is None:
-            _write_config(order, part, exported)
-            tell(f"{part.name}: config.pbtxt written; no plan (dry run)")
+            _write_config(job, part, exported)
+            log(f"{part.name}: config.pbtxt written; no plan (dry run)")
             continue
         try:
-            _planned(order, part, exported, target, tell)
-        except ParserRefused as refusal:
-            older = tuple(opset for opset in order.opsets if opset < exported.opset)
+            _build_plan(job, part, exported, target, log)
+        except OnnxRejected as error:
+            older = tuple(opset for opset in job.opsets if opset < exported.opset)
             if not older:
                 raise
-            tell(f"{part.name}: {refusal}; trying an older opset")
-            _planned(order, part, _exported(order, part, network, older, tell), target, tell)
+            log(f"{part.name}: {error}; trying an older opset")
+            _build_plan(job, part, _export(job, part, network, older, log), target, log)
 
 
-def refuse_impossible(parts: Sequence[Part], sizes: Sequence[Size]) -> None:
-    """Raises ImpossibleSize."""
+def require_sizes(parts: Sequence[Part], sizes: Sequence[Size]) -> None:
+    """Raise UnsupportedSize unless all parts can run these sizes."""
     unit = max(part.unit for part in parts)
     for width, height in sizes:
         if width % unit or height % unit or min(width, height) < unit:
-            raise ImpossibleSize(f"{width}x{height}: sizes must be multiples of {unit}")
+            raise UnsupportedSize(f"{width}x{height}: sizes must be multiples of {unit}")
 
 
-class _Lazy:
-    """A network that is read when first wanted: parts that are there already are never read."""
+class _LazyNetwork:
+    """A network that is loaded at its first use: existing parts never load theirs."""
 
     def __init__(self, load: Callable[[], nn.Module]) -> None:
         self._load = load
@@ -103,37 +103,38 @@ class _Lazy:
         return self._network
 
 
-def _exported(
-    order: Order, part: Part, network: _Lazy, opsets: Sequence[int], tell: Tell
+def _export(
+    job: CompileJob, part: Part, network: _LazyNetwork, opsets: Sequence[int], log: Log
 ) -> Export:
-    """The ONNX file that is there, or a new one that was compared with torch."""
+    """Return the existing ONNX file, or export one and compare it with torch."""
     for opset in opsets:
-        if found := find_export(order.repository, order.model_dir, part, opset=opset):
-            tell(f"{part.name}: ONNX of opset {opset} is there, off by {found.deviation:.1e}")
+        if found := find_export(job.repository, job.model_dir, part, opset=opset):
+            log(f"{part.name}: ONNX of opset {opset} exists, deviation {found.deviation:.1e}")
             return found
     for opset in opsets:
-        tell(f"{part.name}: exporting at opset {opset}, {part.precision}")
+        log(f"{part.name}: exporting at opset {opset}, {part.precision}")
         try:
-            made = export(
-                order.repository, order.model_dir, order.model, part, network(), opset=opset
+            exported = export(
+                job.repository, job.model_dir, job.model, part, network(), opset=opset
             )
-        except ExportFailed as failure:
+        except ExportFailed as error:
             if opset == opsets[-1]:
                 raise
-            tell(f"{failure}; trying an older opset")
+            log(f"{error}; trying an older opset")
             continue
-        tell(f"{part.name}: exported in {made.seconds} s; comparing with torch")
-        onnx = onnx_path(order.repository, part.name)
-        found_off = compare(part, network(), onnx, order.sizes, tell=tell)
-        made = made.model_copy(update={"deviation": max(each.share for each in found_off)})
-        keep(order.repository, made)
-        return made
-    raise ExportFailed(f"{part.name}: no opset to try, of {OPSETS}")
+        log(f"{part.name}: exported in {exported.seconds} s; comparing with torch")
+        onnx = onnx_path(job.repository, part.name)
+        deviations = compare(part, network(), onnx, job.sizes, log=log)
+        deviation = max(each.share for each in deviations)
+        exported = exported.model_copy(update={"deviation": deviation})
+        write_record(job.repository, exported)
+        return exported
+    raise ExportFailed(f"{part.name}: no opset left to try, of {OPSETS}")
 
 
-def _planned(order: Order, part: Part, exported: Export, target: Target, tell: Tell) -> None:
-    profiles = profiles_of(part, order.rows, order.sizes)
-    wanted = PlanRecord(
+def _build_plan(job: CompileJob, part: Part, exported: Export, target: Target, log: Log) -> None:
+    profiles = profiles_of(part, job.rows, job.sizes)
+    record = PlanRecord(
         export=exported,
         builder=target.builder,
         builder_version=target.version,
@@ -144,44 +145,44 @@ def _planned(order: Order, part: Part, exported: Export, target: Target, tell: T
         flags=flags_of(exported.opset),
         plan_sha256="",
         seconds=0,
-        rebuild=order.command,
+        rebuild=job.command,
     )
-    if _is_there(order, part, wanted):
-        tell(f"{part.name}: the plan is there")
-        _write_config(order, part, exported)
+    if _exists(job, part, record):
+        log(f"{part.name}: the plan exists")
+        _write_config(job, part, exported)
         return
-    tell(f"{part.name}: building with {target.builder} {target.version}")
-    began = time.monotonic()
+    log(f"{part.name}: building with {target.builder} {target.version}")
+    started = time.monotonic()
     plan = build(
-        onnx_path(order.repository, part.name),
+        onnx_path(job.repository, part.name),
         part,
         profiles,
         target,
         opset=exported.opset,
-        timing_cache=order.repository / "timing.cache",
-        tell=tell,
+        timing_cache=job.repository / "timing.cache",
+        log=log,
     )
-    seconds = round(time.monotonic() - began, 1)
-    record = wanted.model_copy(update={"plan_sha256": sha256_of(plan), "seconds": seconds})
-    _write_plan(order, part, record, plan)
-    _write_config(order, part, exported)
-    tell(f"{part.name}: plan of {len(plan) / 1e6:.1f} MB in {seconds} s")
+    seconds = round(time.monotonic() - started, 1)
+    record = record.model_copy(update={"plan_sha256": sha256_of(plan), "seconds": seconds})
+    _write_plan(job, part, record, plan)
+    _write_config(job, part, exported)
+    log(f"{part.name}: plan of {len(plan) / 1e6:.1f} MB in {seconds} s")
 
 
-def _is_there(order: Order, part: Part, wanted: PlanRecord) -> bool:
-    """Whether a whole plan lies there that differs from the wanted in its making only."""
+def _exists(job: CompileJob, part: Part, record: PlanRecord) -> bool:
+    """Return whether an intact plan exists with the same record, except for its build."""
     try:
-        found = find_plan(order.repository, part.name, make=order.command).record
+        found = find_plan(job.repository, part.name, command=job.command).record
     except PlanUnfit:
         return False
-    unlike = {"plan_sha256", "seconds", "rebuild", "cuda", "gpu"}
-    return found.model_dump(exclude=unlike) == wanted.model_dump(exclude=unlike)
+    of_build = {"plan_sha256", "seconds", "rebuild", "cuda", "gpu"}
+    return found.model_dump(exclude=of_build) == record.model_dump(exclude=of_build)
 
 
-def _write_plan(order: Order, part: Part, record: PlanRecord, plan: bytes) -> None:
-    folder = order.repository / part.name / VERSION
+def _write_plan(job: CompileJob, part: Part, record: PlanRecord, plan: bytes) -> None:
+    folder = job.repository / part.name / VERSION
     folder.mkdir(parents=True, exist_ok=True)
-    # No moment at which a record stands beside a plan that is not its own.
+    # At no moment is a record beside the plan of another.
     (folder / RECORD).unlink(missing_ok=True)
     unfinished = folder / f"{PLAN}.part"
     unfinished.write_bytes(plan)
@@ -189,8 +190,8 @@ def _write_plan(order: Order, part: Part, record: PlanRecord, plan: bytes) -> No
     (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def _write_config(order: Order, part: Part, exported: Export) -> None:
-    profiles = profiles_of(part, order.rows, order.sizes)
-    config = config_pbtxt(part.name, exported.inputs, exported.outputs, profiles, order.builder)
-    path = order.repository / part.name / "config.pbtxt"
+def _write_config(job: CompileJob, part: Part, exported: Export) -> None:
+    profiles = profiles_of(part, job.rows, job.sizes)
+    config = config_pbtxt(part.name, exported.inputs, exported.outputs, profiles, job.builder)
+    path = job.repository / part.name / "config.pbtxt"
     path.write_text(config, encoding="utf-8")

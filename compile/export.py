@@ -1,4 +1,4 @@
-"""Parts of a model as ONNX files, through torch's own exporter."""
+"""Export of a model's parts to ONNX files, by torch's exporter."""
 
 import importlib.metadata
 import logging
@@ -16,28 +16,28 @@ from engine.tensorrt.plans import Export, sha256, weights_sha256
 OPSETS: Final = (23, 20)  #: 23 has Attention and GroupNormalization; 20 is for older TensorRTs
 ONNX: Final = "model.onnx"
 EXPORT: Final = "export.json"
-#: Triton passes over folders of a model whose name is no number
+#: Triton ignores folders of a model whose name is not a number
 ONNX_FOLDER: Final = "onnx"
-EXAMPLE_ROWS: Final = 2  # never 1: torch takes a 1 for a constant
+EXAMPLE_ROWS: Final = 2  # never 1: torch treats a 1 as a constant
 
 
 class ExportFailed(RuntimeError):
-    """torch could not put this part into ONNX."""
+    """torch could not export this part to ONNX."""
 
 
 def onnx_path(repository: Path, part: str) -> Path:
-    """Where a part's ONNX file is; its weights are beside it."""
+    """Return the path of a part's ONNX file; its weights are beside it."""
     return repository / part / ONNX_FOLDER / ONNX
 
 
 def find_export(
     repository: Path, model_dir: Path, part: Part, *, opset: int | None = None
 ) -> Export | None:
-    """The export that is there already, if it is whole, compared, and made of this: else None."""
+    """Return the existing export if it is intact, compared, and made from these weights."""
     path = onnx_path(repository, part.name)
     try:
         export = Export.model_validate_json(path.with_name(EXPORT).read_bytes())
-        is_whole = export.onnx_sha256 == onnx_sha256(path)
+        is_intact = export.onnx_sha256 == onnx_sha256(path)
     except (FileNotFoundError, ValueError):
         return None
     fits = (
@@ -46,7 +46,7 @@ def find_export(
         and export.weights_sha256 == weights_sha256(model_dir, part.name)
         and opset in {None, export.opset}
     )
-    return export if is_whole and fits else None
+    return export if is_intact and fits else None
 
 
 def export(
@@ -54,9 +54,9 @@ def export(
 ) -> Export:
     """Write the part's ONNX file, for any number of rows. Raises ExportFailed.
 
-    Its record is to be kept (`keep`) once the file was compared with torch.
+    Write its record (`write_record`) after the comparison with torch.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     path = onnx_path(repository, part.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.iterdir():
@@ -74,12 +74,12 @@ def export(
         onnx_sha256=onnx_sha256(path),
         deviation=float("inf"),
         versions=versions(),
-        seconds=round(time.monotonic() - began, 1),
+        seconds=round(time.monotonic() - started, 1),
     )
 
 
-def keep(repository: Path, record: Export) -> None:
-    """Write `export.json`: from now on the file is not made again."""
+def write_record(repository: Path, record: Export) -> None:
+    """Write `export.json`: from now on the file is not exported again."""
     path = onnx_path(repository, record.part).with_name(EXPORT)
     path.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -87,13 +87,13 @@ def keep(repository: Path, record: Export) -> None:
 def _program(part: Part, module: nn.Module, opset: int) -> Any:
     width, height = part.fixed_size or (8 * part.unit, 9 * part.unit)
     arguments = example(part, rows=EXAMPLE_ROWS, width=width, height=height)
-    # Unbounded on purpose: with bounds, torch refuses sizes for guards that its own tracing made.
-    free = torch.export.Dim.DYNAMIC
+    # Unbounded: with bounds, torch rejects sizes because of guards from its own tracing.
+    dynamic = torch.export.Dim.DYNAMIC
     shapes = {
-        port.name: {at: free for at, dim in enumerate(port.dims) if isinstance(dim, str)}
+        port.name: {at: dynamic for at, dim in enumerate(port.dims) if isinstance(dim, str)}
         for port in part.inputs
     }
-    # It warns of its own future, and of torchvision that is not there.
+    # Warnings about torch's own deprecations, and about torchvision, which is not installed.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -113,35 +113,35 @@ def _program(part: Part, module: nn.Module, opset: int) -> Any:
 
 
 def example(part: Part, *, rows: int, width: int, height: int, seed: int = 0) -> dict[str, Tensor]:
-    """Inputs as a drawing has them, from a seed; `width` and `height` are the picture's."""
-    dice = torch.Generator().manual_seed(seed)
+    """Return realistic inputs from a seed; `width` and `height` are the image's."""
+    generator = torch.Generator().manual_seed(seed)
     sizes = part.sizes(rows, width, height)
-    made: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     for port in part.inputs:
         shape = port.shape(sizes)
         match port.name:
             case "input_ids":
-                ids = torch.randint(part.vocabulary - 1, shape, generator=dice)
-                ids[:, -1] = part.vocabulary - 1  # a text ends
-                made[port.name] = ids.to(torch.int32)
+                ids = torch.randint(part.vocabulary - 1, shape, generator=generator)
+                ids[:, -1] = part.vocabulary - 1  # the end of the text
+                inputs[port.name] = ids.to(torch.int32)
             case "timestep":
-                made[port.name] = torch.randint(1000, shape, generator=dice).float()
+                inputs[port.name] = torch.randint(1000, shape, generator=generator).float()
             case "time_ids":
-                made[port.name] = torch.tensor(
+                inputs[port.name] = torch.tensor(
                     [[height, width, 0, 0, height, width]] * rows
                 ).float()
             case _:
-                made[port.name] = torch.randn(shape, generator=dice).to(DTYPES[port.dtype])
-    return made
+                inputs[port.name] = torch.randn(shape, generator=generator).to(DTYPES[port.dtype])
+    return inputs
 
 
 def onnx_sha256(path: Path) -> str:
-    """Of the graph and of its weights. Raises FileNotFoundError."""
+    """Return the digest of the graph and its weights. Raises FileNotFoundError."""
     weights = path.with_name(path.name + ".data")
     return sha256(path, *([weights] if weights.exists() else []))
 
 
 def versions() -> dict[str, str]:
-    """Of what has a say in an ONNX file."""
+    """Return the versions of the packages that determine an ONNX file."""
     names = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
     return {name: importlib.metadata.version(name) for name in names}

@@ -1,4 +1,4 @@
-"""Whether an ONNX file computes what torch computes, by onnxruntime at several batch sizes."""
+"""Comparison of an ONNX file with torch, by onnxruntime at several batch sizes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from torch import nn
 from compile.export import example
 from compile.parts import Part
 
-ROWS: Final = (1, 2, 5)  #: none but the second was there when torch traced the network
-#: largest difference allowed, as a share of the largest number in torch's output
+ROWS: Final = (1, 2, 5)  #: torch traced the network with the second only
+#: largest allowed difference, as a share of the largest value in torch's output
 BOUNDS: Final = {"float32": 5e-4, "float16": 2e-2}
 
 
@@ -24,7 +24,7 @@ class ParityFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far an output of onnxruntime is from torch's, over one batch."""
+    """Deviation of an output of onnxruntime from torch's, in one batch."""
 
     part: str
     output: str
@@ -32,16 +32,16 @@ class Deviation:
     width: int
     height: int
     largest: float  #: absolute difference
-    scale: float  #: largest number in torch's output
+    scale: float  #: largest value in torch's output
 
     @property
     def share(self) -> float:
-        """Of the scale. Not a number is as far as can be."""
+        """Difference as a share of the scale; infinite for NaN."""
         share = self.largest / (self.scale or 1.0)
         return share if np.isfinite(share) else float("inf")
 
     def __str__(self) -> str:
-        """As a line of a report."""
+        """Return a line of a report."""
         size = f" {self.width}x{self.height}" if self.width else ""
         return (
             f"{self.part}.{self.output}, {self.rows} rows{size}: "
@@ -56,23 +56,23 @@ def compare(
     sizes: Iterable[tuple[int, int]],
     *,
     rows: Sequence[int] = ROWS,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[Deviation]:
-    """Run both and compare, at every batch size and picture size.
+    """Run both and compare, at every batch size and image size.
 
-    Raises ParityFailed after all were told, when one is beyond the bound of the part's precision.
+    Logs all deviations, then raises ParityFailed if one exceeds the bound of the part's precision.
     """
     session = _session(onnx)
-    pictures = list(sizes) if part.has_size else [(0, 0)]
+    image_sizes = list(sizes) if part.has_size else [(0, 0)]
     deviations = []
-    for width, height in pictures:
+    for width, height in image_sizes:
         for count in rows:
             for deviation in _deviations(part, module, session, count, width, height):
-                tell(str(deviation))
+                log(str(deviation))
                 deviations.append(deviation)
     bound = BOUNDS[part.precision]
-    if far := [str(each) for each in deviations if not each.share <= bound]:
-        raise ParityFailed(f"more than {bound:.0e} off: {'; '.join(far)}")
+    if excessive := [str(each) for each in deviations if not each.share <= bound]:
+        raise ParityFailed(f"more than {bound:.0e} off: {'; '.join(excessive)}")
     return deviations
 
 
@@ -81,8 +81,8 @@ def _deviations(
 ) -> list[Deviation]:
     inputs = example(part, rows=rows, width=width, height=height, seed=rows)
     with torch.inference_mode():
-        wanted = [output.float().numpy() for output in module(*inputs.values())]
-    found = session({name: tensor.numpy() for name, tensor in inputs.items()})
+        expected = [output.float().numpy() for output in module(*inputs.values())]
+    outputs = session({name: tensor.numpy() for name, tensor in inputs.items()})
     return [
         Deviation(
             part=part.name,
@@ -93,7 +93,7 @@ def _deviations(
             largest=float(np.abs(theirs - ours.astype(np.float32)).max()),
             scale=float(np.abs(theirs).max()),
         )
-        for port, theirs, ours in zip(part.outputs, wanted, found, strict=True)
+        for port, theirs, ours in zip(part.outputs, expected, outputs, strict=True)
     ]
 
 

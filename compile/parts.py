@@ -1,4 +1,4 @@
-"""The parts of a Stable Diffusion that are compiled: what each computes, takes and gives."""
+"""Parts of a Stable Diffusion that are compiled: their networks, inputs and outputs."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from engine.tensorrt.plans import Port
 
 Precision = Literal["float32", "float16"]
 
-Size = tuple[int, int]  #: width and height of a picture, in pixels
+Size = tuple[int, int]  #: width and height of an image, in pixels
 
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "int32": torch.int32}
 TIME_IDS: Final = (
@@ -22,7 +22,7 @@ TIME_IDS: Final = (
 
 
 class UnsupportedModel(ValueError):
-    """This model is none of those that can be compiled."""
+    """A model that cannot be compiled."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,19 @@ class Part:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     precision: Precision
-    pixels_per_unit: int  #: of a picture, for each unit of the inputs' width and height; 0 if none
+    pixels_per_unit: int  #: image pixels per unit of the inputs' width and height; 0: no size
     unit: int  #: width and height must be multiples of it
     vocabulary: int  #: token ids are below this; 0 where there are none
-    fixed_size: "Size | None"  #: None where it takes pictures of any size
+    fixed_size: "Size | None"  #: None: any size
     load: Callable[[], nn.Module]
 
     @property
     def has_size(self) -> bool:
-        """Whether its inputs depend on the picture's size."""
+        """True if its inputs depend on the image's size."""
         return self.pixels_per_unit > 0
 
     def sizes(self, rows: int, width: int, height: int) -> dict[str, int]:
-        """What the names in its inputs' dims stand for, with a picture of so many pixels."""
+        """Return values for the names in its inputs' dims, for an image of this size."""
         unit = self.pixels_per_unit or 1
         return {"rows": rows, "width": width // unit, "height": height // unit}
 
@@ -53,12 +53,12 @@ class Part:
 def parts_of(
     model_dir: Path, precision: Precision, *, fixed_size: Size | None = None
 ) -> list[Part]:
-    """All parts of a local diffusers folder, in the order in which they run.
+    """Return all parts of a local diffusers folder, in the order in which they run.
 
-    Those that depend on the picture's size take every size, or only `fixed_size`: TensorRT makes
-    more of a network whose shapes it knows.
+    Those that depend on the image's size take every size, or only `fixed_size`: TensorRT optimizes
+    a network better if it knows the shapes.
 
-    Raises UnsupportedModel, which says what about it is not supported, and FileNotFoundError.
+    Raises UnsupportedModel, which names what is not supported, and FileNotFoundError.
     """
     index = _json(model_dir / "model_index.json")
     kind = index.get("_class_name")
@@ -66,7 +66,7 @@ def parts_of(
         raise UnsupportedModel(f"{model_dir} is a {kind}, not a Stable Diffusion 1, 2 or XL")
     is_xl = kind == "StableDiffusionXLPipeline"
     unet, vae = _json(model_dir / "unet/config.json"), _json(model_dir / "vae/config.json")
-    _refuse_unusual(unet, vae)
+    _require_supported(unet, vae)
     encoders = ["text_encoder", "text_encoder_2"] if is_xl else ["text_encoder"]
     texts = [_text_encoder(model_dir, name, precision, is_xl=is_xl) for name in encoders]
     return [
@@ -81,19 +81,21 @@ def _json(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _refuse_unusual(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+def _require_supported(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
     if unet.get("in_channels", 4) != vae.get("latent_channels", 4):
         raise UnsupportedModel(
-            "its UNet takes more than latents: models for inpainting do not draw"
+            "its UNet takes more than latents: inpainting models are not supported"
         )
     if unet.get("class_embed_type") or unet.get("time_cond_proj_dim"):
-        raise UnsupportedModel("its UNet is conditioned on classes or on guidance")
+        raise UnsupportedModel("its UNet is conditioned on classes or guidance: not supported")
     if unet.get("addition_embed_type") not in {None, "text_time"}:
-        raise UnsupportedModel(f"its UNet wants {unet['addition_embed_type']} embeddings")
+        raise UnsupportedModel(
+            f"its UNet needs {unet['addition_embed_type']} embeddings, which are not supported"
+        )
 
 
 def _vae_precision(vae: Mapping[str, Any], precision: Precision, *, is_xl: bool) -> Precision:
-    # SDXL's own decoder overflows in half precision; repaired ones say `force_upcast: false`.
+    # SDXL's own decoder overflows in float16; repaired ones have `force_upcast: false`.
     return "float32" if is_xl and vae.get("force_upcast", True) else precision
 
 
@@ -110,7 +112,7 @@ def _text_encoder(model_dir: Path, name: str, precision: Precision, *, is_xl: bo
 
         kind = CLIPTextModelWithProjection if is_pooled else CLIPTextModel
         encoder = _read(kind, model_dir / name, precision)
-        return TextEncoder(encoder, is_penultimate=is_xl, is_pooled=is_pooled)
+        return ExportedTextEncoder(encoder, is_penultimate=is_xl, is_pooled=is_pooled)
 
     return Part(
         name=name,
@@ -152,7 +154,7 @@ def _unet(
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         unet = _read(UNet2DConditionModel, model_dir / "unet", precision)
-        return ConditionedUNet(unet) if is_xl else PlainUNet(unet)
+        return ExportedXlUNet(unet) if is_xl else ExportedUNet(unet)
 
     return Part(
         name="unet",
@@ -173,15 +175,15 @@ def _vae_decoder(
     def load() -> nn.Module:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-        return Decoder(_read(AutoencoderKL, model_dir / "vae", precision))
+        return ExportedDecoder(_read(AutoencoderKL, model_dir / "vae", precision))
 
     area = _area(fixed_size, _pixels_per_latent(config))
-    pixels = ("picture_height", "picture_width") if fixed_size is None else fixed_size[::-1]
+    pixels = ("image_height", "image_width") if fixed_size is None else fixed_size[::-1]
     latents = ("rows", config.get("latent_channels", 4), *area)
     return Part(
         name="vae_decoder",
         inputs=(Port(name="latents", dtype="float32", dims=latents),),
-        outputs=(Port(name="picture", dtype="float32", dims=("rows", 3, *pixels)),),
+        outputs=(Port(name="image", dtype="float32", dims=("rows", 3, *pixels)),),
         precision=precision,
         pixels_per_unit=_pixels_per_latent(config),
         unit=_pixels_per_latent(config),
@@ -192,7 +194,7 @@ def _vae_decoder(
 
 
 def _area(fixed_size: Size | None, pixels_per_unit: int) -> tuple[int | str, int | str]:
-    """Height and width of latents."""
+    """Return height and width of latents."""
     if fixed_size is None:
         return "height", "width"
     width, height = fixed_size
@@ -204,7 +206,7 @@ def _pixels_per_latent(vae: Mapping[str, Any]) -> int:
 
 
 def _read(kind: Any, folder: Path, precision: Precision) -> Any:
-    # diffusers calls for the accelerate package unless told not to
+    # diffusers needs the accelerate package without this option
     options = {} if "text_encoder" in folder.name else {"low_cpu_mem_usage": False}
     network = kind.from_pretrained(
         folder, dtype=DTYPES[precision], local_files_only=True, use_safetensors=True, **options
@@ -212,22 +214,22 @@ def _read(kind: Any, folder: Path, precision: Precision) -> Any:
     return network.eval().requires_grad_(False)
 
 
-class TextEncoder(nn.Module):
-    """Token ids to what the UNet reads: the last hidden states, or those before (SDXL)."""
+class ExportedTextEncoder(nn.Module):
+    """Text encoder that returns the last hidden states, or SDXL's last but one."""
 
     def __init__(self, encoder: Any, *, is_penultimate: bool, is_pooled: bool) -> None:
         super().__init__()
         self._encoder, self._is_penultimate, self._is_pooled = encoder, is_penultimate, is_pooled
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """[rows, tokens, features], and SDXL's second encoder's pooled [rows, features]."""
-        said = self._encoder(input_ids, output_hidden_states=self._is_penultimate)
-        hidden = said.hidden_states[-2] if self._is_penultimate else said.last_hidden_state
-        return (hidden, said.text_embeds) if self._is_pooled else (hidden,)
+        """Return [rows, tokens, features], and SDXL's second also pooled texts."""
+        output = self._encoder(input_ids, output_hidden_states=self._is_penultimate)
+        hidden = output.hidden_states[-2] if self._is_penultimate else output.last_hidden_state
+        return (hidden, output.text_embeds) if self._is_pooled else (hidden,)
 
 
-class PlainUNet(nn.Module):
-    """Latents come and go in single precision, whatever the network computes in."""
+class ExportedUNet(nn.Module):
+    """UNet with latents in float32, whatever precision it computes in."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -236,13 +238,13 @@ class PlainUNet(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor
     ) -> tuple[Tensor, ...]:
-        """The output for each row, at a timestep of its own."""
+        """Return the output for each row, at its own timestep."""
         states = sample.to(self._unet.dtype)
         return (self._unet(states, timestep, encoder_hidden_states, return_dict=False)[0].float(),)
 
 
-class ConditionedUNet(nn.Module):
-    """SDXL's, which also reads a summary of the text and the picture's size."""
+class ExportedXlUNet(nn.Module):
+    """SDXL's UNet, which also reads pooled texts and the image's size."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
@@ -256,33 +258,33 @@ class ConditionedUNet(nn.Module):
         text_embeds: Tensor,
         time_ids: Tensor,
     ) -> tuple[Tensor, ...]:
-        """The output for each row, at a timestep of its own."""
-        said = self._unet(
+        """Return the output for each row, at its own timestep."""
+        output = self._unet(
             sample.to(self._unet.dtype),
             timestep,
             encoder_hidden_states,
-            # in one type: diffusers puts the summary beside numbers in single precision
+            # in one type: diffusers concatenates them with float32 numbers
             added_cond_kwargs={"text_embeds": text_embeds.float(), "time_ids": time_ids},
             return_dict=False,
         )
-        return (said[0].float(),)
+        return (output[0].float(),)
 
 
-class Decoder(nn.Module):
-    """All that `vae.decode` does, and the scaling before it: not `vae.decoder` alone."""
+class ExportedDecoder(nn.Module):
+    """VAE decoder with the scaling before it: `vae.decode`, not `vae.decoder` alone."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self._vae = vae
 
     def forward(self, latents: Tensor) -> tuple[Tensor, ...]:
-        """Pictures in [-1, 1], in single precision, so that one can see what overflowed."""
+        """Return images in [-1, 1], in float32, so that an overflow is visible."""
         scaled = (latents / self._vae.config.scaling_factor).to(self._vae.dtype)
         return (self._vae.decode(scaled, return_dict=False)[0].float(),)
 
 
 def default_size(model_dir: Path) -> Size:
-    """What the model was trained to draw. Raises FileNotFoundError."""
+    """Return the image size of the model's training. Raises FileNotFoundError."""
     unet, vae = _json(model_dir / "unet/config.json"), _json(model_dir / "vae/config.json")
     side = int(unet.get("sample_size") or 64) * _pixels_per_latent(vae)
     return side, side

@@ -1,4 +1,4 @@
-"""Submissions of many jobs: rows in, counts out."""
+"""Batches: create, find, count, close."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from darkroom.status import FINISHED, BatchOutcome, BatchStatus, Status
 
 @dataclass(frozen=True)
 class Counts:
-    """A batch's jobs by status; the statuses always sum to `total`."""
+    """Jobs of a batch by status; they always sum to `total`."""
 
     total: int
     rejected: int
@@ -27,9 +27,9 @@ class Counts:
 
     @property
     def status(self) -> BatchStatus:
-        """Completed when no job is left to draw, queued when none was begun.
+        """Status of the batch: completed if all jobs finished, queued if none started.
 
-        Canceled from the moment it was asked for, though some jobs may still be let go of.
+        A batch is canceled from the request on, although some of its jobs may still be running.
         """
         if self.canceled:
             return BatchStatus.CANCELED
@@ -37,12 +37,12 @@ class Counts:
             return BatchStatus.COMPLETED
         if self.paused:
             return BatchStatus.PAUSED
-        begun = self.by_status.get(Status.QUEUED, 0) < self.total
-        return BatchStatus.RUNNING if begun else BatchStatus.QUEUED
+        started = self.by_status.get(Status.QUEUED, 0) < self.total
+        return BatchStatus.RUNNING if started else BatchStatus.QUEUED
 
     @property
     def outcome(self) -> BatchOutcome | None:
-        """None until completed."""
+        """Result of the batch; None until it is completed."""
         if self.status is not BatchStatus.COMPLETED:
             return None
         succeeded = self.by_status.get(Status.SUCCEEDED, 0)
@@ -62,7 +62,7 @@ def create(
     retried_from: str | None = None,
     webhook_url: str | None = None,
 ) -> Batch:
-    """A batch of `total` jobs, which the caller submits in the same transaction."""
+    """Create a batch of `total` jobs, which the caller submits in the same transaction."""
     return session.scalars(
         insert(Batch)
         .values(
@@ -80,25 +80,25 @@ def create(
 
 
 def fill(session: Session, batch: Batch, *, total: int, rejected: int) -> None:
-    """Say how many jobs a new batch has, where that was not known before the last of them."""
+    """Set the counts of a new batch that were unknown when it was created."""
     batch.total, batch.rejected = total, rejected
     session.flush()
 
 
 def find(session: Session, tenant_id: str, batch_id: str, *, lock: bool = False) -> Batch:
-    """The tenant's batch. Raises NotFound, also for another tenant's."""
-    theirs = select(Batch).where(Batch.tenant_id == tenant_id, Batch.id == batch_id)
+    """Return the tenant's batch. Raises NotFound, also for another tenant's."""
+    query = select(Batch).where(Batch.tenant_id == tenant_id, Batch.id == batch_id)
     if lock:
-        theirs = theirs.with_for_update()
-    batch = session.scalar(theirs) if is_id("bat", batch_id) else None
+        query = query.with_for_update()
+    batch = session.scalar(query) if is_id("bat", batch_id) else None
     if batch is None:
         raise NotFound("batch", batch_id)
     return batch
 
 
-def find_all(session: Session, wanted: Collection[EventScope]) -> Sequence[Batch]:
-    """Those of the tenants' batches that exist."""
-    return session.scalars(select(Batch).where(tuple_(Batch.tenant_id, Batch.id).in_(wanted))).all()
+def find_all(session: Session, scopes: Collection[EventScope]) -> Sequence[Batch]:
+    """Return those of the tenants' batches that exist."""
+    return session.scalars(select(Batch).where(tuple_(Batch.tenant_id, Batch.id).in_(scopes))).all()
 
 
 def page(
@@ -110,19 +110,19 @@ def page(
     status: BatchStatus | None = None,
     label: str | None = None,
 ) -> Sequence[Batch]:
-    """Newest first; `after` is the last id already seen."""
-    newest = select(Batch).where(Batch.tenant_id == tenant_id).order_by(Batch.id.desc())
+    """Return batches, newest first; `after` is the last id already seen."""
+    query = select(Batch).where(Batch.tenant_id == tenant_id).order_by(Batch.id.desc())
     if after is not None:
-        newest = newest.where(Batch.id < after)
+        query = query.where(Batch.id < after)
     if label is not None:
-        newest = newest.where(Batch.label == label)
+        query = query.where(Batch.label == label)
     if status is not None:
-        newest = newest.where(_is(status))
-    return session.scalars(newest.limit(limit)).all()
+        query = query.where(_has_status(status))
+    return session.scalars(query.limit(limit)).all()
 
 
-def _is(status: BatchStatus) -> ColumnElement[bool]:
-    """`Counts.status`, asked of the server."""
+def _has_status(status: BatchStatus) -> ColumnElement[bool]:
+    """Match batches by `Counts.status`."""
     match status:
         case BatchStatus.CANCELED:
             return Batch.canceled_at.is_not(None)
@@ -130,27 +130,27 @@ def _is(status: BatchStatus) -> ColumnElement[bool]:
             return and_(Batch.canceled_at.is_(None), Batch.finished_at.is_not(None))
         case BatchStatus.PAUSED:
             return and_(Batch.paused_at.is_not(None), Batch.finished_at.is_(None))
-    begun = select(Job.id).where(Job.batch_id == Batch.id, Job.status != Status.QUEUED).exists()
-    going_on = and_(Batch.finished_at.is_(None), Batch.canceled_at.is_(None))
-    return and_(going_on, Batch.paused_at.is_(None), begun == (status is BatchStatus.RUNNING))
+    started = select(Job.id).where(Job.batch_id == Batch.id, Job.status != Status.QUEUED).exists()
+    unfinished = and_(Batch.finished_at.is_(None), Batch.canceled_at.is_(None))
+    return and_(unfinished, Batch.paused_at.is_(None), started == (status is BatchStatus.RUNNING))
 
 
 def count(session: Session, batches: Sequence[Batch]) -> list[Counts]:
-    """Counts of each batch, in order. Counted from the rows, so that they cannot disagree."""
+    """Return the counts of each batch, in order; from the rows, so that they cannot disagree."""
     ids = [batch.id for batch in batches]
     rows = session.execute(
         select(Job.batch_id, Job.status, func.count())
         .where(Job.batch_id.in_(ids))
         .group_by(Job.batch_id, Job.status)
     )
-    tallies: dict[str | None, dict[Status, int]] = {batch_id: {} for batch_id in ids}
-    for batch_id, status, number in rows:
-        tallies[batch_id][Status(status)] = number
+    counts: dict[str | None, dict[Status, int]] = {batch_id: {} for batch_id in ids}
+    for batch_id, status, jobs in rows:
+        counts[batch_id][Status(status)] = jobs
     return [
         Counts(
             batch.total,
             batch.rejected,
-            tallies[batch.id],
+            counts[batch.id],
             paused=batch.paused_at is not None,
             canceled=batch.canceled_at is not None,
         )
@@ -159,9 +159,9 @@ def count(session: Session, batches: Sequence[Batch]) -> list[Counts]:
 
 
 def close_finished(session: Session, batch_ids: Collection[str]) -> None:
-    """Mark those of the batches whose last job has just ended, each exactly once.
+    """Close those of the batches that have no unfinished job, each exactly once.
 
-    The rows are locked first, in one order: of two transactions that each end one of the last
+    The rows are locked first, in one order: of two transactions that each finish one of the last
     two jobs, the second must see the first's.
     """
     if not batch_ids:
@@ -182,8 +182,8 @@ def close_finished(session: Session, batch_ids: Collection[str]) -> None:
     event_log.record_batches(session, EventType.BATCH_COMPLETED, completed)
 
 
-def record_finished(session: Session, moved: Sequence[Job]) -> None:
-    """Events for those of the jobs that have ended, and for batches whose last job this was."""
-    ended = [job for job in moved if job.finished_at is not None]
-    event_log.record_jobs(session, ended)
-    close_finished(session, {job.batch_id for job in ended if job.batch_id})
+def record_finished(session: Session, jobs: Sequence[Job]) -> None:
+    """Record events for the finished jobs, and close batches whose last job finished."""
+    finished = [job for job in jobs if job.finished_at is not None]
+    event_log.record_jobs(session, finished)
+    close_finished(session, {job.batch_id for job in finished if job.batch_id})

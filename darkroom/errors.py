@@ -1,4 +1,4 @@
-"""What can go wrong, named for what happened. Edges (HTTP, CLI, tasks) translate these once."""
+"""Errors, named for what happened; the edges (HTTP, CLI, tasks) translate each once."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +10,7 @@ class DarkroomError(Exception):
 
 @dataclass(frozen=True)
 class InputProblem:
-    """One thing wrong with what the client sent, and where."""
+    """Problem with one field of the client's input."""
 
     loc: tuple[str | int, ...]  #: e.g. ("body", "width") or ("row", 3, "steps")
     code: str
@@ -18,16 +18,18 @@ class InputProblem:
 
 
 class InvalidInput(DarkroomError):
-    """What the client sent cannot be accepted; nothing was created."""
+    """The client's input is invalid; nothing was created."""
 
     def __init__(self, problems: list[InputProblem], *, total: int | None = None) -> None:
         super().__init__("; ".join(problem.message for problem in problems[:3]))
         self.problems = problems
-        self.total = len(problems) if total is None else total  #: of which `problems` are the first
+        self.total = (
+            len(problems) if total is None else total
+        )  #: `problems` holds the first of them
 
 
 class NotFound(DarkroomError):
-    """There is no such object for this tenant."""
+    """The tenant has no such object."""
 
     def __init__(self, kind: str, object_id: str) -> None:
         super().__init__(f"no {kind} {object_id[:64]!r}")
@@ -35,7 +37,7 @@ class NotFound(DarkroomError):
 
 
 class Deleted(DarkroomError):
-    """There was such an object; its owner deleted it, and this is all that is left."""
+    """The object was deleted; only a tombstone is left."""
 
     def __init__(self, kind: str, object_id: str, deleted_at: datetime) -> None:
         super().__init__(f"{kind} {object_id} was deleted at {deleted_at:%Y-%m-%dT%H:%M:%SZ}")
@@ -45,11 +47,11 @@ class Deleted(DarkroomError):
 
 
 class JobNotFinished(DarkroomError):
-    """The job is queued or running, and what was asked is for jobs that have ended."""
+    """The job is queued or running, and the request needs a finished one."""
 
 
 class NothingToRetry(DarkroomError):
-    """There is no end here that another try could change."""
+    """The job succeeded, or the batch has no failed job."""
 
 
 class ImageNotReady(DarkroomError):
@@ -57,39 +59,41 @@ class ImageNotReady(DarkroomError):
 
 
 class Overloaded(DarkroomError):
-    """More came in than can be taken on now; nothing was accepted."""
+    """Too many requests are pending; nothing was accepted."""
 
 
 class Draining(DarkroomError):
-    """An operator has it finish what it has; nothing was accepted."""
+    """An operator is draining the queue; nothing was accepted."""
 
     def __init__(self) -> None:
-        super().__init__("the server finishes what it has and accepts nothing new; try again later")
+        super().__init__(
+            "the server is draining: it finishes its jobs and accepts no new ones; try again later"
+        )
 
 
 class ImageVanished(DarkroomError):
-    """The store has no such object, though a row says so; or it is not what was stored."""
+    """The object of an image is missing from the store, or differs from the one stored."""
 
 
 class StorageUnavailable(DarkroomError):
-    """The object store could not be reached or refused; trying later may help."""
+    """The object store is unreachable or refused; a later attempt may succeed."""
 
 
 class GeneratorUnavailable(DarkroomError):
-    """The replica could not draw the microbatch, through no fault of its jobs."""
+    """No replica could generate the microbatch, for a fault that is not its jobs'."""
 
 
 class GeneratorGone(GeneratorUnavailable):
-    """The whole Ray cluster is out of reach; this process must be started anew to reconnect."""
+    """The Ray cluster is unreachable; this process must restart to connect again."""
 
 
 class MicrobatchCrashed(DarkroomError):
-    """The replica died while drawing: one of the microbatch's jobs may be why."""
+    """The replica died during generation; one of the microbatch's jobs may be the cause."""
 
 
 class MicrobatchCanceled(DarkroomError):
-    """The worker itself gave the microbatch up: nobody wants it from here any more."""
+    """The worker itself canceled the microbatch."""
 
 
 class SetupError(DarkroomError):
-    """This machine or configuration cannot run what was asked; the message says what to do."""
+    """The machine or configuration is unsuitable; the message names the remedy."""

@@ -1,11 +1,11 @@
-"""The public names of what can happen."""
+"""Event types, public."""
 
 from enum import StrEnum
 from typing import Final
 
 
 class EventType(StrEnum):
-    """Public: what a subscription asks for, and what a webhook is called."""
+    """Type of an event, as in subscriptions and webhooks."""
 
     JOB_STARTED = "job.started"
     JOB_SUCCEEDED = "job.succeeded"
@@ -15,11 +15,11 @@ class EventType(StrEnum):
     BATCH_COMPLETED = "batch.completed"
     BATCH_CANCELED = "batch.canceled"
     WEBHOOK_TEST = "webhook.test"  #: sent on request, to one endpoint
-    WEBHOOK_DISABLED = "webhook.disabled"  #: an endpoint is called no more
+    WEBHOOK_DISABLED = "webhook.disabled"  #: an endpoint gets no more deliveries
 
 
 OF_JOBS: Final = tuple(kind for kind in EventType if kind.startswith("job."))
-#: What the URL of a job is told unless it asks for others.
+#: Sent to the webhook URL of a job that names no types.
 JOB_ENDS: Final = tuple(kind for kind in OF_JOBS if kind is not EventType.JOB_STARTED)
-#: What an endpoint may ask for; a test comes without being asked for.
+#: Types an endpoint may subscribe to; a test needs no subscription.
 SUBSCRIBABLE: Final = tuple(kind for kind in EventType if kind is not EventType.WEBHOOK_TEST)

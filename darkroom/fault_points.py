@@ -1,7 +1,7 @@
 """Named points at which fault tests kill this process; inert without DARKROOM_FAULT_POINT.
 
-`DARKROOM_FAULT_POINT=after-claim` is SIGKILL when the process first reaches that point,
-`after-claim:3` when it does for the third time. It is no setting: only tests say it.
+`DARKROOM_FAULT_POINT=after-claim` sends SIGKILL when the process first reaches that point,
+`after-claim:3` when it does for the third time. It is not a setting: only tests use it.
 """
 
 import itertools
@@ -24,13 +24,13 @@ _reached: Final = itertools.count(1)  # next() is one step of the interpreter: t
 
 
 def fault_point(point: Point) -> None:
-    """Stands where a death would be interesting; that of whoever a test has chosen."""
-    wanted = os.environ.get("DARKROOM_FAULT_POINT")
-    if wanted is not None:
-        _die_of(wanted, point)
+    """Kill this process if a test selected this fault point."""
+    selected = os.environ.get("DARKROOM_FAULT_POINT")
+    if selected is not None:
+        _kill_at(selected, point)
 
 
-def _die_of(wanted: str, point: Point) -> None:
-    name, _, ordinal = wanted.partition(":")
+def _kill_at(selected: str, point: Point) -> None:
+    name, _, ordinal = selected.partition(":")
     if name == point and next(_reached) == int(ordinal or 1):
         os.kill(os.getpid(), signal.SIGKILL)

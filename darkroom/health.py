@@ -1,4 +1,4 @@
-"""Whether what a process needs can be reached, said in one line each."""
+"""Health checks of the servers that a process needs."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +12,13 @@ from darkroom.redis_client import open_redis
 from darkroom.settings import Settings
 from darkroom.storage.images import ImageStore, S3Store
 
-Check: TypeAlias = Callable[[], object]  #: returns when all is well, raises otherwise
+Check: TypeAlias = Callable[[], object]  #: raises if the server is unavailable
 
 OK: Final = "ok"
 
 
 def run_checks(checks: Mapping[str, Check]) -> dict[str, str]:
-    """`ok` or the kind of error for each check, side by side; addresses and keys stay out."""
+    """Run the checks in parallel; return `ok` or the error's class, without addresses or keys."""
     with ThreadPoolExecutor(max(1, len(checks))) as threads:
         return dict(zip(checks, threads.map(_run, checks.values()), strict=True))
 
@@ -26,13 +26,13 @@ def run_checks(checks: Mapping[str, Check]) -> dict[str, str]:
 def _run(check: Check) -> str:
     try:
         check()
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
+    except Exception as error:  # noqa: BLE001  # any error is the result
         return f"unavailable ({type(error).__name__})"
     return OK
 
 
 def database_check(sessions: Sessions) -> Check:
-    """Whether it answers, and its schema is there."""
+    """Return a check that the database answers and has its schema."""
 
     def check() -> None:
         with sessions.begin() as session:
@@ -42,19 +42,19 @@ def database_check(sessions: Sessions) -> Check:
 
 
 def server_checks(sessions: Sessions, redis: Redis, store: ImageStore) -> dict[str, Check]:
-    """The three servers that most processes of ours talk to."""
+    """Return checks of PostgreSQL, Redis and the image store."""
     return {"database": database_check(sessions), "redis": redis.ping, "storage": store.check}
 
 
 def print_checks(settings: Settings, extra: Mapping[str, Check] | None = None) -> int:
-    """What `--check` of our commands does: a line each, and 1 if anything is amiss."""
+    """Run the checks of a command's `--check` and print them; return its exit code."""
     sessions = open_sessions(settings.database_url.get_secret_value(), pool_size=1)
     checks = server_checks(sessions, open_redis(settings), S3Store(settings)) | dict(extra or {})
     return print_results(run_checks(checks))
 
 
 def print_results(results: Mapping[str, str]) -> int:
-    """A line each, and 1 if anything is amiss."""
+    """Print one line per result; return 1 if any check failed, else 0."""
     for name, result in results.items():
         print(f"{name}: {result}")
     return 0 if all(result == OK for result in results.values()) else 1

@@ -1,4 +1,4 @@
-"""Work done by other threads, a little ahead of whoever wants the results."""
+"""Ordered read-ahead in threads."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,31 +13,31 @@ Result = TypeVar("Result")
 def map_ordered(
     work: Callable[[Item], Result], items: Iterable[Item], *, threads: int
 ) -> Iterator[tuple[Item, Result]]:
-    """Each item and what `work` made of it, in order. Items are only taken as results are read.
+    """Yield each item with the result of `work`, in order; take items as results are read.
 
-    `ThreadPoolExecutor.map` would take all items, and keep all results, at once.
+    `ThreadPoolExecutor.map` would take all items and keep all results at once.
     """
     with ThreadPoolExecutor(threads) as pool:
-        coming: deque[tuple[Item, Future[Result]]] = deque()
+        pending: deque[tuple[Item, Future[Result]]] = deque()
         for item in items:
-            coming.append((item, pool.submit(work, item)))
-            if len(coming) == threads:
-                first, result = coming.popleft()
+            pending.append((item, pool.submit(work, item)))
+            if len(pending) == threads:
+                first, result = pending.popleft()
                 yield first, result.result()
-        for item, result in coming:
+        for item, result in pending:
             yield item, result.result()
 
 
 def prefetch(items: Iterable[Item]) -> Iterator[Item]:
-    """The items in order; while one is in use, a thread makes the next, and no more than that."""
-    left = iter(items)
+    """Yield the items in order; a thread computes the next one while one is in use."""
+    iterator = iter(items)
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(_next, left)
-        while item := coming.result():
-            coming = pool.submit(_next, left)
+        upcoming = pool.submit(_next, iterator)
+        while item := upcoming.result():
+            upcoming = pool.submit(_next, iterator)
             yield item[0]
 
 
-def _next(left: Iterator[Item]) -> list[Item]:
-    """The next one, or nothing."""
-    return [*islice(left, 1)]
+def _next(iterator: Iterator[Item]) -> list[Item]:
+    """Return the next item in a list, empty at the end."""
+    return [*islice(iterator, 1)]

@@ -6,7 +6,7 @@ from darkroom.settings import Settings
 
 
 def open_redis(settings: Settings, *, timeout_s: float = 1) -> Redis:
-    """A client whose every command ends in time."""
+    """Return a client with a timeout for every command."""
     return Redis.from_url(
         settings.redis_url.get_secret_value(),
         socket_timeout=timeout_s,

@@ -1,4 +1,4 @@
-"""Every setting, read once at the start of a process and handed on.
+"""All settings, read once at the start of a process and passed on as arguments.
 
 Values come from the environment (`DARKROOM_…`) or, for secrets, from files named like the
 variable in lower case inside the directory `DARKROOM_SECRETS_DIR` (Docker's /run/secrets).
@@ -16,7 +16,7 @@ HOME: Final = Path(__file__).resolve().parent.parent  #: models/, model_reposito
 
 
 class Settings(BaseSettings):
-    """One field per variable; `.env.example` lists them all (a test compares the two)."""
+    """Settings, one field per variable; a test compares them with `.env.example`."""
 
     model_config = SettingsConfigDict(
         env_prefix="DARKROOM_", env_ignore_empty=True, frozen=True, extra="ignore"
@@ -28,151 +28,188 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis or Valkey. Carries doorbells only; may be flushed at any moment.",
+        description="Redis or Valkey. Carries only wake-up hints; may be flushed at any moment.",
     )
     s3_endpoint_url: str | None = Field(
         None, description="S3 endpoint that workers and the API call; unset means AWS."
     )
     s3_public_url: str | None = Field(
-        None, description="Endpoint put into image URLs, when clients reach S3 by another name."
+        None, description="Endpoint in image URLs, if clients reach S3 under another name."
     )
-    s3_region: str = Field("us-east-1", description="Region used in signatures.")
-    s3_bucket: str = Field("darkroom", description="Bucket that holds the images.")
-    s3_access_key_id: SecretStr = Field(SecretStr(""), description="S3 key id.")
-    s3_secret_access_key: SecretStr = Field(SecretStr(""), description="S3 secret key.")
+    s3_region: str = Field("us-east-1", description="Region in signatures.")
+    s3_bucket: str = Field("darkroom", description="Bucket for the images.")
+    s3_access_key_id: SecretStr = Field(SecretStr(""), description="S3 access key id.")
+    s3_secret_access_key: SecretStr = Field(SecretStr(""), description="S3 secret access key.")
     retention_days: int | None = Field(
         None,
         ge=1,
-        description="Days after its end at which a job's picture and prompt are deleted, where "
-        "neither its batch nor its tenant says otherwise; unset keeps them.",
+        description="Days after a job finished at which its image and prompt are deleted, unless "
+        "its batch or tenant has its own number; unset keeps them.",
     )
     orphan_retention_h: float = Field(
         24,
         ge=1,
-        description="Hours after which an image that no job knows of is removed from the bucket; "
-        "far longer than an upload waits for its row.",
+        description="Hours after which a stored image that no job refers to is removed; at least "
+        "1, and far longer than an upload waits for its row.",
     )
     image_url_ttl_s: int = Field(
-        900, ge=1, le=604_800, description="Seconds a presigned image URL is valid."
+        900, ge=1, le=604_800, description="Seconds a presigned image URL is valid; at most 7 days."
     )
 
     api_host: str = Field("127.0.0.1", description="Address the API listens on.")
     api_port: int = Field(8000, ge=0, le=65_535, description="Port the API listens on.")
     auth: Literal["on", "off"] = Field(
         "on",
-        description="Whether requests need an API key. `off` is for development: the API then "
-        "refuses to listen anywhere but on loopback.",
+        description="Whether requests need an API key: on or off. `off` is for development: the "
+        "API then listens on loopback only, or refuses to start.",
     )
     max_upload_bytes: int = Field(64 * 2**20, description="Largest batch file, in bytes.")
     max_upload_rows: int = Field(100_000, description="Most rows of one batch file.")
     max_batch_jobs: int = Field(
-        500_000, ge=1, description="Most jobs of one batch; `num_images` and sweeps multiply rows."
+        500_000,
+        ge=1,
+        description="Most jobs of one batch; `num_images` and parameter sweeps make several jobs "
+        "of one row.",
     )
 
     models_dir: Path = Field(
-        HOME / "models", description="Folder of models: each a diffusers folder + darkroom.toml."
+        HOME / "models",
+        description="Folder of models, each a diffusers folder with a darkroom.toml.",
     )
     default_model: str = Field("darkroom-demo", description="Model of a job that names none.")
 
     webhook_allow_private: bool = Field(
         False,
-        description="For development: webhooks may go to loopback and private networks, over plain "
-        "HTTP, to any port. Metadata services stay closed.",
+        description="For development: allow webhook URLs on loopback and private networks, with "
+        "plain HTTP and any port. Metadata services stay blocked.",
     )
     webhook_denylist: str = Field(
         "",
-        description="Networks and names that no webhook may reach, separated by commas: your own "
-        "public addresses, a NAT64 prefix, names that lead inside.",
+        description="Networks and host names that no webhook may reach, separated by commas: your "
+        "own public addresses, a NAT64 prefix, names that resolve to internal hosts.",
     )
     webhook_encryption_keys: SecretStr = Field(
         SecretStr(""),
-        description="Any long random text. Seals the signing secrets in the database; empty keeps "
-        "them as they are. To replace it, put the new one before the old one and a comma.",
+        description="Any long random text. Encrypts the signing secrets in the database; empty "
+        "stores them in plain text. To rotate, put the new key and a comma before the "
+        "old one.",
     )
     webhook_signing_key: SecretStr = Field(
         SecretStr(""),
-        description="An ed25519 key, whsk_…; if set, webhooks carry a `v1a` signature as well. To "
-        "replace it, put the new one before the old one and a comma.",
+        description="An ed25519 key, whsk_…; if set, webhooks carry a `v1a` signature too. To "
+        "rotate, put the new key and a comma before the old one.",
     )
     webhook_ca_file: Path | None = Field(
-        None, description="PEM file of authorities to trust, besides the system's, for receivers."
+        None,
+        description="PEM file of certificate authorities to trust for receivers, besides the "
+        "system's.",
     )
     webhook_timeout_s: float = Field(
-        15, gt=0, le=60, description="Seconds of one attempt: name, connection, TLS and answer."
+        15,
+        gt=0,
+        le=60,
+        description="Seconds for one webhook attempt: DNS, connection, TLS and response.",
     )
     webhook_max_connections: int = Field(
-        2000, ge=16, description="Most attempts that one sender has in flight."
+        2000, ge=16, description="Most webhook attempts that one sender has in flight."
     )
     webhook_max_endpoints: int = Field(
         2000, ge=1, description="Most webhook endpoints of one tenant."
     )
 
-    ray_address: str = Field("127.0.0.1:6380", description="GCS address of the Ray cluster.")
+    ray_address: str = Field(
+        "127.0.0.1:6380", description="Address of the Ray cluster's control store (GCS), host:port."
+    )
     worker_concurrency: int = Field(
-        2, ge=1, description="Microbatches a worker keeps in flight, so that a replica never idles."
+        2,
+        ge=1,
+        description="Microbatches a worker runs at a time; 2 keep a replica busy while images are "
+        "stored.",
     )
     lease_s: float = Field(
-        30, gt=0, description="Seconds a dispatch stays claimed without a heartbeat."
+        30,
+        gt=0,
+        description="Seconds after the last heartbeat at which the jobs of a dead worker are "
+        "requeued.",
     )
-    maintenance_interval_s: float = Field(5, gt=0, description="Seconds between two sweeps.")
+    maintenance_interval_s: float = Field(
+        5,
+        gt=0,
+        description="Seconds between two passes that requeue the jobs of dead workers and wake "
+        "workers.",
+    )
     microbatch_timeout_s: float = Field(
-        600, gt=0, description="Longest one microbatch may take in the replica, in seconds."
+        600,
+        gt=0,
+        description="Longest generation of one microbatch, in seconds; then its jobs count as "
+        "crashed.",
     )
     step_timeout_s: float = Field(
         60,
         gt=0,
-        description="Longest a model may draw without finishing a step, in seconds; then it hangs.",
+        description="Longest time without a finished denoising step, in seconds; then the replica "
+        "counts as hung.",
     )
     shutdown_grace_s: float = Field(
         5,
         ge=0,
-        description="Seconds that a worker which is told to stop goes on drawing; what is not done "
-        "by then is handed to others.",
+        description="Seconds a stopping worker continues to generate; unfinished jobs are then "
+        "requeued.",
     )
     max_attempts: int = Field(
         3,
         ge=3,
-        description="Crashes that a job may be there at before it fails; from the third on it is "
-        "drawn alone, so that fewer would fail innocent company.",
+        description="Crashes of a worker or replica after which a job fails; at least 3. From the "
+        "third attempt on it runs alone, so that it cannot fail other jobs.",
     )
     min_replicas: int = Field(
-        1, ge=1, description="Replicas of each model at least; on GPUs one each."
+        1, ge=1, description="Least replicas of each model; on GPUs, one GPU each."
     )
     max_replicas: int | None = Field(
         None,
         ge=1,
-        description="Replicas of each model at most: between the two, their number follows the "
-        "queued work. Unset: it stays what it is.",
+        description="Most replicas of each model; between the two, the number follows the queued "
+        "work. Unset: always the least.",
     )
     target_microbatches_per_replica: float = Field(
-        4.0, gt=0, description="Microbatches, queued or under way, that one replica is enough for."
+        4.0,
+        gt=0,
+        description="Queued and running microbatches per replica at which the autoscaler adds no "
+        "more.",
     )
     replica_idle_timeout_s: float = Field(
-        120.0, ge=0, description="Seconds that a replica may be one too many before it is ended."
+        120.0, ge=0, description="Seconds a replica that is not needed is kept."
     )
-    device: Literal["cpu", "cuda"] = Field("cpu", description="Where replicas draw.")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Device of the replicas: cpu or cuda."
+    )
     runner: Literal["torch", "tensorrt"] = Field(
         "torch",
-        description="What executes the networks; tensorrt needs plans made by python -m compile.",
+        description="What executes the networks: torch or tensorrt, which needs plans made by "
+        "python -m compile.",
     )
     compiled_models: str | None = Field(
         None,
-        description="Compiled models, each a folder of its name: a folder, or s3://BUCKET/PREFIX; "
+        description="Compiled models, one folder each: a local folder, or s3://BUCKET/PREFIX; "
         "unset means plans/ of the checkout.",
     )
     torch_threads: int | None = Field(
-        None, ge=1, description="CPU threads of one replica; unset shares all cores among them."
+        None,
+        ge=1,
+        description="CPU threads of one replica; unset divides all cores among the replicas.",
     )
     triton_mode: Literal["auto", "inprocess", "subprocess"] = Field(
-        "auto", description="How a replica runs Triton; auto takes in process where it imports."
+        "auto",
+        description="How a replica runs Triton: auto, inprocess or subprocess. `auto` is in "
+        "process where `tritonserver` can be imported.",
     )
 
 
 def load_settings() -> Settings:
     """Read the environment and the secrets directory, at the start of a process.
 
-    Where a value cannot be used there is no process: its message says which variable, and why,
-    but not the value, which may be a secret.
+    Exit with status 2 if a value is invalid. The message names the variable and the reason, but
+    not the value, which may be a secret.
     """
     secrets_dir = os.environ.get("DARKROOM_SECRETS_DIR")
     try:

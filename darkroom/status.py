@@ -1,18 +1,18 @@
 """Statuses with their transitions, and every other enum that clients see."""
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 
 class Status(StrEnum):
-    """Where a job is. Public: these are the words clients see."""
+    """Status of a job, as clients see it."""
 
     QUEUED = "queued"  #: waiting for a worker; the row itself is the queue entry
     RUNNING = "running"  #: claimed by one dispatch, in one microbatch
     SUCCEEDED = "succeeded"  #: its image is in the store
-    FAILED = "failed"  #: it will not be tried again; `error` says why
-    CANCELED = "canceled"  #: withdrawn by the client
-    EXPIRED = "expired"  #: its deadline passed before it was drawn
+    FAILED = "failed"  #: it is not attempted again; `error` says why
+    CANCELED = "canceled"  #: on request of the client
+    EXPIRED = "expired"  #: a deadline passed before its image was generated
 
 
 TRANSITIONS: Final[dict[Status, frozenset[Status]]] = {
@@ -29,22 +29,22 @@ FINISHED: Final = frozenset(status for status, onward in TRANSITIONS.items() if 
 
 
 class DispatchStatus(StrEnum):
-    """Where a dispatch is: one claim of a microbatch with its lease. Only `running` may write."""
+    """Status of a dispatch, one claim of a microbatch. Only a running one may settle jobs."""
 
     RUNNING = "running"  #: leased; its worker renews it
     FINISHED = "finished"  #: its results are committed
     EXPIRED = "expired"  #: its worker stopped renewing; its jobs are suspects
-    CRASHED = "crashed"  #: its replica died or hung over it; its jobs are suspects
-    RELEASED = "released"  #: its worker handed the jobs back, for a fault that was not theirs
+    CRASHED = "crashed"  #: its replica died or hung; its jobs are suspects
+    RELEASED = "released"  #: its worker requeued jobs for a fault that was not theirs
 
 
 class DeliveryStatus(StrEnum):
-    """Where a webhook is. Public."""
+    """Status of a webhook delivery, as clients see it."""
 
     PENDING = "pending"  #: waiting for its first or next attempt
     SENDING = "sending"  #: claimed by a sender
     ACCEPTED = "accepted"  #: the receiver answered 2xx
-    EXHAUSTED = "exhausted"  #: no attempt is left; it can be replayed
+    EXHAUSTED = "exhausted"  #: all attempts failed; it can be replayed
 
 
 class Priority(StrEnum):
@@ -54,12 +54,17 @@ class Priority(StrEnum):
     NORMAL = "normal"
     BULK = "bulk"
 
+    @classmethod
+    def from_rank(cls, rank: int) -> Self:
+        """Return the priority of a rank, which is how tables store it."""
+        return list(cls)[rank]
+
 
 PRIORITY_RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}
 
 
 class BatchStatus(StrEnum):
-    """Where a batch is; follows from its jobs."""
+    """Status of a batch, derived from its jobs."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -69,7 +74,7 @@ class BatchStatus(StrEnum):
 
 
 class BatchOutcome(StrEnum):
-    """How a completed batch finished."""
+    """Result of a completed batch."""
 
     ALL_SUCCEEDED = "all_succeeded"
     PARTIAL = "partial"
@@ -77,7 +82,7 @@ class BatchOutcome(StrEnum):
 
 
 class Scope(StrEnum):
-    """What an API key may do."""
+    """Permission of an API key."""
 
     SUBMIT = "submit"
     READ = "read"
@@ -85,7 +90,7 @@ class Scope(StrEnum):
 
 
 class OutputFormat(StrEnum):
-    """How an image is encoded."""
+    """Encoding of an image."""
 
     PNG = "png"
     JPEG = "jpeg"
@@ -93,14 +98,14 @@ class OutputFormat(StrEnum):
 
 
 class OnError(StrEnum):
-    """What an invalid row of a file does."""
+    """Effect of an invalid row of a file."""
 
     REJECT = "reject"  #: nothing is created
     SKIP = "skip"  #: the valid rows run
 
 
 class Expand(StrEnum):
-    """How the choices of one row are combined."""
+    """Combination of the choices of one row."""
 
     PRODUCT = "product"  #: each with each
     ZIP = "zip"  #: the first with the first, the second with the second

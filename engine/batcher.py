@@ -1,6 +1,6 @@
-"""Who is drawn together: rows take their seats between two steps, and leave as they finish.
+"""Continuous batching: rows enter the batch between two steps and leave as they finish.
 
-A picture is the same in any company, up to rounding: one grey level of 255 in float32 on CPU.
+An image is the same in any batch, up to rounding: one gray level of 255 in float32 on CPU.
 """
 
 import itertools
@@ -11,196 +11,212 @@ from typing import Final
 
 import torch
 
-from engine.denoise import RunningRow, make_ready, step_table_of, step_together
-from engine.requests import BatchRequest, Event, Image, RowFailed, Step, admit, unet_rows
+from engine.denoise import RunningRow, denoise_step, prepare, step_table_of
+from engine.requests import (
+    BatchRequest,
+    Canceled,
+    FinalEvent,
+    Image,
+    RowEvent,
+    RowFailed,
+    Step,
+    admit,
+    unet_rows,
+)
 from engine.runner import Decoding, NetworkRunner
 from engine.schedulers import UnsupportedSchedule
 
 GUIDED_UNET_ROWS: Final = 2
-DECODED_TOGETHER: Final = 4  # pictures at a time: the VAE's activations dwarf the UNet's
+DECODE_BATCH: Final = 4  # images at a time: the VAE's activations dwarf the UNet's
 
 logger = logging.getLogger(__name__)
 
-Said = tuple[BatchRequest, Event]  #: to whom, and what
-Ended = tuple[BatchRequest, Image | RowFailed]
+RequestEvent = tuple[BatchRequest, RowEvent]
+RequestFinalEvent = tuple[BatchRequest, FinalEvent]
 
 
 @dataclass(frozen=True, eq=False)
 class DecodingRows:
-    """Rows that have done all their steps, and are being decoded."""
+    """Rows that have done all their steps and are being decoded."""
 
-    seats: list[RunningRow]
+    rows: list[RunningRow]
     decoding: Decoding
 
 
 class ContinuousBatch:
-    """The rows that share the UNet's batches, at most `max_unet_rows` of it, and those who wait.
+    """The rows that share UNet batches of at most `max_unet_rows`, and the rows that wait.
 
-    Calls take their seats in the order in which they came: nobody passes an earlier call that
-    still waits, be it for seats or because its pictures have another size. Not to be shared
-    between threads.
+    Requests start in the order in which they were added: none passes an earlier one that still
+    waits, for room or because its images have another size. Not thread-safe.
     """
 
     def __init__(self, runner: NetworkRunner, *, max_unet_rows: int) -> None:
-        """Raises ValueError when not even one guided row may run."""
+        """Raise ValueError when not even one guided row may run."""
         if max_unet_rows < GUIDED_UNET_ROWS:
             raise ValueError(
                 f"max_unet_rows is {max_unet_rows}; one guided row takes {GUIDED_UNET_ROWS}"
             )
         self._runner = runner
         self._max_unet_rows = max_unet_rows
-        self._roomy_unet_rows = max_unet_rows  # so many fit into memory, as far as is known
-        self._arrived: list[BatchRequest] = []
+        self._fitting_unet_rows = max_unet_rows  # lowered when memory was short
+        self._added: list[BatchRequest] = []
         self._waiting: list[RunningRow] = []
         self._running: list[RunningRow] = []
-        self._developing: list[DecodingRows] = []
+        self._decoding: list[DecodingRows] = []
 
-    def join(self, call: BatchRequest) -> None:
-        """Have these rows drawn too, from the next step on in which there are seats for them."""
-        self._arrived.append(call)
+    def add(self, request: BatchRequest) -> None:
+        """Generate these rows from the next step on that has room for them."""
+        self._added.append(request)
 
     def is_empty(self) -> bool:
-        """Whether nothing is left to be done."""
-        return not (self._arrived or self._waiting or self._running or self._developing)
+        """Return whether no row is left."""
+        return not (self._added or self._waiting or self._running or self._decoding)
 
     def waiting(self) -> Collection[BatchRequest]:
-        """The calls none of whose rows has a seat yet."""
-        taking_part = self._taking_part()
-        waiting = dict.fromkeys([*(seat.call for seat in self._waiting), *self._arrived])
-        return [call for call in waiting if call not in taking_part]
+        """Return the requests of which no row is in the batch yet."""
+        active = self._active()
+        waiting = dict.fromkeys([*(row.request for row in self._waiting), *self._added])
+        return [request for request in waiting if request not in active]
 
-    def dissolve(self) -> Collection[BatchRequest]:
-        """After `step` has raised: forget those who may be why, and say who they were."""
-        suspects = dict.fromkeys([*self._taking_part(), *self._arrived])
-        gone = suspects or dict.fromkeys(seat.call for seat in self._waiting)
-        self._running, self._developing, self._arrived = [], [], []
-        self._waiting = [seat for seat in self._waiting if seat.call not in gone]
-        return gone
+    def remove_suspects(self) -> Collection[BatchRequest]:
+        """Remove and return the requests that may be why `step` raised."""
+        suspects = dict.fromkeys([*self._active(), *self._added])
+        removed = suspects or dict.fromkeys(row.request for row in self._waiting)
+        self._running, self._decoding, self._added = [], [], []
+        self._waiting = [row for row in self._waiting if row.request not in removed]
+        return removed
 
-    def _taking_part(self) -> Collection[BatchRequest]:
-        developing = (seat for one in self._developing for seat in one.seats)
-        return dict.fromkeys(seat.call for seat in (*developing, *self._running))
+    def _active(self) -> Collection[BatchRequest]:
+        decoding = (row for decoding in self._decoding for row in decoding.rows)
+        return dict.fromkeys(row.request for row in (*decoding, *self._running))
 
-    def step(self) -> Iterator[Said]:
-        """One step of all who have a seat, and what it brings. To be read to its end.
+    def step(self) -> Iterator[RequestEvent]:
+        """Run one step of all rows in the batch and yield its events. To be read to its end.
 
-        When the device's memory does not suffice, those who came last wait until others have
-        left; a call that is alone then ends in Mishaps that say so: fewer rows together may fit.
+        When memory is short, the later half of the requests waits until others have finished. One
+        that is alone fails with `out_of_memory`: fewer rows at once may fit.
         Raises what the networks raise.
         """
         try:
-            for call, event in self._step():
+            for request, event in self._step():
                 if not isinstance(event, Step):
-                    call.left.discard(event.index)
-                yield call, event
+                    request.unfinished.discard(event.index)
+                yield request, event
         except torch.OutOfMemoryError as error:
             shortage = str(error)
         else:
             return
         # Not inside `except`: there, the error keeps the frames whose tensors fill the memory.
         torch.cuda.empty_cache()
-        logger.warning("%d rows together do not fit: %s", len(self._running), shortage)
-        for call, event in self._make_room():
-            call.left.discard(event.index)
-            yield call, event
+        logger.warning(
+            "out of memory with %d rows: %s; continuing with fewer", len(self._running), shortage
+        )
+        for request, event in self._shrink():
+            request.unfinished.discard(event.index)
+            yield request, event
 
-    def _step(self) -> Iterator[Said]:
-        yield from self._let_leave()
-        yield from self._receive()
-        self._seat()
-        stepping = [seat for seat in self._running if seat.step < seat.steps]
+    def _step(self) -> Iterator[RequestEvent]:
+        yield from self._remove_canceled()
+        yield from self._enqueue_added()
+        self._start_waiting()
+        stepping = [row for row in self._running if row.step < row.steps]
         if stepping:
-            step_together(self._runner, stepping)
-        yield from ((seat.call, Step(seat.index, seat.step, seat.steps)) for seat in stepping)
-        self._develop()
-        # With nobody left to step for, there is nothing better to do than to wait for pictures.
-        yield from self._hand_out(wait=not (self._running or self._waiting or self._arrived))
+            denoise_step(self._runner, stepping)
+        yield from ((row.request, Step(row.index, row.step, row.steps)) for row in stepping)
+        self._start_decoding()
+        # With no step left to run, there is nothing better to do than to wait for images.
+        yield from self._finish_decoded(wait=not (self._running or self._waiting or self._added))
 
-    def _let_leave(self) -> Iterator[Ended]:
-        """Those who are not wanted any more; before anything was done for them, if they are new."""
-        calls = dict.fromkeys(seat.call for seat in (*self._running, *self._waiting))
-        gone = {call: call.withdrawn() for call in (*calls, *self._arrived)}
-        seats = (*self._running, *self._waiting)
-        leaving = [(seat.call, seat.index) for seat in seats if seat.index in gone[seat.call]]
-        leaving += [(call, at) for call in self._arrived for at in call.left if at in gone[call]]
-        self._running = [seat for seat in self._running if seat.index not in gone[seat.call]]
-        self._waiting = [seat for seat in self._waiting if seat.index not in gone[seat.call]]
-        for call, index in leaving:
-            yield call, RowFailed(index, "canceled", "canceled while drawing")
+    def _remove_canceled(self) -> Iterator[RequestFinalEvent]:
+        rows = (*self._running, *self._waiting)
+        requests = dict.fromkeys([*(row.request for row in rows), *self._added])
+        canceled = {request: request.canceled() for request in requests}
+        removed = [(row.request, row.index) for row in rows if row.index in canceled[row.request]]
+        removed += [
+            (request, index)
+            for request in self._added
+            for index in request.unfinished
+            if index in canceled[request]
+        ]
+        self._running = [row for row in self._running if row.index not in canceled[row.request]]
+        self._waiting = [row for row in self._waiting if row.index not in canceled[row.request]]
+        for request, index in removed:
+            yield request, Canceled(index)
 
-    def _receive(self) -> Iterator[Ended]:
-        """The new ones get in line, but for what cannot be drawn at all."""
-        while self._arrived:
-            call = self._arrived[0]
-            for index in sorted(call.left):
-                row = call.rows[index]
+    def _enqueue_added(self) -> Iterator[RequestFinalEvent]:
+        """Append the rows of new requests to the waiting ones; fail those with invalid params."""
+        while self._added:
+            request = self._added[0]
+            for index in sorted(request.unfinished):
+                row = request.rows[index]
                 try:
                     step_table = step_table_of(self._runner, row)
-                except UnsupportedSchedule as refusal:
-                    yield call, RowFailed(index, "invalid_params", str(refusal))
+                except UnsupportedSchedule as error:
+                    yield request, RowFailed(index, "invalid_params", str(error))
                     continue
-                self._waiting.append(RunningRow(call, index, row, step_table))
-            self._arrived.remove(call)
+                self._waiting.append(RunningRow(request, index, row, step_table))
+            self._added.remove(request)
 
-    def _seat(self) -> None:
-        """Whoever fits in takes a seat: of the size that is drawn now, in the order of the line."""
+    def _start_waiting(self) -> None:
+        """Start the waiting rows that fit: of the size that is running, in order of arrival."""
         if not self._running:
-            self._roomy_unet_rows = self._max_unet_rows
-        taken: list[RunningRow] = []
-        for _, group in itertools.groupby(self._waiting, key=lambda seat: seat.call):
-            line = list(group)
-            size = next(seat.size for seat in (*self._running, *taken, *line))
-            fitting = [seat for seat in line if seat.size == size]
-            used = sum(unet_rows(seat.row) for seat in (*self._running, *taken))
-            free = self._roomy_unet_rows - used
-            admitted = admit([seat.row for seat in fitting], free_unet_rows=free)
-            taken += [fitting[at] for at in admitted]
-            if len(admitted) < len(line):
+            self._fitting_unet_rows = self._max_unet_rows
+        started: list[RunningRow] = []
+        for _, group in itertools.groupby(self._waiting, key=lambda row: row.request):
+            rows = list(group)
+            size = next(row.size for row in (*self._running, *started, *rows))
+            candidates = [row for row in rows if row.size == size]
+            used = sum(unet_rows(row.row) for row in (*self._running, *started))
+            free = self._fitting_unet_rows - used
+            admitted = admit([row.row for row in candidates], free_unet_rows=free)
+            started += [candidates[position] for position in admitted]
+            if len(admitted) < len(rows):
                 break
-        self._waiting = [seat for seat in self._waiting if seat not in taken]
-        self._running += taken
-        if new := [seat for seat in taken if not seat.is_ready]:
-            make_ready(self._runner, new)
+        self._waiting = [row for row in self._waiting if row not in started]
+        self._running += started
+        if new := [row for row in started if not row.is_prepared]:
+            prepare(self._runner, new)
 
-    def _develop(self) -> None:
-        """Start to decode the latents of rows that are through."""
-        done = [seat for seat in self._running if seat.step == seat.steps]
-        for first in range(0, len(done), DECODED_TOGETHER):
-            chunk = done[first : first + DECODED_TOGETHER]
-            decoding = self._runner.decode(torch.stack([seat.latents for seat in chunk]))
-            self._developing.append(DecodingRows(chunk, decoding))
-            self._running = [seat for seat in self._running if seat not in chunk]
+    def _start_decoding(self) -> None:
+        """Start to decode the latents of rows that have done all their steps."""
+        done = [row for row in self._running if row.step == row.steps]
+        for first in range(0, len(done), DECODE_BATCH):
+            chunk = done[first : first + DECODE_BATCH]
+            decoding = self._runner.decode(torch.stack([row.latents for row in chunk]))
+            self._decoding.append(DecodingRows(chunk, decoding))
+            self._running = [row for row in self._running if row not in chunk]
 
-    def _hand_out(self, *, wait: bool) -> Iterator[Ended]:
-        """The pictures that are ready. One that is not a number is said so, never shown."""
-        for one in [one for one in self._developing if wait or one.decoding.done()]:
-            pictures = one.decoding.pictures()
-            self._developing.remove(one)
-            for seat, pixels in zip(one.seats, pictures, strict=True):
+    def _finish_decoded(self, *, wait: bool) -> Iterator[RequestFinalEvent]:
+        """Yield the images that are ready. One with NaN or infinity fails instead."""
+        for batch in [batch for batch in self._decoding if wait or batch.decoding.done()]:
+            images = batch.decoding.images()
+            self._decoding.remove(batch)
+            for row, pixels in zip(batch.rows, images, strict=True):
                 if pixels is None:
-                    message = "the numbers of this picture overflowed"
-                    yield seat.call, RowFailed(seat.index, "not_finite", message)
+                    message = "the image has NaN or infinite values (numeric overflow)"
+                    yield row.request, RowFailed(row.index, "not_finite", message)
                 else:
-                    yield seat.call, Image(seat.index, pixels)
+                    yield row.request, Image(row.index, pixels)
 
-    def _make_room(self) -> Iterator[Ended]:
-        """After a step that found too little memory: fewer share the next, or nobody is left."""
-        calls = list(dict.fromkeys(seat.call for seat in self._running))
-        if len(calls) > 1:
-            self._pause(calls[-1])
+    def _shrink(self) -> Iterator[RequestFinalEvent]:
+        """Let fewer rows share the next step, after one that found too little memory."""
+        requests = list(dict.fromkeys(row.request for row in self._running))
+        if len(requests) > 1:
+            for request in reversed(requests[(len(requests) + 1) // 2 :]):
+                self._pause(request)
             return
-        if self._developing:  # what they take comes free
-            yield from self._hand_out(wait=True)
+        if self._decoding:  # finishing these frees their memory
+            yield from self._finish_decoded(wait=True)
             return
         self._running = []
-        self._waiting = [seat for seat in self._waiting if seat.call not in calls]
-        for call in calls:
-            for index in sorted(call.left):
-                yield call, RowFailed(index, "out_of_memory", "it does not fit into memory")
+        self._waiting = [row for row in self._waiting if row.request not in requests]
+        for request in requests:
+            for index in sorted(request.unfinished):
+                yield request, RowFailed(index, "out_of_memory", "not enough memory for this batch")
 
-    def _pause(self, call: BatchRequest) -> None:
-        """Its rows keep what they have reached, and go on when others have left."""
-        paused = [seat for seat in self._running if seat.call is call]
-        self._running = [seat for seat in self._running if seat.call is not call]
+    def _pause(self, request: BatchRequest) -> None:
+        """Make a request wait; its rows keep their latents and continue when others finish."""
+        paused = [row for row in self._running if row.request is request]
+        self._running = [row for row in self._running if row.request is not request]
         self._waiting = paused + self._waiting
-        self._roomy_unet_rows = sum(unet_rows(seat.row) for seat in self._running)
+        self._fitting_unet_rows = sum(unet_rows(row.row) for row in self._running)

@@ -1,4 +1,4 @@
-"""One row on its way from noise to a picture, and the step that all who sit together take."""
+"""Denoising of running rows: one UNet call a step, whatever scheduler each row uses."""
 
 import math
 from collections.abc import Sequence
@@ -14,44 +14,44 @@ from engine.schedulers import (
     StepTable,
     UnsupportedSchedule,
     advance,
-    factors,
     step_table,
+    update_weights,
 )
 
 
 @dataclass(eq=False)
 class RunningRow:
-    """A row on its way. Not frozen: latents, clean and step move together, in `step_together`."""
+    """A row in progress. Mutable: `denoise_step` sets latents, clean and step together."""
 
-    call: BatchRequest
-    index: int  #: of the row in its call
+    request: BatchRequest
+    index: int  #: of the row in its request
     row: Row
     step_table: StepTable
     step: int = 0
-    is_ready: bool = False  #: the four below are there, see `make_ready`
+    is_prepared: bool = False  #: the four below are set, see `prepare`
     latents: Tensor = field(init=False)  # [C, h, w]
     clean: Tensor = field(init=False)  # the last clean estimate; DPM-Solver++ looks back at it
     prompt: Tensor = field(init=False)  # [tokens, features]
     negative_prompt: Tensor = field(init=False)
 
     @property
-    def move(self) -> StepCoefficients:
-        """Of its next step."""
-        return self.step_table.moves[self.step]
+    def coefficients(self) -> StepCoefficients:
+        """Coefficients of the next step."""
+        return self.step_table.steps[self.step]
 
     @property
     def steps(self) -> int:
-        """How many there are."""
-        return len(self.step_table.moves)
+        """Number of steps."""
+        return len(self.step_table.steps)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Latents of two sizes have no common batch."""
+        """Width and height; latents of two sizes cannot share a batch."""
         return self.row.width, self.row.height
 
 
 def step_table_of(runner: NetworkRunner, row: Row) -> StepTable:
-    """The row's steps. Raises UnsupportedSchedule for whatever this row asks that cannot be."""
+    """Return the row's steps. Raises UnsupportedSchedule for params that this model cannot do."""
     unit = runner.pixels_per_latent
     if row.width < unit or row.height < unit or row.width % unit or row.height % unit:
         raise UnsupportedSchedule(
@@ -67,20 +67,20 @@ def step_table_of(runner: NetworkRunner, row: Row) -> StepTable:
     return step_table(runner.noise_schedule, row.scheduler, row.num_inference_steps)
 
 
-def make_ready(runner: NetworkRunner, seats: Sequence[RunningRow]) -> None:
-    """Give each row its own noise, and its texts as the UNet reads them."""
-    texts = [text for seat in seats for text in (seat.row.prompt, seat.row.negative_prompt)]
+def prepare(runner: NetworkRunner, rows: Sequence[RunningRow]) -> None:
+    """Set each row's initial noise and text embeddings."""
+    texts = [text for row in rows for text in (row.row.prompt, row.row.negative_prompt)]
     embeddings = runner.encode(texts)
-    for at, seat in enumerate(seats):
-        noise = _noise(runner, seat.row)
-        seat.latents = noise * seat.step_table.initial_scale
-        seat.clean = torch.zeros_like(noise)
-        seat.prompt, seat.negative_prompt = embeddings[2 * at], embeddings[2 * at + 1]
-        seat.is_ready = True
+    for at, row in enumerate(rows):
+        noise = _noise(runner, row.row)
+        row.latents = noise * row.step_table.initial_scale
+        row.clean = torch.zeros_like(noise)
+        row.prompt, row.negative_prompt = embeddings[2 * at], embeddings[2 * at + 1]
+        row.is_prepared = True
 
 
 def _noise(runner: NetworkRunner, row: Row) -> Tensor:
-    """From a generator of the row's own, on the CPU: no company and no device changes it."""
+    """Return noise from the row's own generator on the CPU: no batch and no device changes it."""
     unit = runner.pixels_per_latent
     shape = (1, runner.latent_channels, row.height // unit, row.width // unit)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(row.seed))
@@ -88,61 +88,62 @@ def _noise(runner: NetworkRunner, row: Row) -> Tensor:
 
 
 @torch.inference_mode()
-def step_together(runner: NetworkRunner, seats: Sequence[RunningRow]) -> None:
-    """One UNet call, and everybody one step on. The lanes: guided rows unprompted, then all."""
-    guided = [at for at, seat in enumerate(seats) if is_guided(seat.row)]
-    everybody = list(range(len(seats)))
-    # Where all are guided the runner knows that the two lanes of a row differ by their text only.
-    seen = everybody if len(guided) == len(seats) else [*guided, *everybody]
-    latents = torch.stack([seat.latents for seat in seats])
-    numbers = _numbers(seats, latents)
-    inputs = latents * numbers.input_scale
+def denoise_step(runner: NetworkRunner, rows: Sequence[RunningRow]) -> None:
+    """Advance all rows by one step in one UNet call: first unconditional rows, then conditional."""
+    guided = [at for at, row in enumerate(rows) if is_guided(row.row)]
+    conditional = list(range(len(rows)))
+    # When all rows are guided the latents are not repeated: the runner sees that a row's two UNet
+    # rows differ by their text only.
+    unet_rows = conditional if len(guided) == len(rows) else [*guided, *conditional]
+    latents = torch.stack([row.latents for row in rows])
+    inputs = _step_inputs(rows, latents)
+    scaled = latents * inputs.input_scale
     output = runner.unet(
-        inputs if seen == everybody else inputs[seen],
-        numbers.timestep if seen == everybody else numbers.timestep[seen],
-        torch.stack([seats[at].negative_prompt for at in guided] + [seat.prompt for seat in seats]),
+        scaled if unet_rows == conditional else scaled[unet_rows],
+        inputs.timestep if unet_rows == conditional else inputs.timestep[unet_rows],
+        torch.stack([rows[at].negative_prompt for at in guided] + [row.prompt for row in rows]),
     )
-    output = _guide(output, guided, numbers.guidance_scale)
-    last_clean = torch.stack([seat.clean for seat in seats])
-    following, clean = advance(latents, output, last_clean, numbers.moves)
-    for seat, its_latents, its_clean in zip(seats, following, clean, strict=True):
-        seat.latents, seat.clean, seat.step = its_latents, its_clean, seat.step + 1
+    output = _guide(output, guided, inputs.guidance_scale)
+    last_clean = torch.stack([row.clean for row in rows])
+    next_latents, clean = advance(latents, output, last_clean, inputs.weights)
+    for row, row_latents, row_clean in zip(rows, next_latents, clean, strict=True):
+        row.latents, row.clean, row.step = row_latents, row_clean, row.step + 1
 
 
 @dataclass(frozen=True)
-class _Numbers:
-    """What the rows' steps are made of, on the device; [B, 1, 1, 1] where not said."""
+class _StepInputs:
+    """Numbers of the rows' next steps, on the device; [B, 1, 1, 1] where not noted."""
 
     timestep: Tensor  # [B]
     input_scale: Tensor
     guidance_scale: Tensor
-    moves: Tensor  # [B, 5], see `schedulers.advance`
+    weights: Tensor  # [B, 5], see `schedulers.advance`
 
 
-def _numbers(seats: Sequence[RunningRow], like: Tensor) -> _Numbers:
-    """In one copy, which the device's work need not be waited for."""
+def _step_inputs(rows: Sequence[RunningRow], like: Tensor) -> _StepInputs:
+    """Copy the numbers to the device at once, without waiting for its work."""
     table = torch.tensor(
         [
-            (move.timestep, move.input_scale, seat.row.guidance_scale, *factors(move))
-            for seat in seats
-            for move in (seat.move,)
+            (step.timestep, step.input_scale, row.row.guidance_scale, *update_weights(step))
+            for row in rows
+            for step in (row.coefficients,)
         ],
         dtype=like.dtype,
     )
     if like.is_cuda:
         table = table.pin_memory().to(like.device, non_blocking=True)
     columns = table[..., None, None, None]
-    return _Numbers(table[:, 0].clone(), columns[:, 1], columns[:, 2], table[:, 3:])
+    return _StepInputs(table[:, 0].clone(), columns[:, 1], columns[:, 2], table[:, 3:])
 
 
 def _guide(output: Tensor, guided: Sequence[int], scales: Tensor) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022, equation 6, in diffusers' scale)."""
-    unprompted, prompted = output[: len(guided)], output[len(guided) :]
-    if len(guided) == len(prompted):
-        return unprompted + scales * (prompted - unprompted)
+    """Apply classifier-free guidance (Ho & Salimans 2022, equation 6, in diffusers' scale)."""
+    unconditional, conditional = output[: len(guided)], output[len(guided) :]
+    if len(guided) == len(conditional):
+        return unconditional + scales * (conditional - unconditional)
     if not guided:
-        return prompted
-    steered = prompted.clone()
+        return conditional
+    combined = conditional.clone()
     rows = list(guided)
-    steered[rows] = unprompted + scales[rows] * (prompted[rows] - unprompted)
-    return steered
+    combined[rows] = unconditional + scales[rows] * (conditional[rows] - unconditional)
+    return combined

@@ -1,8 +1,8 @@
-"""What fault tests do to a model. Nothing happens without a DARKROOM_FAULT_… variable.
+"""Faults that tests inject into a model. Nothing happens without a DARKROOM_FAULT_… variable.
 
-Each names a word, and a row whose prompt holds it has the fault befall the process that draws it:
-POISON kills it, HANG and LOOP never return, RAISE is a bug. MAX_ROWS is a number: wider UNet
-batches find no memory.
+POISON, HANG, LOOP and RAISE each hold a word; a row whose prompt contains it triggers the fault in
+the model's process: POISON kills it, HANG and LOOP never return, RAISE is a bug. MAX_ROWS is a
+number: wider UNet batches run out of memory.
 """
 
 import os
@@ -20,11 +20,11 @@ _PREFIX: Final = "DARKROOM_FAULT_"
 
 
 def inject(rows: Sequence[Row]) -> None:
-    """Whatever one of the prompts asks for."""
-    for name, act in _ACTS.items():
+    """Trigger the fault that one of the prompts selects."""
+    for name, fault in _FAULTS.items():
         word = os.environ.get(_PREFIX + name)
         if word and any(word in row.prompt for row in rows):
-            act()
+            fault()
 
 
 def _kill() -> None:
@@ -41,10 +41,10 @@ def _loop() -> None:
 
 
 def _raise() -> None:
-    raise RuntimeError("a bug that only this prompt meets")
+    raise RuntimeError("a bug that only this prompt triggers")
 
 
-_ACTS: Final[Mapping[str, Callable[[], None]]] = {
+_FAULTS: Final[Mapping[str, Callable[[], None]]] = {
     "POISON": _kill,
     "HANG": _hang,
     "LOOP": _loop,
@@ -53,13 +53,13 @@ _ACTS: Final[Mapping[str, Callable[[], None]]] = {
 
 
 def limit_rows(runner: Any) -> Any:
-    """The runner, in too little memory if MAX_ROWS says so."""
-    most = os.environ.get(f"{_PREFIX}MAX_ROWS")
-    return LimitedRunner(runner, unet_rows=int(most)) if most else runner
+    """Return the runner, with limited memory if MAX_ROWS is set."""
+    limit = os.environ.get(f"{_PREFIX}MAX_ROWS")
+    return LimitedRunner(runner, unet_rows=int(limit)) if limit else runner
 
 
 class LimitedRunner:
-    """A runner in a memory that holds so many rows of the UNet."""
+    """A runner whose memory holds `unet_rows` rows of the UNet."""
 
     def __init__(self, runner: Any, *, unet_rows: int) -> None:
         self._runner, self._unet_rows = runner, unet_rows

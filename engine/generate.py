@@ -1,14 +1,10 @@
-"""Rows in, events out: draws one call from its beginning to its end."""
+"""Generation of one request, from its rows to its last event."""
 
 from collections.abc import Callable, Container, Iterator, Sequence
 
 from engine.batcher import ContinuousBatch
-from engine.requests import BatchRequest, Event, Row
+from engine.requests import BatchRequest, Row, RowEvent, never_canceled
 from engine.runner import NetworkRunner
-
-
-def _never_canceled() -> Container[int]:
-    return ()
 
 
 def generate(
@@ -16,16 +12,16 @@ def generate(
     rows: Sequence[Row],
     *,
     max_unet_rows: int,
-    withdrawn: Callable[[], Container[int]] = _never_canceled,
-) -> Iterator[Event]:
-    """Draw the rows together, and nobody else with them. See `ContinuousBatch`.
+    canceled: Callable[[], Container[int]] = never_canceled,
+) -> Iterator[RowEvent]:
+    """Generate the rows in a batch of their own. See `ContinuousBatch`.
 
-    Every row ends in exactly one Picture or Mishap, as soon as it is done; a Step follows each of
-    its steps. `withdrawn` is asked before each step which rows are not to be drawn any further.
+    Each row ends with exactly one Image, RowFailed or Canceled, as soon as it is finished; a Step
+    follows each of its steps. `canceled` is called before each step.
 
     Raises ValueError when not even one guided row may run, and what the networks raise.
     """
-    company = ContinuousBatch(runner, max_unet_rows=max_unet_rows)
-    company.join(BatchRequest(rows, withdrawn))
-    while not company.is_empty():
-        yield from (event for _, event in company.step())
+    batch = ContinuousBatch(runner, max_unet_rows=max_unet_rows)
+    batch.add(BatchRequest(rows, canceled))
+    while not batch.is_empty():
+        yield from (event for _, event in batch.step())

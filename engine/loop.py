@@ -1,4 +1,4 @@
-"""Draws what is asked as it comes: who comes while others are drawn joins them at the next step."""
+"""The inference loop: requests join the running batch at its next step."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -7,89 +7,91 @@ from typing import Final, Protocol
 
 from engine import faults
 from engine.batcher import ContinuousBatch
-from engine.requests import BatchRequest, Event, Row, Step
+from engine.requests import BatchRequest, Row, RowEvent, Started
 from engine.runner import NetworkRunner
 
-WAITING_REPORTED_S: Final = 1.0  #: so often, to calls that wait for a seat: they are not forgotten
+LINGER_S: Final = 0.005  #: before the first step of an empty batch: a microbatch's rows come singly
+WAITING_REPORT_INTERVAL_S: Final = 1.0  #: a Started this often while a request waits for room
 
 
 class ResponseSink(Protocol):
-    """Who asked for rows, as the loop's thread speaks to it. Nothing is to be raised."""
+    """The sender of a request, as the loop's thread calls it. No method may raise."""
 
-    def withdrawn(self) -> Collection[int]:
-        """Which of the rows are not to be drawn any further."""
+    def canceled(self) -> Collection[int]:
+        """Return the indices of the rows to leave out from the next step on."""
         ...
 
-    def tell(self, event: Event) -> None:
-        """What has become of a row."""
+    def send(self, event: RowEvent) -> None:
+        """Report an event of a row."""
         ...
 
-    def end(self, failure: Exception | None) -> None:
-        """That was all; with a failure, for which these rows may be the reason."""
+    def close(self, error: Exception | None) -> None:
+        """End the request; with an error, which these rows may have caused."""
         ...
 
 
 class InferenceLoop:
-    """One company of rows, which lasts as long as the model is loaded."""
+    """One continuous batch, which lasts as long as the model is loaded."""
 
     def __init__(self, runner: NetworkRunner, *, max_unet_rows: int) -> None:
-        self._company = ContinuousBatch(faults.limit_rows(runner), max_unet_rows=max_unet_rows)
-        self._asked: SimpleQueue[tuple[Sequence[Row], ResponseSink] | None] = SimpleQueue()
-        self._askers: dict[BatchRequest, ResponseSink] = {}
-        self._waiting_told = 0.0
+        self._batch = ContinuousBatch(faults.limit_rows(runner), max_unet_rows=max_unet_rows)
+        self._submitted: SimpleQueue[tuple[Sequence[Row], ResponseSink] | None] = SimpleQueue()
+        self._sinks: dict[BatchRequest, ResponseSink] = {}
+        self._waiting_reported = 0.0
 
-    def ask(self, rows: Sequence[Row], asker: ResponseSink) -> None:
-        """Have these rows drawn. Any thread may ask, and hears of it in the loop's."""
-        self._asked.put((rows, asker))
+    def submit(self, rows: Sequence[Row], sink: ResponseSink) -> None:
+        """Queue rows. Callable from any thread; the loop's thread calls the sink."""
+        self._submitted.put((rows, sink))
 
     def stop(self) -> None:
-        """Have `run` return after this step, whatever is still to be drawn."""
-        self._asked.put(None)
+        """Make `run` return after this step, also when rows are unfinished."""
+        self._submitted.put(None)
 
     def run(self) -> None:
-        """Draw until told to stop; in the thread that the runner belongs to."""
-        while self._let_in():
+        """Generate until `stop`; runs in the thread that the runner belongs to."""
+        while self._receive():
             try:
                 self._step()
-            except Exception as failure:  # noqa: BLE001  # theirs; the next may be fine
-                for call in self._company.dissolve():
-                    self._askers.pop(call).end(failure)
-            self._tell_who_waits()
+            except Exception as error:  # noqa: BLE001  # these requests'; the next may succeed
+                for request in self._batch.remove_suspects():
+                    self._sinks.pop(request).close(error)
+            self._report_waiting()
 
     def _step(self) -> None:
-        for call, event in self._company.step():
-            self._askers[call].tell(event)
-            if not call.left:
-                self._askers.pop(call).end(None)
+        for request, event in self._batch.step():
+            self._sinks[request].send(event)
+            if not request.unfinished:
+                self._sinks.pop(request).close(None)
 
-    def _let_in(self) -> bool:
-        """Take in who has come, or wait for somebody; False when it is time to stop."""
+    def _receive(self) -> bool:
+        """Add new requests, and wait for some if the batch is empty. Return False to stop."""
+        was_empty = self._batch.is_empty()
         while True:
+            timeout_s = None if self._batch.is_empty() else LINGER_S
             try:
-                asked = self._asked.get(block=self._company.is_empty())
+                submitted = self._submitted.get(block=was_empty, timeout=timeout_s)
             except Empty:
                 return True
-            if asked is None:
+            if submitted is None:
                 return False
-            self._begin(*asked)
+            self._add(*submitted)
 
-    def _begin(self, rows: Sequence[Row], asker: ResponseSink) -> None:
+    def _add(self, rows: Sequence[Row], sink: ResponseSink) -> None:
         try:
             faults.inject(rows)
-        except Exception as failure:  # noqa: BLE001  # this call's alone
-            asker.end(failure)
+        except Exception as error:  # noqa: BLE001  # this request's alone
+            sink.close(error)
             return
         if not rows:
-            asker.end(None)
+            sink.close(None)
             return
-        call = BatchRequest(rows, asker.withdrawn)
-        self._askers[call] = asker
-        self._company.join(call)
+        request = BatchRequest(rows, sink.canceled)
+        self._sinks[request] = sink
+        self._batch.add(request)
 
-    def _tell_who_waits(self) -> None:
-        if time.monotonic() - self._waiting_told < WAITING_REPORTED_S:
+    def _report_waiting(self) -> None:
+        if time.monotonic() - self._waiting_reported < WAITING_REPORT_INTERVAL_S:
             return
-        self._waiting_told = time.monotonic()
-        for call in self._company.waiting():
-            index = min(call.left)
-            self._askers[call].tell(Step(index, 0, call.rows[index].num_inference_steps))
+        self._waiting_reported = time.monotonic()
+        for request in self._batch.waiting():
+            self._sinks[request].send(Started(min(request.unfinished)))

@@ -1,4 +1,4 @@
-"""What is asked of the engine, what it answers, and which rows of the UNet that costs."""
+"""The engine's vocabulary: rows, the events of each row, and the UNet rows that each one costs."""
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ Pixels = NDArray[np.uint8]  #: [height, width, 3], RGB
 
 @dataclass(frozen=True)
 class Row:
-    """One picture to draw, in diffusers' words."""
+    """One image to generate, in diffusers' words."""
 
     prompt: str
     negative_prompt: str
@@ -23,27 +23,33 @@ class Row:
     scheduler: str = "ddim"  #: a key of `schedulers.SCHEDULERS`
 
 
-def _never_canceled() -> Container[int]:
+def never_canceled() -> Container[int]:
+    """Return no row."""
     return ()
 
 
 @dataclass(eq=False)
 class BatchRequest:
-    """Rows that are asked for together; each ends in exactly one Picture or Mishap."""
+    """Rows submitted together; each ends with exactly one Image, RowFailed or Canceled."""
 
     rows: Sequence[Row]
-    withdrawn: Callable[[], Container[int]] = (
-        _never_canceled  #: which are not to be drawn any further
-    )
-    left: set[int] = field(init=False)  #: those that have not ended yet
+    canceled: Callable[[], Container[int]] = never_canceled  #: indices of rows to leave out
+    unfinished: set[int] = field(init=False)  #: indices of rows without a final event
 
     def __post_init__(self) -> None:
-        self.left = set(range(len(self.rows)))
+        self.unfinished = set(range(len(self.rows)))
+
+
+@dataclass(frozen=True)
+class Started:
+    """The request is with the model; row `index` waits for room. Sent again while it waits."""
+
+    index: int
 
 
 @dataclass(frozen=True)
 class Step:
-    """Row `index` has done `step` of its `steps`; none, while it waits for a seat."""
+    """Row `index` has done `step` of its `steps`."""
 
     index: int
     step: int
@@ -52,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Image:
-    """Row `index` is drawn."""
+    """Row `index` is generated."""
 
     index: int
     pixels: Pixels
@@ -60,30 +66,38 @@ class Image:
 
 @dataclass(frozen=True)
 class RowFailed:
-    """Row `index` will have no picture; the other rows are not concerned."""
+    """Row `index` has no image; the other rows are not affected."""
 
     index: int
-    code: str  #: "invalid_params", "not_finite", "out_of_memory" or "canceled"
+    code: str  #: "invalid_params", "not_finite" or "out_of_memory"
     message: str
 
 
-Event = Step | Image | RowFailed
+@dataclass(frozen=True)
+class Canceled:
+    """Row `index` was left out because its request asked for it."""
+
+    index: int
+
+
+RowEvent = Started | Step | Image | RowFailed | Canceled
+FinalEvent = Image | RowFailed | Canceled
 
 
 def is_guided(row: Row) -> bool:
-    """Whether classifier-free guidance does anything: at 1 and below, diffusers leaves it out."""
+    """Return whether classifier-free guidance applies: diffusers skips it at 1 and below."""
     return row.guidance_scale > 1
 
 
 def unet_rows(row: Row) -> int:
-    """What a row costs in each step: a guided one is seen with and without its prompt."""
+    """Return the UNet rows of one step: a guided row runs conditionally and unconditionally."""
     return 2 if is_guided(row) else 1
 
 
 def admit(waiting: Sequence[Row], *, free_unet_rows: int) -> list[int]:
-    """Positions of the waiting rows that may start now, oldest first.
+    """Return the positions of the waiting rows that fit now, oldest first.
 
-    A narrow row passes a wide one that does not fit: its seat would stay empty otherwise.
+    An unguided row passes a guided one that does not fit: its UNet row would stay unused otherwise.
     """
     admitted = []
     for position, row in enumerate(waiting):

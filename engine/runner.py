@@ -1,4 +1,4 @@
-"""What executes the networks, as the denoise loop sees it."""
+"""The interface of what executes the networks, as the denoising loop uses it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from engine.schedulers import NoiseSchedule
 
 
 class Decoding(Protocol):
-    """Pictures that are being decoded, on a GPU beside the UNet's next steps."""
+    """Images that are being decoded, on a GPU beside the UNet's next steps."""
 
     def done(self) -> bool:
-        """Whether `pictures` would answer at once."""
+        """Return whether `images` would return at once."""
         ...
 
-    def pictures(self) -> list[Pixels | None]:
-        """One for each of the latents; None where it came out as not a number. Waits for them."""
+    def images(self) -> list[Pixels | None]:
+        """Wait for the images and return one for each latent; None for a non-finite one."""
         ...
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoding that is over."""
+    """A decoding that is finished."""
 
     finished: list[Pixels | None]
 
@@ -33,7 +33,7 @@ class Decoded:
         """See Decoding."""
         return True
 
-    def pictures(self) -> list[Pixels | None]:
+    def images(self) -> list[Pixels | None]:
         """See Decoding."""
         return self.finished
 
@@ -41,33 +41,33 @@ class Decoded:
 class NetworkRunner(Protocol):
     """The networks of one model. Latents come and go as float32 on `device`.
 
-    All calls come from one thread. A runner may pad rows to the sizes it is fast at, and may return
-    before the device is done; it then lets the loop run ahead of the device by a step at most, so
-    that a row that is withdrawn leaves within a step.
+    All calls come from one thread. A runner may pad batches to the sizes it is fast at, and may
+    return before the device is done. The loop then runs ahead of the device by at most one step,
+    so that a canceled row leaves within a step.
     """
 
     noise_schedule: NoiseSchedule
     device: torch.device
     latent_channels: int
     pixels_per_latent: int
-    sizes: frozenset[tuple[int, int]] | None  #: pictures' widths and heights; None: any
+    sizes: frozenset[tuple[int, int]] | None  #: images' widths and heights; None: any
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """[len(prompts), ...], in order: what `unet` wants to know of each text.
+        """Return the texts as `unet` reads them, [len(prompts), ...], in order.
 
-        The loop only takes rows of it and puts them together again.
+        The loop only selects rows of it and stacks them again.
         """
         ...
 
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """The output, [B, C, h, w], for [B, C, h, w], float32 [B] and rows of `encode`, [B, ...].
+        """Return the output, [B, C, h, w], for [B, C, h, w], float32 [B] and `encode`'s [B, ...].
 
-        Where everybody is guided there are twice as many embeddings as latents: first all that the
-        latents are seen without their prompts with, then all prompts. So many are the outputs, too.
+        When all rows are guided there are twice as many embeddings as latents: first the
+        unconditional embedding of each, then the conditional one. There are as many outputs.
         Valid until the next call.
         """
         ...
 
     def decode(self, latents: Tensor) -> Decoding:
-        """Begin to make a picture of each of [B, C, h, w]; so many as DECODED_TOGETHER."""
+        """Start to decode an image from each of [B, C, h, w], B at most DECODE_BATCH."""
         ...

@@ -1,4 +1,4 @@
-"""Texts as a UNet reads them, remembered: the same words come again and again."""
+"""Text embeddings for the UNet, cached: prompts repeat."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -8,15 +8,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-REMEMBERED_TEXTS: Final = 1024  # 77 x 768 half floats each: 120 MB for Stable Diffusion 1.5
+CACHED_TEXTS: Final = 1024  # 77 x 768 half floats each: 120 MB for Stable Diffusion 1.5
 
 
-#: of token ids, [B, tokens, features], and from XL's second one also their summary, [B, features]
+#: token ids to [B, tokens, features], and from XL's second one also pooled, [B, features]
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 def clip_encoders(networks: Sequence[Any]) -> list[Encoder]:
-    """Transformers' CLIPs as Stable Diffusion reads them: of XL's two, the last layer but one."""
+    """Return transformers' CLIPs as encoders: of XL's two, the last layer but one."""
     if len(networks) == 1:
         return [lambda ids: (networks[0](ids)[0], None)]
     return [partial(_penultimate, network) for network in networks]
@@ -36,47 +36,47 @@ class TextEncoder:
         encoders: Sequence[Encoder],
         device: torch.device,
         *,
-        most_rows: int = REMEMBERED_TEXTS,
+        max_rows: int = CACHED_TEXTS,
     ) -> None:
-        """`most_rows`: so many texts an encoder takes at once."""
+        """Encode at most `max_rows` texts at once."""
         self._pairs = list(zip(tokenizers, encoders, strict=True))
         self._device = device
-        self._most_rows = most_rows
-        self._remembered: OrderedDict[str, Tensor] = OrderedDict()
+        self._max_rows = max_rows
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._shape = torch.Size()
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """What `parts` takes apart, [len(prompts), ...], in order. Long texts are cut off."""
-        unknown = [text for text in dict.fromkeys(prompts) if text not in self._remembered]
-        for first in range(0, len(unknown), self._most_rows):
-            chunk = unknown[first : first + self._most_rows]
+        """Return one embedding per prompt, in order; see `parts`. Long texts are truncated."""
+        missing = [text for text in dict.fromkeys(prompts) if text not in self._cache]
+        for first in range(0, len(missing), self._max_rows):
+            chunk = missing[first : first + self._max_rows]
             for text, embedding in zip(chunk, self._encode(chunk), strict=True):
-                # a copy: a view would keep its whole batch alive, and may be the next call's
-                self._remembered[text] = embedding.clone()
-        found = [self._remembered[text] for text in prompts]
+                # a copy: a view keeps its whole batch alive, and the next call may overwrite it
+                self._cache[text] = embedding.clone()
+        embeddings = [self._cache[text] for text in prompts]
         for text in prompts:
-            self._remembered.move_to_end(text)
-        while len(self._remembered) > REMEMBERED_TEXTS:
-            self._remembered.popitem(last=False)
-        return torch.stack(found)
+            self._cache.move_to_end(text)
+        while len(self._cache) > CACHED_TEXTS:
+            self._cache.popitem(last=False)
+        return torch.stack(embeddings)
 
-    def parts(self, encoded: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[B, tokens, features], and for XL what it made of each text as a whole, [B, features]."""
+    def parts(self, embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Split embeddings into [B, tokens, features] and, for XL, pooled [B, features]."""
         if len(self._pairs) == 1:
-            return encoded, None
+            return embeddings, None
         size = self._shape.numel()
-        return encoded[:, :size].unflatten(1, self._shape), encoded[:, size:]
+        return embeddings[:, :size].unflatten(1, self._shape), embeddings[:, size:]
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        said = [encoder(self._tokens(tokenizer, texts)) for tokenizer, encoder in self._pairs]
-        words = torch.cat([hidden for hidden, _ in said], dim=-1)
-        summary = said[-1][1]
-        if summary is None:
-            return words
-        # In one flat row, so that nobody else need know.
-        self._shape = words.shape[1:]
-        return torch.cat([words.flatten(1), summary], dim=1)
+        outputs = [encoder(self._tokens(tokenizer, texts)) for tokenizer, encoder in self._pairs]
+        hidden_states = torch.cat([hidden for hidden, _ in outputs], dim=-1)
+        pooled = outputs[-1][1]
+        if pooled is None:
+            return hidden_states
+        # One flat row per text: callers need not know about pooled embeddings.
+        self._shape = hidden_states.shape[1:]
+        return torch.cat([hidden_states.flatten(1), pooled], dim=1)
 
     def _tokens(self, tokenizer: Any, texts: Sequence[str]) -> Tensor:
         tokens = tokenizer(
@@ -86,4 +86,4 @@ class TextEncoder:
             truncation=True,
             return_tensors="pt",
         )
-        return tokens.input_ids.to(self._device)  # type: ignore[no-any-return]  # not typed there
+        return tokens.input_ids.to(self._device)  # type: ignore[no-any-return]  # transformers is not typed here

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection that `darkroom.database.migrate` hands over."""
+"""Alembic's entry point; runs on the connection of `darkroom.db.connection.migrate`."""
 
 from alembic import context
 

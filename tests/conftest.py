@@ -14,7 +14,7 @@ from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.generation.model_registry import ModelRegistry, load_registry
 from darkroom.generation.params import JobInput
 from darkroom.jobs import lifecycle
-from darkroom.jobs.lifecycle import Submission
+from darkroom.jobs.bulk_insert import NewJob
 from darkroom.queue import claims
 from darkroom.settings import Settings
 
@@ -42,7 +42,7 @@ hypothesis_settings.load_profile("default")
 #: that none is left working on one of them when the others have run out of work.
 LONGEST = (
     *("stack/test_end_to_end.py", "stack/test_cli.py", "http/test_file_uploads.py"),
-    *("replica/test_triton_worker.py", "http/test_jobs_api.py", "replica/test_triton_hosts.py"),
+    *("replica/test_worker_failures.py", "http/test_jobs_api.py", "replica/test_triton_worker.py"),
     *("compile/test_compile.py", "compile/test_plans.py"),
 )
 
@@ -101,17 +101,17 @@ def queue_jobs(sessions: Sessions, registry: ModelRegistry):
 
     def queue(*inputs: dict[str, object], **submission: object) -> list[str]:
         with sessions.begin() as session:
-            made = [submission_of(registry, fields) for fields in inputs]
+            made = [new_job(registry, fields) for fields in inputs]
             return lifecycle.submit(session, DEFAULT_TENANT, made, **submission)
 
     return queue
 
 
-def submission_of(registry: ModelRegistry, fields: dict[str, object], **where: int) -> Submission:
-    """A valid submission; what is not given is the model's default."""
+def new_job(registry: ModelRegistry, fields: dict[str, object], **where: int) -> NewJob:
+    """Return a valid new job; fields that are not given are the model's defaults."""
     job = JobInput.model_validate({"prompt": "a red apple"} | fields)
     params = registry.resolve(job)
-    return Submission(job, params, registry.models[params.model].microbatch_key(params), **where)
+    return NewJob.of(job, params, registry.models[params.model].microbatch_key(params), **where)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class ResolvedJobInput(BaseModel):
     def of(cls, job: tables.Job) -> Self:
         """Render the input of a job."""
         names = cls.model_fields.keys() - {"priority"}
-        priority = list(Priority)[job.priority]
+        priority = Priority.from_rank(job.priority)
         return cls(**{name: getattr(job, name) for name in names}, priority=priority)
 
 

@@ -69,7 +69,7 @@ class QueueSnapshot(BaseModel):
             images_per_s=taken.pace.images_per_s if taken.pace else 0.0,
             depth=[
                 QueueDepth(
-                    priority=list(Priority)[depth.priority],
+                    priority=Priority.from_rank(depth.priority),
                     model=depth.model,
                     jobs=depth.jobs,
                     oldest_queued_s=depth.oldest_queued_s,

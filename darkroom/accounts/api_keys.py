@@ -1,4 +1,4 @@
-"""API keys: made once, shown once, kept as a hash."""
+"""API keys: created, shown once, stored as a hash."""
 
 import hashlib
 import secrets
@@ -25,7 +25,7 @@ _SHOWN_CHARS: Final = 8
 
 @dataclass(frozen=True)
 class NewKey:
-    """A key at its birth: the only time its secret is known."""
+    """New key; its secret is not stored."""
 
     id: str
     secret: str
@@ -34,7 +34,7 @@ class NewKey:
 def create(
     session: Session, tenant_id: str, scopes: Sequence[Scope], *, lifetime: timedelta | None = None
 ) -> NewKey:
-    """A key for the tenant; without a lifetime it lives until it is revoked."""
+    """Create a key for the tenant; without a lifetime it is valid until it is revoked."""
     secret = _new_secret()
     key_id = new_id("key")
     session.execute(
@@ -51,7 +51,7 @@ def create(
 
 
 def authenticate(session: Session, secret: str) -> ApiKey | None:
-    """The live key with this secret. Looked up by its hash, so timing tells nothing of it."""
+    """Return the valid key with this secret; found by its hash, so timing reveals nothing."""
     if not _well_formed(secret):
         return None
     return session.scalar(
@@ -64,13 +64,13 @@ def authenticate(session: Session, secret: str) -> ApiKey | None:
 
 
 def dead_keys(session: Session, key_ids: Collection[str]) -> frozenset[str]:
-    """Those of the keys that were revoked or have expired."""
-    over = or_(ApiKey.revoked_at.is_not(None), ApiKey.expires_at <= func.now())
-    return frozenset(session.scalars(select(ApiKey.id).where(ApiKey.id.in_(key_ids), over)))
+    """Return those of the keys that were revoked or have expired."""
+    invalid = or_(ApiKey.revoked_at.is_not(None), ApiKey.expires_at <= func.now())
+    return frozenset(session.scalars(select(ApiKey.id).where(ApiKey.id.in_(key_ids), invalid)))
 
 
 def revoke(session: Session, key_id: str) -> None:
-    """From the next request on it opens nothing. Raises NotFound."""
+    """Revoke the key from the next request on. Raises NotFound."""
     revoked = session.execute(
         update(ApiKey)
         .where(ApiKey.id == key_id)
@@ -82,7 +82,7 @@ def revoke(session: Session, key_id: str) -> None:
 
 
 def list_all(session: Session) -> Sequence[ApiKey]:
-    """Oldest first."""
+    """Return all keys, oldest first."""
     return session.scalars(select(ApiKey).order_by(ApiKey.id)).all()
 
 
@@ -97,7 +97,7 @@ def _well_formed(secret: str) -> bool:
 
 
 def _checksum(body: str) -> str:
-    """CRC-32 in 6 base-62 digits (GitHub's idea): scanners tell a real key without asking us."""
+    """Return a CRC-32 in 6 base-62 digits, by which scanners recognize a key (as GitHub's)."""
     rest, digits = zlib.crc32(body.encode()), ""
     for _ in range(6):
         rest, digit = divmod(rest, len(_ALPHABET))

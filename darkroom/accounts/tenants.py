@@ -1,4 +1,4 @@
-"""Whom things belong to: their share of the machine, and for how long what is theirs is kept."""
+"""Tenants: owners of jobs, with a share of the machine and a retention period."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from darkroom.ids import new_id
 
 
 def create(session: Session, name: str, *, weight: float = 1) -> str:
-    """A tenant of that share, and its id; of two that both wait, weight 2 gets twice weight 1."""
+    """Create a tenant and return its id; weight 2 gets twice the share of weight 1."""
     tenant_id = new_id("ten")
     session.execute(insert(Tenant).values(id=tenant_id, name=name, weight=weight))
     return tenant_id
 
 
 def find(session: Session, tenant_id: str) -> Tenant:
-    """Raises NotFound."""
+    """Return the tenant. Raises NotFound."""
     tenant = session.get(Tenant, tenant_id)
     if tenant is None:
         raise NotFound("tenant", tenant_id)
@@ -26,20 +26,20 @@ def find(session: Session, tenant_id: str) -> Tenant:
 
 
 def list_all(session: Session) -> Sequence[Tenant]:
-    """By name."""
+    """Return all tenants, by name."""
     return session.scalars(select(Tenant).order_by(Tenant.name, Tenant.id)).all()
 
 
 def set_weight(session: Session, tenant_id: str, weight: float) -> None:
-    """Change its share, from the next job that it submits. Raises NotFound."""
+    """Set the share of jobs submitted from now on. Raises NotFound."""
     find(session, tenant_id)
     session.execute(update(Tenant).where(Tenant.id == tenant_id).values(weight=weight))
 
 
 def set_retention(session: Session, tenant_id: str, days: int | None) -> None:
-    """For how long pictures and prompts stay after their end; None: the setting. Raises NotFound.
+    """Set how many days images and prompts are kept; None means the installation's setting.
 
-    Holds for what has ended already, too.
+    Applies to finished jobs too. Raises NotFound.
     """
     find(session, tenant_id)
     session.execute(update(Tenant).where(Tenant.id == tenant_id).values(retention_days=days))

@@ -74,7 +74,7 @@ def _attempted(client: "Client", delivery: Json) -> Json:
         time.sleep(_POLL_S)
         delivery = client.delivery(delivery["id"])
     if not delivery["attempts"]:
-        console().print("no attempt yet: is a sender running (python -m workers.webhooks.app)?")
+        console().print("no attempt yet: is a sender running (python -m workers send-webhooks)?")
     return delivery
 
 

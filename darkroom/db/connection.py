@@ -1,6 +1,6 @@
-"""Connections to PostgreSQL, and bringing its schema up to date.
+"""Connections to PostgreSQL, and migration of its schema.
 
-`python -m darkroom.db.connection migrate` does the latter; `--check` says whether it is needed.
+`python -m darkroom.db.connection migrate` migrates; `--check` reports whether that is needed.
 """
 
 import argparse
@@ -12,24 +12,23 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
+from darkroom.db.locks import AdvisoryLock
 from darkroom.settings import HOME, load_settings
 
 Sessions: TypeAlias = sessionmaker[Session]
 
-Done = TypeVar("Done")
+Result = TypeVar("Result")
 
 _TRIES: Final = 3
 _RETRYABLE_CODES: Final = frozenset({"40P01", "40001"})  # deadlock detected, serialization failure
-_MIGRATION_LOCK: Final = 7_261_001  # advisory lock: two processes may start and migrate at once
-# A peer that vanished is noticed in about 3 s instead of the kernel's 2 hours (reliability: a
-# partition left psycopg blocked for good), and no query or forgotten transaction holds locks.
-# Statements guard themselves by locks and conditions; a stricter isolation that somebody made the
-# database's default would only have them fail.
+# A lost peer is noticed in about 3 s instead of the kernel's 2 hours (a network partition left
+# psycopg blocked forever), and no query or forgotten transaction holds locks for long. Statements
+# rely on locks and conditions; with a stricter default isolation they would only fail.
 _CONNECT_ARGS: Final = {
     "connect_timeout": 2,
     "keepalives_idle": 1,
@@ -42,7 +41,7 @@ _CONNECT_ARGS: Final = {
 
 
 def open_database(url: str, *, pool_size: int = 8) -> Engine:
-    """An engine for `postgresql://…`; connections are made when they are needed."""
+    """Return an engine for `postgresql://…`, which connects when needed."""
     return create_engine(
         make_url(url).set(drivername="postgresql+psycopg"),
         pool_size=pool_size,
@@ -54,26 +53,23 @@ def open_database(url: str, *, pool_size: int = 8) -> Engine:
 
 
 def open_sessions(url: str, *, pool_size: int = 8) -> Sessions:
-    """`with sessions.begin() as session:` is one transaction."""
+    """Return sessions; `with sessions.begin() as session:` is one transaction."""
     return sessionmaker(open_database(url, pool_size=pool_size), expire_on_commit=False)
 
 
 def use_repeatable_read(session: Session) -> None:
-    """From here to its end the transaction sees one moment; call it before the first query."""
+    """Let the transaction see one snapshot; call it before the first query."""
     session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
 
 
 def is_unavailable(error: DBAPIError) -> bool:
-    """Whether the server was out of reach or shutting down, and the caller may try again."""
+    """Return whether the server was unreachable or shutting down; a retry may succeed."""
     state = getattr(error.orig, "sqlstate", None)
     return error.connection_invalidated or state is None or state[:2] in {"08", "57", "53"}
 
 
-def retry_on_serialization_failure(work: Callable[[], Done]) -> Done:
-    """What `work` returns; done again when it was broken off to undo a deadlock with another.
-
-    `work` is a transaction or more, and nothing that must not be done twice.
-    """
+def retry_on_serialization_failure(work: Callable[[], Result]) -> Result:
+    """Run `work`, retrying after a deadlock or serialization failure; `work` may run twice."""
     for _ in range(_TRIES - 1):
         try:
             return work()
@@ -84,11 +80,11 @@ def retry_on_serialization_failure(work: Callable[[], Done]) -> Done:
 
 
 def migrate(url: str) -> None:
-    """Bring the schema to the newest revision; one process at a time."""
+    """Upgrade the schema to the newest revision; one process at a time."""
     engine = open_database(url, pool_size=1)
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+        connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.MIGRATE)))
         config = _alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -96,7 +92,7 @@ def migrate(url: str) -> None:
 
 
 def is_migrated(url: str) -> bool:
-    """Whether the schema is at the newest revision this code knows."""
+    """Return whether the schema is at the newest revision of this code."""
     engine = open_database(url, pool_size=1)
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
@@ -112,13 +108,12 @@ def _alembic_config() -> Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of `python -m darkroom.db.connection`."""
+    """Run the command line of `python -m darkroom.db.connection`."""
     parser = argparse.ArgumentParser(
-        prog="python -m darkroom.db.connection",
-        description="Bring the database's schema up to date.",
+        prog="python -m darkroom.db.connection", description="Upgrade the database schema."
     )
     parser.add_argument("command", choices=["migrate"])
-    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    parser.add_argument("--check", action="store_true", help="only report whether it is up to date")
     arguments = parser.parse_args(argv)
     url = load_settings().database_url.get_secret_value()
     if arguments.check:

@@ -1,4 +1,4 @@
-"""The tables. Facts that must agree are CHECKed here, so that no code can write nonsense."""
+"""Tables. CHECK constraints enforce facts that must agree."""
 
 from datetime import datetime
 from typing import Any, Final
@@ -26,13 +26,12 @@ from darkroom.status import FINISHED, PRIORITY_RANK, DispatchStatus, OutputForma
 
 DEFAULT_TENANT: Final = "ten_default"  #: owner of everything while authentication is off
 
-
-#: what a claim may look at; the indexes it reads cover nothing else
+#: claimable rows; the indexes that a claim reads cover only them
 _WAITING: Final = text("status = 'queued' AND NOT paused")
 
 
 class Base(DeclarativeBase):
-    """Constraint names follow one convention, so that migrations can name them."""
+    """Base of all tables; constraint names follow one convention, which migrations use."""
 
     metadata = MetaData(
         naming_convention={
@@ -53,7 +52,7 @@ class Base(DeclarativeBase):
 
 
 def _one_of(column: str, values: object) -> str:
-    """`column IN (…)` over an enum's members."""
+    """Return `column IN (…)` over an enum's members."""
     listed = ", ".join(f"'{value}'" for value in sorted(values))  # type: ignore[call-overload]
     return f"{column} IN ({listed})"
 
@@ -67,7 +66,7 @@ def _created_at() -> Mapped[datetime]:
 
 
 class Tenant(Base):
-    """Whom things belong to. Every query goes through one."""
+    """Owner of keys, batches and jobs; every query of a client is restricted to one."""
 
     __tablename__ = "tenant"
 
@@ -75,7 +74,7 @@ class Tenant(Base):
     name: Mapped[str]
     #: share of the machine while several tenants wait; 2 gets twice what 1 gets
     weight: Mapped[float] = mapped_column(server_default="1")
-    #: after which its pictures and prompts are deleted; null: the installation's setting
+    #: days until its images and prompts are deleted; null: the installation's setting
     retention_days: Mapped[int | None]
     created_at: Mapped[datetime] = _created_at()
 
@@ -86,7 +85,7 @@ class Tenant(Base):
 
 
 class ApiKey(Base):
-    """A bearer key: only its SHA-256 is kept, and enough of it to recognise it in a list."""
+    """Bearer key, stored as its SHA-256 and a prefix by which a list shows it."""
 
     __tablename__ = "api_key"
 
@@ -106,7 +105,7 @@ class ApiKey(Base):
 
 
 class Batch(Base):
-    """One submission of many jobs. Its counts are not stored: they are counted from its jobs."""
+    """Submission of many jobs. Counts are not stored but counted from the jobs."""
 
     __tablename__ = "batch"
 
@@ -115,17 +114,17 @@ class Batch(Base):
     label: Mapped[str | None]
     total: Mapped[int]
     rejected: Mapped[int] = mapped_column(server_default="0")
-    #: after which its pictures and prompts are deleted; null: the tenant's
+    #: days until its images and prompts are deleted; null: the tenant's
     retention_days: Mapped[int | None]
     deleted_at: Mapped[datetime | None]  #: all of its jobs are tombstones
     created_at: Mapped[datetime] = _created_at()
     #: when its last job finished; set once, in the transaction that finished that job
     finished_at: Mapped[datetime | None]
-    paused_at: Mapped[datetime | None]  #: its queued jobs are held until it is resumed
-    canceled_at: Mapped[datetime | None]  #: its running jobs are withdrawn, whoever draws them
-    #: the batch whose failed jobs these are, drawn again
+    paused_at: Mapped[datetime | None]  #: its queued jobs are not claimed until it is resumed
+    canceled_at: Mapped[datetime | None]  #: its running jobs are canceled by their workers
+    #: the batch whose failed jobs these repeat
     retried_from: Mapped[str | None] = mapped_column(ForeignKey("batch.id"))
-    webhook_url: Mapped[str | None]  #: told when it ends
+    webhook_url: Mapped[str | None]  #: receives an event when the batch finishes
 
     __table_args__ = (
         CheckConstraint("total >= 1 AND rejected >= 0", "counts"),
@@ -137,7 +136,7 @@ class Batch(Base):
 
 
 class RejectedRowChunk(Base):
-    """A piece of a batch's errors.csv, see `darkroom.imports.rejected_rows`."""
+    """Chunk of a batch's errors.csv, see `darkroom.imports.rejected_rows`."""
 
     __tablename__ = "rejected_row_chunk"
 
@@ -147,7 +146,7 @@ class RejectedRowChunk(Base):
 
 
 class Dispatch(Base):
-    """One claim of a microbatch: its lease; its id is the fencing token of every later write."""
+    """Claim of a microbatch with its lease; its id is the fencing token of every later write."""
 
     __tablename__ = "dispatch"
 
@@ -155,7 +154,7 @@ class Dispatch(Base):
     worker_id: Mapped[str]
     microbatch_key: Mapped[str]
     size: Mapped[int] = mapped_column(SmallInteger)
-    cost: Mapped[float]  #: of its jobs together, see `params.cost`
+    cost: Mapped[float]  #: sum of its jobs', see `params.cost`
     status: Mapped[str] = mapped_column(server_default=DispatchStatus.RUNNING)
     leased_until: Mapped[datetime]  #: by the database's clock
     created_at: Mapped[datetime] = _created_at()
@@ -175,16 +174,16 @@ class Dispatch(Base):
 
 
 class Job(Base):
-    """One prompt, one image. While `queued` the row is the queue entry; nothing else is needed."""
+    """One prompt and its image. While it is `queued`, the row itself is the queue entry."""
 
     __tablename__ = "job"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    # No foreign keys, whose checks of each row were a third of what a file of rows costs the
-    # server: triggers see to it that the two exist, once a statement (decision 19).
+    # No foreign keys: their checks per row were a third of the server's cost of a file. Triggers
+    # check once per statement that the two exist (decision 19).
     tenant_id: Mapped[str]
     batch_id: Mapped[str | None]
-    row_number: Mapped[int | None]  #: of the batch's file; its first row of values is 1
+    row_number: Mapped[int | None]  #: in the batch's file; its first row of values is 1
     image_number: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     custom_id: Mapped[str | None]
     label: Mapped[str | None]
@@ -193,23 +192,23 @@ class Job(Base):
     status: Mapped[str] = mapped_column(server_default=Status.QUEUED)
     priority: Mapped[int] = mapped_column(SmallInteger)
     microbatch_key: Mapped[str]
-    #: jobs are only drawn with others of the same; set apart after a crash, see `jobs.crash`
+    #: jobs share a microbatch only within a group; set after a crash, see `dispatches.crash`
     isolation_group: Mapped[str] = mapped_column(server_default="")
-    #: claims that count: those that ended well, or in a crash that this job may have caused
+    #: claims that count: finished ones, and crashes that this job may have caused
     attempt: Mapped[int] = mapped_column(SmallInteger, server_default="0")
-    #: how often it was handed back for a fault that was not its own; decides the backoff
+    #: how often it was requeued for a fault that was not its own; decides the backoff
     requeue_count: Mapped[int] = mapped_column(SmallInteger, server_default="0")
-    scheduled_at: Mapped[datetime] = _created_at()  #: not to be claimed before
+    scheduled_at: Mapped[datetime] = _created_at()  #: not claimed before
     dispatch_id: Mapped[int | None] = mapped_column(ForeignKey("dispatch.id"))
 
     cost: Mapped[float]  #: see `params.cost`
-    start_tag: Mapped[float]  #: its place among the waiting jobs of its class, see `fairness`
+    start_tag: Mapped[float]  #: its place among the queued jobs of its priority, see `fairness`
     paused: Mapped[bool] = mapped_column(server_default=false())  #: its batch is paused
-    expires_at: Mapped[datetime | None]  #: it must have been begun by then
-    deadline_at: Mapped[datetime | None]  #: it must have ended by then
+    expires_at: Mapped[datetime | None]  #: it must have started by then
+    deadline_at: Mapped[datetime | None]  #: it must have finished by then
     cancel_requested_at: Mapped[datetime | None]  #: while running: settled as canceled or expired
     retried_from: Mapped[str | None] = mapped_column(ForeignKey("job.id"))
-    deleted_at: Mapped[datetime | None]  #: what the client wrote is gone, the row is a tombstone
+    deleted_at: Mapped[datetime | None]  #: the row is a tombstone without client data
 
     prompt: Mapped[str]
     negative_prompt: Mapped[str]
@@ -231,7 +230,7 @@ class Job(Base):
     inference_ms: Mapped[int | None]
     upload_ms: Mapped[int | None]
     webhook_url: Mapped[str | None]
-    webhook_events: Mapped[list[str] | None]  #: what that URL is told of
+    webhook_events: Mapped[list[str] | None]  #: event types for that URL
 
     created_at: Mapped[datetime] = _created_at()
     started_at: Mapped[datetime | None]
@@ -326,32 +325,32 @@ class Job(Base):
 
 
 class FairShare(Base):
-    """Virtual time of a tenant in one priority class; see `darkroom.queue.fairness`."""
+    """Virtual time of a tenant in one priority; see `darkroom.queue.fairness`."""
 
     __tablename__ = "fair_share"
 
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"), primary_key=True)
     priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
     next_start_tag: Mapped[float]
-    #: cost of what it submitted, and the squares of what came at once; both fade
+    #: sum of submitted costs, and of squared costs per submission; both decay
     arrived: Mapped[float] = mapped_column(server_default="0")
     arrived_squares: Mapped[float] = mapped_column(server_default="0")
     counted_since: Mapped[datetime] = _created_at()
-    counted_at: Mapped[datetime] = _created_at()  #: up to when they have faded
+    counted_at: Mapped[datetime] = _created_at()  #: up to when they have decayed
 
 
 class PriorityClass(Base):
-    """When each class was last served; one row for each, see `darkroom.queue.fairness`."""
+    """Service record of a priority class; see `darkroom.queue.fairness`."""
 
     __tablename__ = "priority_class"
 
     priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
     virtual_time: Mapped[float] = mapped_column(server_default="0")  #: the last tag claimed
-    waiting_since: Mapped[datetime | None]  #: null while nothing of this class waits
+    waiting_since: Mapped[datetime | None]  #: null while no job of this class is queued
 
 
 class QueueControl(Base):
-    """Pause, drain and reasons given by operators: one row; see `darkroom.queue.control`."""
+    """Pause and drain, one row; see `darkroom.queue.control`."""
 
     __tablename__ = "queue_control"
 
@@ -363,7 +362,7 @@ class QueueControl(Base):
 
 
 class IdempotencyKey(Base):
-    """The first answer to a request that a client may send again."""
+    """First response to a request that a client may repeat."""
 
     __tablename__ = "idempotency_key"
 
@@ -380,7 +379,7 @@ class IdempotencyKey(Base):
 
 
 class Event(Base):
-    """What happened, in order; written in the transaction that made it true."""
+    """Event, written in the transaction of the change."""
 
     __tablename__ = "event"
 

@@ -1,4 +1,4 @@
-"""The tables of webhooks: who is told, with which secrets, and what became of it."""
+"""Tables of webhooks: endpoints, secrets, deliveries, attempts."""
 
 from datetime import datetime
 from typing import Final
@@ -14,7 +14,7 @@ _STATUSES: Final = ", ".join(f"'{status}'" for status in sorted(DeliveryStatus))
 
 
 class WebhookEndpoint(Base):
-    """A URL that a tenant wants events of these types sent to."""
+    """URL that receives a tenant's events of certain types."""
 
     __tablename__ = "webhook_endpoint"
 
@@ -22,8 +22,8 @@ class WebhookEndpoint(Base):
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
     url: Mapped[str]
     events: Mapped[list[str]]
-    secret: Mapped[str]  #: sealed, see darkroom.webhooks.secret_box
-    old_secret: Mapped[str | None]  #: signs as well until `old_secret_until`
+    secret: Mapped[str]  #: encrypted, see darkroom.webhooks.secret_box
+    old_secret: Mapped[str | None]  #: also signs until `old_secret_until`
     old_secret_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     failing_since: Mapped[datetime | None]  #: of its first failure after its last success
@@ -42,7 +42,7 @@ class WebhookEndpoint(Base):
 
 
 class WebhookSecret(Base):
-    """What signs the webhooks of a tenant that go to URLs of single jobs and batches."""
+    """Secret that signs a tenant's webhooks to URLs of single jobs and batches."""
 
     __tablename__ = "webhook_secret"
 
@@ -58,9 +58,9 @@ class WebhookSecret(Base):
 
 
 class Delivery(Base):
-    """One message to one URL, over all its attempts. Unfinished, the row is the queue entry.
+    """Message to one URL, over all its attempts. Until it finishes, the row is the queue entry.
 
-    A message tells of one event, or of up to a hundred alike of one large batch.
+    A message carries one event, or up to a hundred of one type and large batch.
     """
 
     __tablename__ = "delivery"
@@ -68,7 +68,7 @@ class Delivery(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenant.id"))
     endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoint.id"))
-    url: Mapped[str | None]  #: of a single job or batch, where there is no endpoint
+    url: Mapped[str | None]  #: of a single job or batch, if there is no endpoint
     message_id: Mapped[str]  #: the header `webhook-id`: the same over all attempts and replays
     type: Mapped[str]
     event_ids: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
@@ -76,10 +76,10 @@ class Delivery(Base):
     batch_id: Mapped[str | None]
 
     status: Mapped[str] = mapped_column(server_default=DeliveryStatus.PENDING)
-    #: failures since it was made or replayed; decides when it is tried again
+    #: failures since it was created or replayed; decides the next attempt
     failures: Mapped[int] = mapped_column(SmallInteger, server_default="0")
     attempt_token: Mapped[int] = mapped_column(server_default="0")  #: fencing token of each write
-    #: not to be claimed before; while `sending`, the lease of who claimed it. The database's clock
+    #: by the database's clock; while `sending`, the end of the sender's lease
     next_attempt_at: Mapped[datetime] = mapped_column(server_default=func.now())
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
@@ -105,7 +105,7 @@ class Delivery(Base):
 
 
 class DeliveryAttempt(Base):
-    """One POST and how it ended: a word and a second, nothing that maps a network for a tenant."""
+    """One POST and its outcome, without details that would map a network for a tenant."""
 
     __tablename__ = "delivery_attempt"
 

@@ -1,9 +1,8 @@
-"""What has happened to a job or a batch, read in the order in which it came true.
+"""Event feed: the events of a job or a batch, in order.
 
-Whoever has read a subject's events up to one number will see no smaller one of that subject
-appear: `darkroom.events` numbers them in the order of their commits. Between subjects there is no
-such order: another's smaller number may become visible after a larger one. So readers keep a place
-for each subject, and none in the table as a whole.
+`darkroom.events.log` numbers the events of one scope in commit order, so a reader that has read up
+to a number never misses a smaller one of that scope. Across scopes there is no such order: a
+smaller number may become visible after a larger one. So a reader keeps a cursor per scope.
 """
 
 from collections.abc import Collection, Sequence
@@ -21,34 +20,34 @@ from darkroom.events.log import OF_STATUS
 from darkroom.ids import is_id
 from darkroom.status import FINISHED, Status
 
-PAGE: Final = 500  #: the most events that one read brings of one place
+PAGE: Final = 500  #: most events per cursor and read
 _OVERLAP: Final = 1000  #: events
 _MAX_CHANGED: Final = 10_000
-BEGINNING: Final = "evt_" + "0" * 32  #: the id of a place before all events
+BEGINNING: Final = "evt_" + "0" * 32  #: id of the cursor before all events
 _STATUS: Final = {event: status for status, event in OF_STATUS.items()}
 
 
 class EventScope(NamedTuple):
-    """What events are about: a tenant's job, or his batch with all of its jobs."""
+    """Scope of a feed: a job, or a batch with all of its jobs, of one tenant."""
 
     tenant_id: str
     id: str
 
     @property
     def is_job(self) -> bool:
-        """Otherwise it is a batch."""
+        """Whether it is a job; otherwise it is a batch."""
         return is_id("job", self.id)
 
 
 class EventCursor(NamedTuple):
-    """How far somebody has read a subject's events: up to and including this number."""
+    """Position in a scope's events: the number of the last one read."""
 
     subject: EventScope
     sequence: int
 
 
 class FeedEvent(NamedTuple):
-    """An event, and what its job's row adds to it."""
+    """Event with columns of its job."""
 
     sequence: int
     id: str  #: public
@@ -64,83 +63,83 @@ class FeedEvent(NamedTuple):
 
     @property
     def status(self) -> Status | None:
-        """The job's from then on; None for a batch's event."""
+        """Status of the job after this event; None for a batch's event."""
         return _STATUS.get(self.type)
 
     def ends(self, subject: EventScope) -> bool:
-        """Whether the subject has no further event after this one."""
+        """Return whether no event of the scope follows this one."""
         return self.status in FINISHED if subject.is_job else self.status is None
 
 
 def latest(session: Session, subject: EventScope) -> tuple[EventCursor, str]:
-    """The subject's last event so far: its place and its id, BEGINNING when there is none."""
-    last = session.execute(_of(subject).order_by(Event.id.desc()).limit(1)).first()
+    """Return the cursor and the id of the scope's last event; BEGINNING if it has none."""
+    last = session.execute(_events_of(subject).order_by(Event.id.desc()).limit(1)).first()
     number, event_id = (0, BEGINNING) if last is None else last
     return EventCursor(subject, number), event_id
 
 
 def cursor_for(session: Session, subject: EventScope, event_id: str) -> EventCursor | None:
-    """Where the reader is who has read this event of the subject last; None if it has no such."""
+    """Return the cursor at an event of the scope; None if the scope has no such event."""
     if event_id == BEGINNING:
         return EventCursor(subject, 0)
-    at = func.to_timestamp(int(event_id[4:16], 16) / 1000)
-    blur = literal(timedelta(milliseconds=1))  # an id has milliseconds, a row microseconds
-    about = _of(subject).where(Event.created_at.between(at - blur, at + blur)).subquery()
-    number = session.scalar(select(about.c[0]).where(about.c[1] == event_id))
+    created_at = func.to_timestamp(int(event_id[4:16], 16) / 1000)
+    margin = literal(timedelta(milliseconds=1))  # an id has milliseconds, a row microseconds
+    within = Event.created_at.between(created_at - margin, created_at + margin)
+    events = _events_of(subject).where(within).subquery()
+    number = session.scalar(select(events.c[0]).where(events.c[1] == event_id))
     return None if number is None else EventCursor(subject, number)
 
 
-def _of(subject: EventScope) -> Select[int, str]:
+def _events_of(subject: EventScope) -> Select[int, str]:
     column = Event.job_id if subject.is_job else Event.batch_id
-    theirs = (column == subject.id, Event.tenant_id == subject.tenant_id)
-    return select(Event.id, id_of(Event.id, Event.created_at)).where(*theirs)
+    in_scope = (column == subject.id, Event.tenant_id == subject.tenant_id)
+    return select(Event.id, id_of(Event.id, Event.created_at)).where(*in_scope)
 
 
 def changed_scopes(session: Session, after: int) -> tuple[int, frozenset[str] | None]:
-    """The newest number, and the jobs and batches with events past the one given, by id.
+    """Return the newest number, and the ids of jobs and batches with events after number `after`.
 
-    None stands for all, where there were too many. It is a hint where to look: `events_after` is
-    the answer. An event that became visible so late that `_OVERLAP` newer ones were there is not
-    seen.
+    None stands for all, if there are too many. It is a hint: only `events_after` is exact. An
+    event that becomes visible after `_OVERLAP` newer ones is missed.
     """
     newest = select(Event.id, Event.job_id, Event.batch_id).order_by(Event.id.desc())
-    past = newest.where(Event.id > after - _OVERLAP).limit(_MAX_CHANGED)
-    rows = session.execute(past).all()
+    recent = newest.where(Event.id > after - _OVERLAP).limit(_MAX_CHANGED)
+    rows = session.execute(recent).all()
     last = rows[0][0] if rows else after
     if len(rows) == _MAX_CHANGED:
         return last, None
-    return last, frozenset(subject for row in rows for subject in row[1:] if subject is not None)
+    return last, frozenset(id_ for row in rows for id_ in row[1:] if id_ is not None)
 
 
 def events_after(
-    session: Session, places: Collection[EventCursor]
+    session: Session, cursors: Collection[EventCursor]
 ) -> dict[EventCursor, list[FeedEvent]]:
-    """What came true after each place, in order: of each at most a PAGE, and no empty lists."""
-    found: dict[EventCursor, list[FeedEvent]] = {}
-    jobs = [place for place in places if place.subject.is_job]
-    batches = [place for place in places if not place.subject.is_job]
-    for column, asked in ((Event.job_id, jobs), (Event.batch_id, batches)):
-        if asked:
-            for number, *event in session.execute(_events_query(column, asked)):
-                found.setdefault(asked[number - 1], []).append(_feed_event(*event))
-    return found
+    """Return the events after each cursor, in order, at most a PAGE each; no empty lists."""
+    events: dict[EventCursor, list[FeedEvent]] = {}
+    jobs = [cursor for cursor in cursors if cursor.subject.is_job]
+    batches = [cursor for cursor in cursors if not cursor.subject.is_job]
+    for column, chosen in ((Event.job_id, jobs), (Event.batch_id, batches)):
+        if chosen:
+            for number, *event in session.execute(_events_query(column, chosen)):
+                events.setdefault(chosen[number - 1], []).append(_feed_event(*event))
+    return events
 
 
 def _events_query(
-    column: InstrumentedAttribute[str | None], places: Sequence[EventCursor]
+    column: InstrumentedAttribute[str | None], cursors: Sequence[EventCursor]
 ) -> Select[Any]:
-    """One descent of the subject's index for each place, however many there are.
+    """Return the query that descends the scope's index once for each cursor.
 
-    The two comparisons say `column = subject AND id > sequence` as a range of that index. Said
-    plainly, the planner may walk the primary key instead, from the place to the table's end.
+    The two comparisons state `column = subject AND id > sequence` as a range of that index.
+    Otherwise the planner may walk the primary key, from the cursor to the table's end.
     """
-    place = (
+    cursor = (
         func.unnest(
-            cast([place.subject.tenant_id for place in places], ARRAY(Text)),
-            cast([place.subject.id for place in places], ARRAY(Text)),
-            cast([place.sequence for place in places], ARRAY(BigInteger)),
+            cast([each.subject.tenant_id for each in cursors], ARRAY(Text)),
+            cast([each.subject.id for each in cursors], ARRAY(Text)),
+            cast([each.sequence for each in cursors], ARRAY(BigInteger)),
         )
-        .table_valued("tenant_id", "subject", "sequence", with_ordinality="number", name="place")
+        .table_valued("tenant_id", "subject", "sequence", with_ordinality="number", name="cursor")
         .render_derived()
     )
     event = (
@@ -153,9 +152,9 @@ def _events_query(
             Event.batch_id,
         )
         .where(
-            tuple_(column, Event.id) > tuple_(place.c.subject, place.c.sequence),
-            column <= place.c.subject,
-            Event.tenant_id == place.c.tenant_id,
+            tuple_(column, Event.id) > tuple_(cursor.c.subject, cursor.c.sequence),
+            column <= cursor.c.subject,
+            Event.tenant_id == cursor.c.tenant_id,
         )
         .order_by(column, Event.id)
         .limit(PAGE)
@@ -169,13 +168,13 @@ def _events_query(
         Job.error_retryable,
     )
     return (
-        select(place.c.number, *event.c, *job)
-        .select_from(place)
+        select(cursor.c.number, *event.c, *job)
+        .select_from(cursor)
         .join(event, true())
         .outerjoin(Job, Job.id == event.c.job_id)
         .order_by(event.c.id)
     )
 
 
-def _feed_event(sequence: int, public_id: str, type_: str, *about: Any) -> FeedEvent:
-    return FeedEvent(sequence, public_id, EventType(type_), *about)
+def _feed_event(sequence: int, public_id: str, type_: str, *columns: Any) -> FeedEvent:
+    return FeedEvent(sequence, public_id, EventType(type_), *columns)

@@ -1,11 +1,11 @@
-"""What happened, written down in the transaction that made it true, with who is to be told.
+"""Event log: events and their webhook deliveries, written in the transaction of the change.
 
-One statement makes the events, and from them the deliveries to those that asked for them. Where
-nobody asked, its second half finds an empty table.
+One statement inserts the events and, from them, the deliveries to their subscribers. Without
+subscribers its second half reads an empty table.
 
-A job's events, and those of a batch and its jobs, become visible in the order of their numbers:
-who writes one holds the job's row, and then its batch's, until he commits; the next number is
-drawn after that. `darkroom.events.feed` relies on it.
+The events of a job, and those of a batch and its jobs, become visible in the order of their
+numbers: the writer locks the job's row, then its batch's, before it takes a number, and keeps both
+until it commits. `darkroom.events.feed` relies on it.
 """
 
 import functools
@@ -43,62 +43,62 @@ OF_STATUS: Final = {
 
 
 def record_jobs(session: Session, jobs: Iterable[Job]) -> None:
-    """One event for each job's present status."""
-    moved = list(jobs)
-    if not moved:
+    """Record one event for each job's current status."""
+    changed = list(jobs)
+    if not changed:
         return
-    own_urls = any(job.webhook_url for job in moved)
-    if batch_ids := {job.batch_id for job in moved if job.batch_id is not None}:
+    own_urls = any(job.webhook_url for job in changed)
+    if batch_ids := {job.batch_id for job in changed if job.batch_id is not None}:
         _lock_batches(session, batch_ids)
     session.flush()
     # Not by the session, which would take the parameters for the values of a row.
-    session.connection().execute(_jobs_recorded(own_urls), {"ids": [job.id for job in moved]})
+    session.connection().execute(_insert_job_events(own_urls), {"ids": [job.id for job in changed]})
 
 
-@functools.cache  # to word it takes longer than to run it
-def _jobs_recorded(own_urls: bool) -> Insert:  # noqa: FBT001  # a cache's key
+@functools.cache  # compiling the statement takes longer than running it
+def _insert_job_events(own_urls: bool) -> Insert:  # noqa: FBT001  # a cache's key
     ids = bindparam("ids", type_=ARRAY(Text))  # one parameter, however many there are
     kind = case(OF_STATUS, value=Job.status)
-    happened = (
+    source = (
         select(Job.tenant_id, kind, Job.id, Job.batch_id)
         .where(Job.id == any_(ids))
         .order_by(Job.id)
     )
-    return _recorded(["tenant_id", "type", "job_id", "batch_id"], happened, of_jobs=own_urls)
+    return _insert_events(["tenant_id", "type", "job_id", "batch_id"], source, of_jobs=own_urls)
 
 
-def record_canceled(session: Session, which: ColumnElement[bool]) -> None:
-    """One event for each job that fits. Written by the server: there may be 100,000."""
+def record_canceled(session: Session, condition: ColumnElement[bool]) -> None:
+    """Record one event for each job that matches, on the server: there may be 100,000."""
     canceled = select(
         Job.tenant_id, literal(EventType.JOB_CANCELED.value), Job.id, Job.batch_id
-    ).where(which)
-    _lock_batches(session, session.scalars(select(Job.batch_id).where(which).distinct()).all())
+    ).where(condition)
+    _lock_batches(session, session.scalars(select(Job.batch_id).where(condition).distinct()).all())
     columns = ["tenant_id", "type", "job_id", "batch_id"]
-    session.execute(_recorded(columns, canceled, of_jobs=True))
+    session.execute(_insert_events(columns, canceled, of_jobs=True))
 
 
 def record_batches(session: Session, event: EventType, batches: Iterable[Batch]) -> None:
-    """One event for each batch."""
-    ended = list(batches)
-    if not ended:
+    """Record one event for each batch."""
+    finished = list(batches)
+    if not finished:
         return
-    ids = literal([batch.id for batch in ended], ARRAY(Text))
-    happened = select(Batch.tenant_id, literal(event.value), Batch.id).where(Batch.id == any_(ids))
-    own_urls = any(batch.webhook_url for batch in ended)
-    session.execute(_recorded(["tenant_id", "type", "batch_id"], happened, of_batches=own_urls))
+    ids = literal([batch.id for batch in finished], ARRAY(Text))
+    source = select(Batch.tenant_id, literal(event.value), Batch.id).where(Batch.id == any_(ids))
+    own_urls = any(batch.webhook_url for batch in finished)
+    session.execute(_insert_events(["tenant_id", "type", "batch_id"], source, of_batches=own_urls))
 
 
 def record_disabled(session: Session, endpoint_ids: Iterable[str]) -> None:
-    """That these endpoints are called no more; the tenant's other ones are told."""
+    """Record that these endpoints were disabled, for the tenant's other endpoints."""
     ids = literal(list(endpoint_ids), ARRAY(Text))
-    happened = select(
+    source = select(
         WebhookEndpoint.tenant_id, literal(EventType.WEBHOOK_DISABLED.value), WebhookEndpoint.id
     ).where(WebhookEndpoint.id == any_(ids))
-    session.execute(_recorded(["tenant_id", "type", "endpoint_id"], happened))
+    session.execute(_insert_events(["tenant_id", "type", "endpoint_id"], source))
 
 
 def record_test(session: Session, endpoint: WebhookEndpoint) -> str:
-    """A test event, for this endpoint alone; the id of its delivery."""
+    """Record a test event for this endpoint alone; return the id of its delivery."""
     event_id = session.scalars(
         insert(Event)
         .values(tenant_id=endpoint.tenant_id, type=EventType.WEBHOOK_TEST, endpoint_id=endpoint.id)
@@ -108,20 +108,17 @@ def record_test(session: Session, endpoint: WebhookEndpoint) -> str:
 
 
 def _lock_batches(session: Session, batch_ids: Collection[str | None]) -> None:
-    """Let nobody else write of these batches' jobs until this transaction ends.
-
-    All in one order, so that two writers cannot wait for each other.
-    """
+    """Lock the batch rows, in one order, so that events of their jobs are in commit order."""
     batches = select(Batch.id).where(Batch.id.in_(batch_ids)).order_by(Batch.id)
     session.execute(batches.with_for_update(key_share=True))
 
 
-def _recorded(
+def _insert_events(
     columns: list[str],
-    happened: Select[*tuple[object, ...]],
+    source: Select[*tuple[object, ...]],
     *,
     of_jobs: bool = False,
     of_batches: bool = False,
 ) -> Insert:
-    noted = insert(Event).from_select(columns, happened).returning(Event).cte("noted")
-    return fanout.insert_deliveries(noted, of_jobs=of_jobs, of_batches=of_batches)
+    events = insert(Event).from_select(columns, source).returning(Event).cte("recorded")
+    return fanout.insert_deliveries(events, of_jobs=of_jobs, of_batches=of_batches)

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from darkroom.forecast.queue_position import QueuedJob, TailBucket, TenantShare
 from darkroom.forecast.throughput import Throughput
+from darkroom.generation.params import model_of
 from darkroom.queue.fairness import AGEING, FADING
 
 _Z90: Final = 1.2816  #: the standard normal's 90 % quantile
@@ -113,7 +114,7 @@ class EtaModel:
     def _seat(self, rank: int, rows: Iterable[QueuedJob]) -> None:
         waiting = _Class()
         for job in rows:
-            model = job.microbatch_key.partition("@")[0]
+            model = model_of(job.microbatch_key)
             if model not in self._seats:
                 continue
             at = self._place_of(job.microbatch_key, model)
@@ -140,7 +141,7 @@ class EtaModel:
         reached = waiting.rows[-1][0] if waiting.rows else -math.inf
         jobs, microbatches, seconds = float(len(waiting.rows)), 0.0, 0.0
         for each in sums:
-            model = each.microbatch_key.partition("@")[0]
+            model = model_of(each.microbatch_key)
             if model not in self._seats or each.last_tag <= reached:
                 continue  # the front has moved on since they were summed
             waiting.tags.append(each.last_tag)
@@ -216,14 +217,14 @@ class EtaModel:
     def _front(self, last: int, subject: EtaRequest) -> tuple[float, float]:
         """All microbatches of the front; less the one in which the job finds a seat, if any."""
         at = self._open.get(subject.microbatch_key, last)
-        model = subject.microbatch_key.partition("@")[0]
+        model = model_of(subject.microbatch_key)
         free = at < last and self._microbatches[at].jobs < self._seats.get(model, 1)
         last = at if free else last
         return float(last), self._until[last]
 
     def _times(self, subject: EtaRequest, ahead: "_Ahead", pace: Throughput) -> tuple[float, Eta]:
         """When it will be claimed, and when it will have ended."""
-        fit = pace.of(subject.microbatch_key.partition("@")[0])
+        fit = pace.of(model_of(subject.microbatch_key))
         wait = pace.next_seat_s + ahead.seconds
         total, variance = self._overtaken(subject, wait, pace)
         own = fit.seconds(self._own_cost(subject))
@@ -242,7 +243,7 @@ class EtaModel:
         jobs, cost = self._costs.get(subject.microbatch_key, (0.0, 0.0))
         if not jobs:
             return subject.cost
-        seats = self._seats.get(subject.microbatch_key.partition("@")[0], 1)
+        seats = self._seats.get(model_of(subject.microbatch_key), 1)
         return max(subject.cost, min(jobs, seats) * cost / jobs)
 
     def _overtaken(self, subject: EtaRequest, wait: float, pace: Throughput) -> tuple[float, float]:

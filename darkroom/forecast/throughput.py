@@ -18,6 +18,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from darkroom.db.tables import Dispatch
+from darkroom.generation.params import model_of
 from darkroom.status import DispatchStatus
 
 RECENT: Final = 200  #: dispatches that a rate is measured from
@@ -110,7 +111,7 @@ def measure(session: Session) -> Throughput | None:
     ]
     spans = [
         DispatchSpan(
-            key.partition("@")[0],
+            model_of(key),
             size,
             cost,
             -float(began),

@@ -1,4 +1,4 @@
-"""What a picture's file is called: `0007-a-red-apple-59.png`; unique in its batch."""
+"""File names of images, unique in a batch: `0007-a-red-apple-59.png`."""
 
 import re
 from typing import Final
@@ -18,17 +18,17 @@ def in_batch(
     image_number: int,
     digits: int = 4,
 ) -> str:
-    """Row, what was asked for, seed. `digits` of the largest row, so that names sort like rows."""
-    image = f".{image_number}" if image_number else ""  # a dot, which no slug begins with
-    place = f"{row_number:0{digits}d}{image}"
-    return f"{place}-{_slug(prompt)}-{seed}.{_EXTENSIONS[output_format]}"
+    """Return row, prompt and seed; `digits` of the largest row, so that names sort like rows."""
+    image = f".{image_number}" if image_number else ""  # slugs do not start with a dot
+    prefix = f"{row_number:0{digits}d}{image}"
+    return f"{prefix}-{_slug(prompt)}-{seed}.{_EXTENSIONS[output_format]}"
 
 
 def alone(prompt: str, output_format: OutputFormat, *, job_id: str) -> str:
-    """Of a job without a batch."""
+    """Return the name for a job without a batch."""
     return f"{_slug(prompt)}-{job_id[-8:]}.{_EXTENSIONS[output_format]}"
 
 
 def _slug(prompt: str) -> str:
-    """Nothing that a file system, a shell or an archive minds."""
+    """Return the prompt's ASCII letters and digits, safe in file systems, shells, archives."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:_SLUG_CHARS].strip("-") or "image"

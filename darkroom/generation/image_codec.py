@@ -1,4 +1,4 @@
-"""Pixels into files that carry their own parameters, and the parameters back out."""
+"""Image files that carry their parameters: encoding, and reading the parameters back."""
 
 import io
 import json
@@ -29,41 +29,41 @@ _UNICODE: Final = b"UNICODE\0"  # EXIF 2.3, table 6: the character code that lea
 def encode(
     pixels: "npt.NDArray[np.uint8]", params: "GenerationParams", *, job_id: str, revision: str
 ) -> bytes:
-    """`pixels` [height, width, 3] as a file of the wanted format, its parameters inside."""
+    """Return `pixels` [height, width, 3] as a file that contains its parameters."""
     image = Image.fromarray(pixels)
-    about = json.dumps(
+    metadata = json.dumps(
         {"id": job_id, "revision": revision, **params.model_dump(mode="json")}, sort_keys=True
     )
     buffer = io.BytesIO()
     match params.output_format:
         case OutputFormat.PNG:
             text = PngImagePlugin.PngInfo()
-            text.add_itxt(METADATA_KEY, about)
+            text.add_itxt(METADATA_KEY, metadata)
             image.save(buffer, "PNG", pnginfo=text, compress_level=3)
         case OutputFormat.JPEG:
-            image.save(buffer, "JPEG", quality=92, exif=_exif(about))
+            image.save(buffer, "JPEG", quality=92, exif=_exif(metadata))
         case OutputFormat.WEBP:
-            image.save(buffer, "WEBP", quality=92, method=2, exif=_exif(about))
+            image.save(buffer, "WEBP", quality=92, method=2, exif=_exif(metadata))
     return buffer.getvalue()
 
 
-def _exif(about: str) -> Image.Exif:
+def _exif(metadata: str) -> Image.Exif:
     exif = Image.Exif()
-    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + about.encode("utf-16-le")
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + metadata.encode("utf-16-le")
     return exif
 
 
 def read_parameters(path: Path) -> dict[str, object] | None:
-    """What `encode` put into the file; None when it is not a picture of ours.
+    """Return the parameters that `encode` wrote into the file; None if it has none.
 
-    The values come from a file that anybody may have written: validate them before use.
+    The file may come from anywhere: validate the values before use.
     """
     with Image.open(path, formats=["PNG", "JPEG", "WEBP"]) as image:
-        about = getattr(image, "text", {}).get(METADATA_KEY) or _user_comment(image)
-    if about is None:
+        metadata = getattr(image, "text", {}).get(METADATA_KEY) or _user_comment(image)
+    if metadata is None:
         return None
     try:
-        parameters = json.loads(about)
+        parameters = json.loads(metadata)
     except ValueError:
         return None
     return parameters if isinstance(parameters, dict) else None

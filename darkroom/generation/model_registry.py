@@ -1,4 +1,4 @@
-"""What can be drawn with: the models, their limits and their defaults.
+"""Registry of models, with their limits and defaults.
 
 A model is a folder in diffusers' layout with a `darkroom.toml` beside `model_index.json`.
 """
@@ -17,6 +17,7 @@ from darkroom.generation.params import (
     GenerationParams,
     JobInput,
     microbatch_key,
+    model_of,
     random_seed,
     revision_in,
 )
@@ -25,7 +26,7 @@ CARD: Final = "darkroom.toml"
 
 
 class IntLimits(BaseModel):
-    """An integer parameter: its default and the values allowed."""
+    """Default and limits of an integer parameter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +37,7 @@ class IntLimits(BaseModel):
 
 
 class FloatLimits(BaseModel):
-    """A real parameter: its default and the values allowed."""
+    """Default and limits of a real parameter."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +47,7 @@ class FloatLimits(BaseModel):
 
 
 class Model(BaseModel):
-    """Weights that draw, and what may be asked of them."""
+    """Model, as its card describes it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -56,11 +57,11 @@ class Model(BaseModel):
     license: str
     scheduler: Literal["ddim", "euler", "dpmsolver++"]
     precision: Literal["float32", "float16", "bfloat16"]
-    max_microbatch: int = Field(ge=1)  #: jobs of one model call
-    #: the widest UNet batch, guided jobs take two rows; None leaves it to the model's config.pbtxt
+    max_microbatch: int = Field(ge=1)  #: jobs per model call
+    #: most rows of a UNet batch, a guided job takes two; None: as in the model's config.pbtxt
     max_unet_rows: int | None = Field(default=None, ge=2)
-    revision_of: str | None = None  #: the model that this is an older revision of
-    on_demand: bool = False  #: no replica until there is work for it, and none a while after
+    revision_of: str | None = None  #: name of the model that has a newer revision
+    on_demand: bool = False  #: has replicas only while jobs need it
     width: IntLimits
     height: IntLimits
     num_inference_steps: IntLimits
@@ -68,7 +69,7 @@ class Model(BaseModel):
     folder: Path = Field(exclude=True)
 
     def microbatch_key(self, params: GenerationParams) -> str:
-        """See `darkroom.params.microbatch_key`."""
+        """Return the microbatch key of a job with these parameters."""
         return microbatch_key(
             model=self.name,
             revision=self.revision,
@@ -80,26 +81,23 @@ class Model(BaseModel):
 
 @dataclass(frozen=True)
 class ModelRegistry:
-    """The models of this installation by name, and which one a job gets that names none."""
+    """Models of this installation by name, and the name of the default one."""
 
     models: Mapping[str, Model]
     default: str
 
     def find(self, name: str) -> Model | None:
-        """By its name, or as NAME@REVISION: that revision of it, if it was kept."""
+        """Return a model by NAME, or by NAME@REVISION if that revision was kept."""
         name, _, revision = name.partition("@")
         return self._kept(name, revision) if revision else self.models.get(name)
 
     def model_for(self, name: str, key: str) -> Model:
-        """The model to draw a job of this model and microbatch key with.
-
-        Of the revision that the job was accepted for, if it is still there.
-        """
+        """Return the model for a job of this model and key: the key's revision, if it was kept."""
         return self._kept(name, revision_in(key)) or self.models[name]
 
     def model_for_key(self, key: str) -> Model | None:
-        """The model that draws jobs of this microbatch key; None if it is not there any more."""
-        name = key.partition("@")[0]
+        """Return the model for jobs of this microbatch key; None if it was removed."""
+        name = model_of(key)
         return self.model_for(name, key) if name in self.models else None
 
     def _kept(self, name: str, revision: str) -> Model | None:
@@ -109,12 +107,12 @@ class ModelRegistry:
         return None
 
     def resolve(self, job: JobInput) -> GenerationParams:
-        """Fill in the model's defaults. Raises InvalidInput naming every field out of bounds."""
+        """Fill in the model's defaults. Raises InvalidInput naming all fields out of bounds."""
         model = self.find(job.model or self.default)
         if model is None:
             known = ", ".join(sorted(self.models))
             raise InvalidInput(
-                [InputProblem(("model",), "unknown_model", f"no such model; known: {known}")]
+                [InputProblem(("model",), "unknown_model", f"unknown model; known: {known}")]
             )
         params = GenerationParams(
             prompt=job.prompt,
@@ -139,7 +137,7 @@ def _or_default(value: int | None, limits: IntLimits) -> int:
 
 
 def _within(params: GenerationParams, model: Model) -> bool:
-    """Whether nothing is out of bounds; asked of each row of large files, so without a loop."""
+    """Return whether all is within bounds; without a loop, as each row of large files asks."""
     width, height = model.width, model.height
     steps, guidance = model.num_inference_steps, model.guidance_scale
     return (
@@ -166,7 +164,7 @@ def _out_of_bounds(params: GenerationParams, model: Model) -> Iterator[InputProb
 
 
 def load_registry(models_dir: Path, default: str) -> ModelRegistry:
-    """Read every model's card. Raises SetupError when one is wrong or the default is missing."""
+    """Read every model's card. Raises SetupError if one is invalid or the default is missing."""
     cards = sorted(models_dir.glob(f"*/{CARD}"))
     models = {model.name: model for model in (load_model(card.parent) for card in cards)}
     if default not in models:
@@ -179,7 +177,7 @@ def load_registry(models_dir: Path, default: str) -> ModelRegistry:
 
 
 def load_model(folder: Path) -> Model:
-    """Read one model's card. Raises SetupError when it is missing or wrong."""
+    """Read one model's card. Raises SetupError if it is missing or invalid."""
     card = folder / CARD
     try:
         return Model(folder=folder, **tomllib.loads(card.read_text(encoding="utf-8")))
@@ -188,7 +186,7 @@ def load_model(folder: Path) -> Model:
 
 
 def weights_revision(folder: Path) -> str:
-    """The first 12 hex digits of a SHA-256 over all that decides a model's pictures."""
+    """Return 12 hex digits of the SHA-256 over the files that determine a model's images."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in {".safetensors", ".json", ".txt"}:

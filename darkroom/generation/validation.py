@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in the words of this project: place, code, message, no echo."""
+"""Translation of pydantic's errors into problems: location, code, message, no input."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,19 +12,19 @@ _MESSAGES = {"extra_forbidden": "is not a field of a job", "missing": "is requir
 
 
 def input_problems(error: ValidationError) -> list[InputProblem]:
-    """One problem for each error. The offending value is never repeated: it may be hostile."""
+    """Return one problem per error, without the rejected value, which may be hostile."""
     return problems_of(error.errors(include_url=False, include_input=False, include_context=False))
 
 
 def problems_of(errors: Iterable[Any]) -> list[InputProblem]:
-    """The same for pydantic's error dicts, which FastAPI hands on in its own exception."""
+    """Return one problem per pydantic error dictionary, as in FastAPI's own exception."""
     return [
         InputProblem(
-            loc=tuple(_shortened(part) for part in found["loc"]),
-            code=_CODES.get(found["type"], found["type"]),
-            message=_MESSAGES.get(found["type"], found["msg"]),
+            loc=tuple(_shortened(part) for part in error["loc"]),
+            code=_CODES.get(error["type"], error["type"]),
+            message=_MESSAGES.get(error["type"], error["msg"]),
         )
-        for found in errors
+        for error in errors
     ]
 
 

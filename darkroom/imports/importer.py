@@ -95,7 +95,7 @@ def load(
     # Read in a thread of its own: while the server takes one chunk in, the next is judged.
     for chunk in prefetch(_chunks(table, plan, limits, tally, on_error)):
         if chunk.drafts:
-            lifecycle.submit_drafts(session, batch.tenant_id, chunk.drafts, batch_id=batch.id)
+            lifecycle.submit(session, batch.tenant_id, chunk.drafts, batch_id=batch.id)
         rejected_rows.write(session, batch.id, chunk.rejected, first=pieces)
         pieces += len(chunk.rejected)
         fault_points.fault_point("in-import")
@@ -141,7 +141,7 @@ def _validated(
             tally.problem_count += len(invalid.problems)
             tally.problems += invalid.problems[: MAX_PROBLEMS - len(tally.problems)]
         tally.jobs += len(verdict.drafts)
-        tally.cost += sum(draft.recipe.cost for draft in verdict.drafts)
+        tally.cost += sum(draft.template.cost for draft in verdict.drafts)
         if tally.jobs > limits.max_jobs:
             message = f"the rows make more than {limits.max_jobs:,} jobs; send them in parts"
             raise file_problem("too_many_jobs", message)

@@ -1,4 +1,4 @@
-"""Taking away what a client wrote: rows become tombstones, images leave the store."""
+"""Deletion of client data: rows become tombstones, images leave the store."""
 
 from collections.abc import Collection
 
@@ -13,21 +13,21 @@ from darkroom.status import FINISHED
 
 
 def delete(session: Session, tenant_id: str, job_id: str) -> str | None:
-    """Leave nothing but a tombstone of a job that has ended. The key of the image to remove.
+    """Turn a finished job into a tombstone; return the key of the image to remove.
 
-    The image's key stays in the row until `forget_image`, so that a crash in between leaves no
-    image behind. Raises NotFound, Deleted, NotEnded.
+    The key stays in the row until `forget_image`, so that a crash in between leaves no image
+    behind. Raises NotFound, Deleted, JobNotFinished.
     """
     job = queries.find(session, tenant_id, job_id, lock=True)
     if job.status not in FINISHED:
-        raise JobNotFinished(f"job {job_id} is {job.status}; cancel it first")
+        raise JobNotFinished(f"job {job_id} is {job.status}; cancel it before deleting it")
     redact(session, [job_id])
     idempotency.delete_responses(session, tenant_id, job_id)
     return job.image_key
 
 
 def redact(session: Session, job_ids: Collection[str]) -> None:
-    """Take away what the client wrote, of jobs that have ended; and the answers that repeat it."""
+    """Remove what the client wrote from finished jobs, which become tombstones."""
     session.execute(
         update(Job)
         .where(Job.id.in_(job_ids), Job.finished_at.is_not(None), Job.deleted_at.is_(None))
@@ -46,18 +46,18 @@ def redact(session: Session, job_ids: Collection[str]) -> None:
 
 
 def unswept_images(session: Session, *, limit: int) -> dict[str, str]:
-    """Image keys of deleted jobs whose image may still be in the store, by the job's id."""
-    left = session.scalars(
+    """Return image keys of deleted jobs whose image may still be in the store, by job id."""
+    jobs = session.scalars(
         select(Job)
         .where(Job.deleted_at.is_not(None), Job.image_key.is_not(None))
         .order_by(Job.deleted_at)
         .limit(limit)
     )
-    return {job.id: job.image_key for job in left if job.image_key is not None}
+    return {job.id: job.image_key for job in jobs if job.image_key is not None}
 
 
 def forget_image(session: Session, job_ids: Collection[str]) -> None:
-    """The images of these deleted jobs are no longer in the store."""
+    """Record that the images of these deleted jobs are no longer in the store."""
     session.execute(
         update(Job)
         .where(Job.id.in_(job_ids), Job.deleted_at.is_not(None))

@@ -1,15 +1,13 @@
-"""A job as its client knows it: submitted, found, canceled, retried, deleted; and its deadline.
+"""A job's life as its client controls it: submit, cancel, pause, purge, retry; and its deadline.
 
-Only this module, `claims` and `dispatches` change a job's status. A function takes the session and
-commits nothing; the caller's block is the transaction. Whoever locks several jobs does so in the
-order of their ids, and locks batches after jobs.
+Only this module, `darkroom.queue.claims` and `darkroom.queue.dispatches` change a job's status.
+A function takes the session and commits nothing; the caller's block is the transaction. Every
+transaction locks jobs in the order of their ids, and batches after jobs.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 from sqlalchemy import (
     ARRAY,
@@ -29,124 +27,62 @@ from darkroom.batches import record_finished
 from darkroom.db.tables import Batch, Job
 from darkroom.errors import JobNotFinished, NothingToRetry
 from darkroom.events import log as event_log
-from darkroom.generation.params import GenerationParams, JobInput
 from darkroom.ids import new_id
-from darkroom.jobs.bulk_insert import JobTemplate, NewJob, Placed, Row, copy_jobs, shared_columns
+from darkroom.jobs.bulk_insert import JobTemplate, NewJob, QueuedRow, copy_jobs
 from darkroom.jobs.queries import find
 from darkroom.queue import fairness
-from darkroom.status import FINISHED, Priority, Status
+from darkroom.queue.fairness import Reservation
+from darkroom.status import FINISHED, Status
 
-#: an end that was not the one the client wanted
 RETRYABLE: Final = frozenset(FINISHED - {Status.SUCCEEDED})
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A validated job that is about to become a row."""
-
-    input: JobInput
-    params: GenerationParams
-    microbatch_key: str
-    row_number: int | None = None
-    image_number: int = 0
-    custom_id: str | None = None
-
-    def draft(self, default: Priority) -> NewJob:
-        """The same as COPY takes it; `default`: its class if it names none."""
-        params = self.params
-        return NewJob(
-            JobTemplate.of(self.input, params, self.microbatch_key, default=default),
-            params.prompt,
-            params.negative_prompt,
-            params.seed,
-            self.row_number,
-            self.image_number,
-            self.custom_id,
-        )
+_REPEATED_COLUMNS: Final = (
+    *("model", "width", "height", "num_inference_steps", "guidance_scale", "output_format"),
+    *("label", "priority", "microbatch_key", "cost", "webhook_url", "webhook_events"),
+)
 
 
 def submit(
-    session: Session,
-    tenant_id: str,
-    submissions: Sequence[Submission],
-    *,
-    batch_id: str | None = None,
+    session: Session, tenant_id: str, jobs: Sequence[NewJob], *, batch_id: str | None = None
 ) -> list[str]:
-    """Queue the jobs, in order, and return their ids. They exist once the caller commits."""
-    default = Priority.NORMAL if batch_id is None else Priority.BULK
-    drafts = [submission.draft(default) for submission in submissions]
-    return submit_drafts(session, tenant_id, drafts, batch_id=batch_id)
+    """Queue one or more jobs, in order, and return their ids.
 
-
-def submit_drafts(
-    session: Session, tenant_id: str, drafts: Sequence[NewJob], *, batch_id: str | None
-) -> list[str]:
-    """As `submit`."""
-    return [placed.id for placed in _queue(session, tenant_id, drafts, batch_id).placed]
-
-
-def accept(session: Session, tenant_id: str, submissions: Sequence[Submission]) -> list[Job]:
-    """As `submit`; the jobs themselves, as they will be found once the caller has committed."""
-    drafts = [submission.draft(Priority.NORMAL) for submission in submissions]
-    queue = _queue(session, tenant_id, drafts, None)
-    queued = {
-        "status": Status.QUEUED,
-        "attempt": 0,
-        "requeue_count": 0,
-        "isolation_group": "",
-        "paused": False,
-    }
-    times = {"created_at": queue.now, "scheduled_at": queue.now}
-    made = []
-    for placed in queue.placed:
-        row = placed.columns(queue.common[placed.draft.recipe])
-        job = (
-            Job()
-        )  # as if it had been loaded: to set each column would take longer than to write it
-        vars(job).update(row, metadata_=row.pop("metadata"), **queued, **times)
-        made.append(job)
-    return made
-
-
-class _Queued(NamedTuple):
-    """Drafts that have been given their places, in order."""
-
-    placed: list[Placed]
-    common: Mapping[JobTemplate, Row]
-    now: datetime  #: by the database's clock
-
-
-def _queue(
-    session: Session, tenant_id: str, drafts: Sequence[NewJob], batch_id: str | None
-) -> _Queued:
-    """Give the drafts ids and places in the fair order, and write them. There is at least one."""
+    The jobs exist once the caller commits. Raises Draining.
+    """
     costs: dict[int, float] = defaultdict(float)
-    for draft in drafts:
-        costs[draft.recipe.priority] += draft.recipe.cost
-    places = {
+    for job in jobs:
+        costs[job.template.priority] += job.template.cost
+    reservations = {
         priority: fairness.reserve(session, tenant_id, priority, cost=costs[priority])
         for priority in sorted(costs)
     }
-    tags = {priority: place.first_tag for priority, place in places.items()}
-    placed = []
-    for draft in drafts:
-        recipe = draft.recipe
-        tag = tags[recipe.priority]
-        placed.append(Placed(new_id("job"), tag, draft))
-        tags[recipe.priority] = tag + recipe.cost / places[recipe.priority].weight
-    now = next(iter(places.values())).now
-    common = {
-        recipe: shared_columns(recipe, tenant_id, batch_id, now)
-        for recipe in {draft.recipe for draft in drafts}
+    now = next(iter(reservations.values())).now
+    shared = {
+        template: template.shared_columns(tenant_id, batch_id, now)
+        for template in {job.template for job in jobs}
     }
-    copy_jobs(session, common, placed)
-    return _Queued(placed, common, now)
+    rows = _with_start_tags(jobs, reservations)
+    copy_jobs(session, rows, shared)
+    return [job_id for job_id, _, _ in rows]
+
+
+def _with_start_tags(
+    jobs: Sequence[NewJob], reservations: Mapping[int, Reservation]
+) -> list[QueuedRow]:
+    """Give each job an id and its place within its priority's reservation."""
+    next_tags = {priority: reserved.first_tag for priority, reserved in reservations.items()}
+    rows = []
+    for job in jobs:
+        priority = job.template.priority
+        tag = next_tags[priority]
+        rows.append((new_id("job"), tag, job))
+        next_tags[priority] = tag + job.template.cost / reservations[priority].weight
+    return rows
 
 
 def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
-    """End a queued job at once, and ask that a running one be withdrawn; others stay as they are.
+    """Cancel a queued job at once and a running one as soon as its worker stops generating it.
 
-    A running job stays so until its worker has let go of it. Raises NotFound.
+    A finished job stays as it is. Raises NotFound.
     """
     job = find(session, tenant_id, job_id, lock=True)
     if job.status == Status.QUEUED:
@@ -162,14 +98,14 @@ def cancel(session: Session, tenant_id: str, job_id: str) -> Job:
 
 
 def cancel_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
-    """End the batch's queued jobs at once, and have its running ones withdrawn.
+    """Cancel the batch's queued jobs at once and its running ones when their workers stop.
 
-    One that goes back to the queue in the same instant is withdrawn by whoever claims it.
-    Raises NotFound; a batch that has ended stays as it is.
+    A job that is requeued in the same instant is canceled by the worker that claims it.
+    A finished batch stays as it is. Raises NotFound.
     """
     batch = batches.find(session, tenant_id, batch_id)
     _cancel_queued(session, tenant_id, Job.batch_id == batch_id)
-    session.execute(  # before it is closed: these may have been the last of its jobs
+    session.execute(  # before it is closed: its last jobs may be canceled already
         update(Batch)
         .where(Batch.id == batch_id, Batch.finished_at.is_(None))
         .values(canceled_at=func.coalesce(Batch.canceled_at, func.now()), paused_at=None)
@@ -179,11 +115,14 @@ def cancel_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
     return batch
 
 
-def _cancel_queued(session: Session, tenant_id: str, which: ColumnElement[bool]) -> set[str]:
-    """All on the server, because there may be 100,000 of them. Batches that may have ended now."""
+def _cancel_queued(session: Session, tenant_id: str, condition: ColumnElement[bool]) -> set[str]:
+    """Cancel the queued jobs that match; return the ids of their batches, which may be finished.
+
+    The server does all of it, because there may be 100,000 of them.
+    """
     queued = (
         select(Job.id)
-        .where(Job.tenant_id == tenant_id, Job.status == Status.QUEUED, which)
+        .where(Job.tenant_id == tenant_id, Job.status == Status.QUEUED, condition)
         .order_by(Job.id)
         .with_for_update()
     )
@@ -193,50 +132,51 @@ def _cancel_queued(session: Session, tenant_id: str, which: ColumnElement[bool])
         .values(status=Status.CANCELED, finished_at=func.now(), paused=False)
         .execution_options(synchronize_session=False)
     )
-    # now() is the moment at which this transaction began, and so marks what it has ended
-    canceled = and_(which, Job.status == Status.CANCELED, Job.finished_at == func.now())
+    # now() is the start of this transaction, and so identifies the jobs that it canceled
+    canceled = and_(condition, Job.status == Status.CANCELED, Job.finished_at == func.now())
     event_log.record_canceled(session, canceled)
     costs = session.execute(
         select(Job.priority, func.sum(Job.cost)).where(canceled).group_by(Job.priority)
     )
     fairness.refund(session, tenant_id, {row[0]: row[1] for row in costs})
-    touched = session.scalars(select(Job.batch_id).where(canceled).distinct())
-    return {batch_id for batch_id in touched if batch_id}
+    batch_ids = session.scalars(select(Job.batch_id).where(canceled).distinct())
+    return {batch_id for batch_id in batch_ids if batch_id}
 
 
 def purge(session: Session, *, limit: int = 5000) -> int:
-    """Cancel jobs that wait, of all tenants, `limit` at most; 0 when none is left.
+    """Cancel up to `limit` queued jobs of one tenant; return how many, 0 when no tenant has any.
 
-    One tenant's in one transaction, so that none locks another's; paused batches come last, whole.
+    One tenant a transaction, so that two purges cannot lock each other's. Paused batches come last,
+    each as a whole.
     """
-    waiting = select(Job.tenant_id, Job.id).where(Job.status == Status.QUEUED, ~Job.paused)
-    rows = session.execute(waiting.order_by(Job.priority, Job.start_tag).limit(limit)).all()
+    queued = select(Job.tenant_id, Job.id).where(Job.status == Status.QUEUED, ~Job.paused)
+    rows = session.execute(queued.order_by(Job.priority, Job.start_tag).limit(limit)).all()
     if not rows:
         return _purge_paused(session)
     tenant_id = rows[0].tenant_id
     ids = [job_id for owner, job_id in rows if owner == tenant_id]
-    these = Job.id == any_(literal(ids, ARRAY(Text)))
-    batches.close_finished(session, _cancel_queued(session, tenant_id, these))
+    chosen = Job.id == any_(literal(ids, ARRAY(Text)))
+    batches.close_finished(session, _cancel_queued(session, tenant_id, chosen))
     return len(ids)
 
 
 def _purge_paused(session: Session) -> int:
-    held = select(Job.batch_id).where(Job.status == Status.QUEUED, Job.paused).limit(1)
-    batch = session.scalar(select(Batch).where(Batch.id.in_(held)))
+    paused = select(Job.batch_id).where(Job.status == Status.QUEUED, Job.paused).limit(1)
+    batch = session.scalar(select(Batch).where(Batch.id.in_(paused)))
     if batch is None:
         return 0
-    waiting = batches.count(session, [batch])[0].by_status.get(Status.QUEUED, 0)
+    queued = batches.count(session, [batch])[0].by_status.get(Status.QUEUED, 0)
     cancel_batch(session, batch.tenant_id, batch.id)
-    return waiting
+    return queued
 
 
 def pause_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
-    """Hold the batch's queued jobs; what is running is finished. Raises NotFound."""
+    """Keep the batch's queued jobs from being claimed; running ones finish. Raises NotFound."""
     return _set_batch_paused(session, tenant_id, batch_id, paused=True)
 
 
 def resume_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
-    """Let a paused batch go on, in the places its jobs had. Raises NotFound."""
+    """Let a paused batch continue; its jobs keep their places in the queue. Raises NotFound."""
     return _set_batch_paused(session, tenant_id, batch_id, paused=False)
 
 
@@ -264,25 +204,25 @@ def _set_batch_paused(session: Session, tenant_id: str, batch_id: str, *, paused
 
 
 def retry(session: Session, tenant_id: str, job_id: str) -> Job:
-    """A new job that asks for the same, of one that ended without an image.
+    """Queue a copy of a job that finished without an image, once; return that copy.
 
-    Asked again, it is the same new job. Raises NotFound, NotEnded, NothingToRetry.
+    A second call returns the same copy. Raises NotFound, JobNotFinished, NothingToRetry.
     """
     job = find(session, tenant_id, job_id, lock=True)
     if job.status not in FINISHED:
-        raise JobNotFinished(f"job {job_id} is {job.status}; it can be retried once it has ended")
+        raise JobNotFinished(f"job {job_id} is {job.status}; retry it once it has finished")
     if job.status not in RETRYABLE:
-        raise NothingToRetry(f"job {job_id} has succeeded; submit it again for another picture")
-    again = session.scalar(select(Job.id).where(Job.retried_from == job_id))
-    if again is None:
-        [again] = submit_drafts(session, tenant_id, [_repeat(job, alone=True)], batch_id=None)
-    return find(session, tenant_id, again)
+        raise NothingToRetry(f"job {job_id} has succeeded; submit a new job for another image")
+    copy_id = session.scalar(select(Job.id).where(Job.retried_from == job_id))
+    if copy_id is None:
+        [copy_id] = submit(session, tenant_id, [_copy_of(job)._replace(row_number=None)])
+    return find(session, tenant_id, copy_id)
 
 
 def retry_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
-    """A new batch of the failed jobs of this one that were not retried yet.
+    """Queue copies of the batch's failed jobs that were not retried yet; return their batch.
 
-    Asked again with no new failures, it is the same new batch. Raises NotFound, NothingToRetry.
+    Without new failures, a second call returns the same batch. Raises NotFound, NothingToRetry.
     """
     batches.find(session, tenant_id, batch_id, lock=True)
     retried = select(Job.retried_from).where(Job.retried_from.is_not(None))
@@ -304,33 +244,27 @@ def retry_batch(session: Session, tenant_id: str, batch_id: str) -> Batch:
         retried_from=batch_id,
         webhook_url=old.webhook_url,
     )
-    submit_drafts(session, tenant_id, [_repeat(job) for job in failed], batch_id=new.id)
+    submit(session, tenant_id, [_copy_of(job) for job in failed], batch_id=new.id)
     return new
 
 
 def _latest_retry(session: Session, batch_id: str) -> Batch:
-    made = select(Batch).where(Batch.retried_from == batch_id).order_by(Batch.id.desc()).limit(1)
-    batch = session.scalar(made)
+    retries = select(Batch).where(Batch.retried_from == batch_id).order_by(Batch.id.desc())
+    batch = session.scalar(retries.limit(1))
     if batch is None:
         raise NothingToRetry(f"batch {batch_id} has no failed job")
     return batch
 
 
-_REPEATED: Final = (
-    *("model", "width", "height", "num_inference_steps", "guidance_scale", "output_format"),
-    *("label", "priority", "microbatch_key", "cost", "webhook_url", "webhook_events"),
-)
-
-
-def _repeat(job: Job, *, alone: bool = False) -> NewJob:
-    """A job that asks for the same; a deadline was for the first time only."""
-    asked = {name: getattr(job, name) for name in _REPEATED} | {"metadata": job.metadata_}
+def _copy_of(job: Job) -> NewJob:
+    """Return a new job with the same input but no deadline."""
+    columns = {name: getattr(job, name) for name in _REPEATED_COLUMNS}
     return NewJob(
-        JobTemplate(asked, job.cost, job.priority, None, None),
+        JobTemplate(columns | {"metadata": job.metadata_}, job.cost, job.priority),
         job.prompt,
         job.negative_prompt,
         job.seed,
-        None if alone else job.row_number,
+        job.row_number,
         job.image_number,
         job.custom_id,
         retried_from=job.id,
@@ -338,7 +272,7 @@ def _repeat(job: Job, *, alone: bool = False) -> NewJob:
 
 
 def expire_overdue(session: Session, *, limit: int = 1000) -> int:
-    """End the queued jobs that were to have been begun by now; how many. The first `limit`."""
+    """Expire up to `limit` queued jobs that were to start by now; return how many."""
     overdue = (
         select(Job.id)
         .where(Job.status == Status.QUEUED, Job.expires_at <= func.now())

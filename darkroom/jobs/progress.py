@@ -1,7 +1,7 @@
-"""How far the jobs being drawn have come. It lives in Redis: nothing needs it, and it expires.
+"""Step progress of running jobs, in Redis: it expires, and no other part depends on it.
 
-One hash for each dispatch, job id to "step/steps", so that a job that is drawn again does not show
-the steps of its last time.
+One hash per dispatch, job id to "step/steps", so that a requeued job does not show the steps of
+its last attempt.
 """
 
 import re
@@ -16,20 +16,20 @@ from darkroom.redis_client import open_redis
 from darkroom.settings import Settings
 from darkroom.status import Status
 
-Steps: TypeAlias = tuple[int, int]  #: how many are done, and of how many
+Steps: TypeAlias = tuple[int, int]  #: done, total
 
 _EXPIRY_S: Final = 60  #: after the last step: longer than any step takes
-_PATIENCE_S: Final = 0.2  #: nobody waits longer for a progress bar
+_TIMEOUT_S: Final = 0.2  #: as long as a request may wait for a progress bar
 _STEPS: Final = re.compile(rb"(\d{1,6})/(\d{1,6})")
 
 
 def open_progress_redis(settings: Settings) -> Redis:
-    """A client for `publish` and `read` whose commands end soon, whatever Redis does."""
-    return open_redis(settings, timeout_s=_PATIENCE_S)
+    """Return a client for `publish` and `read` with a short timeout."""
+    return open_redis(settings, timeout_s=_TIMEOUT_S)
 
 
 def publish(redis: Redis, dispatches: Mapping[int, Mapping[str, Steps]]) -> None:
-    """Say where jobs are, by dispatch and job id, in one round trip. Raises RedisError."""
+    """Publish the steps of jobs, by dispatch and job id, in one round trip. Raises RedisError."""
     with redis.pipeline(transaction=False) as pipe:
         for dispatch_id, jobs in dispatches.items():
             pairs = [(job_id, f"{step}/{steps}") for job_id, (step, steps) in jobs.items()]
@@ -39,9 +39,9 @@ def publish(redis: Redis, dispatches: Mapping[int, Mapping[str, Steps]]) -> None
 
 
 def read(redis: Redis, jobs: Iterable[Job]) -> dict[str, Steps]:
-    """Where those of the jobs are that run, by job id, in one round trip.
+    """Return the known steps of the running jobs, by job id, in one round trip.
 
-    What is not known is left out; that is all of them while Redis cannot be reached.
+    Return nothing if Redis is unreachable.
     """
     running = [job for job in jobs if job.status == Status.RUNNING and job.dispatch_id is not None]
     if not running:
@@ -53,14 +53,14 @@ def read(redis: Redis, jobs: Iterable[Job]) -> dict[str, Steps]:
             texts = pipe.execute(raise_on_error=False)
     except RedisError:
         return {}
-    known = {job.id: _steps(text) for job, text in zip(running, texts, strict=True)}
-    return {job_id: steps for job_id, steps in known.items() if steps is not None}
+    parsed = {job.id: _steps(text) for job, text in zip(running, texts, strict=True)}
+    return {job_id: steps for job_id, steps in parsed.items() if steps is not None}
 
 
 def _steps(text: object) -> Steps | None:
-    """None also for what is not ours: anybody may have written into Redis."""
-    found = _STEPS.fullmatch(text) if isinstance(text, bytes) else None
-    return (int(found[1]), int(found[2])) if found else None
+    """Parse a value; None if it is malformed, as Redis may be written by other programs."""
+    match = _STEPS.fullmatch(text) if isinstance(text, bytes) else None
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _key(dispatch_id: int) -> str:

@@ -1,12 +1,9 @@
-"""Queries."""
+"""Queries for jobs."""
 
+import functools
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import (
-    func,
-    select,
-    tuple_,
-)
+from sqlalchemy import ARRAY, Select, Text, any_, bindparam, func, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from darkroom.db.tables import Job
@@ -17,11 +14,11 @@ from darkroom.status import Status
 
 
 def find(session: Session, tenant_id: str, job_id: str, *, lock: bool = False) -> Job:
-    """The tenant's job. Raises NotFound, also for another tenant's, and Deleted."""
-    theirs = select(Job).where(Job.tenant_id == tenant_id, Job.id == job_id)
+    """Return the tenant's job. Raises NotFound, also for another tenant's, and Deleted."""
+    query = select(Job).where(Job.tenant_id == tenant_id, Job.id == job_id)
     if lock:
-        theirs = theirs.with_for_update()
-    job = session.scalar(theirs) if is_id("job", job_id) else None
+        query = query.with_for_update()
+    job = session.scalar(query) if is_id("job", job_id) else None
     if job is None:
         raise NotFound("job", job_id)
     if job.deleted_at is not None:
@@ -29,10 +26,21 @@ def find(session: Session, tenant_id: str, job_id: str, *, lock: bool = False) -
     return job
 
 
-def running(session: Session, wanted: Collection[EventScope]) -> Sequence[Job]:
-    """Those of the tenants' jobs that are being drawn."""
-    theirs = tuple_(Job.tenant_id, Job.id).in_(wanted)
-    return session.scalars(select(Job).where(theirs, Job.status == Status.RUNNING)).all()
+def find_all(session: Session, job_ids: Sequence[str]) -> list[Job]:
+    """Return the jobs with these ids, in order; all of them exist."""
+    jobs = {job.id: job for job in session.scalars(_by_ids(), {"ids": job_ids})}
+    return [jobs[job_id] for job_id in job_ids]
+
+
+@functools.cache  # compiling the statement takes longer than running it
+def _by_ids() -> Select[Job]:
+    return select(Job).where(Job.id == any_(bindparam("ids", type_=ARRAY(Text))))
+
+
+def running(session: Session, scopes: Collection[EventScope]) -> Sequence[Job]:
+    """Return those of the tenants' jobs that a worker is generating."""
+    in_scopes = tuple_(Job.tenant_id, Job.id).in_(scopes)
+    return session.scalars(select(Job).where(in_scopes, Job.status == Status.RUNNING)).all()
 
 
 def page(
@@ -45,12 +53,12 @@ def page(
     batch_id: str | None = None,
     label: str | None = None,
 ) -> Sequence[Job]:
-    """Newest first; a batch's jobs in the order of its rows. `after`: the last id already seen."""
+    """Return jobs, newest first, or a batch's in row order; `after` is the last id seen."""
     jobs = select(Job).where(Job.tenant_id == tenant_id, Job.deleted_at.is_(None)).limit(limit)
     filters = {Job.status: status, Job.batch_id: batch_id, Job.label: label}
-    for column, wanted in filters.items():
-        if wanted is not None:
-            jobs = jobs.where(column == wanted)
+    for column, value in filters.items():
+        if value is not None:
+            jobs = jobs.where(column == value)
     if batch_id is None:
         jobs = jobs.order_by(Job.id.desc())
         return session.scalars(jobs if after is None else jobs.where(Job.id < after)).all()
@@ -65,19 +73,19 @@ def page(
 
 
 def failed(session: Session, *, limit: int, after: str | None = None) -> Sequence[Job]:
-    """Those of all tenants that failed and were not retried, newest first."""
-    again = aliased(Job)
-    retried = select(again.id).where(again.retried_from == Job.id).exists()
-    ends = select(Job).where(Job.status == Status.FAILED, Job.deleted_at.is_(None), ~retried)
+    """Return failed jobs of all tenants that were not retried, newest first."""
+    copy = aliased(Job)
+    retried = select(copy.id).where(copy.retried_from == Job.id).exists()
+    jobs = select(Job).where(Job.status == Status.FAILED, Job.deleted_at.is_(None), ~retried)
     if after is not None:
-        ends = ends.where(Job.id < after)
-    return session.scalars(ends.order_by(Job.id.desc()).limit(limit)).all()
+        jobs = jobs.where(Job.id < after)
+    return session.scalars(jobs.order_by(Job.id.desc()).limit(limit)).all()
 
 
 def tenant_of(session: Session, job_id: str) -> str:
-    """Whose job it is. Raises NotFound."""
-    found = select(Job.tenant_id).where(Job.id == job_id)
-    tenant_id = session.scalar(found) if is_id("job", job_id) else None
+    """Return the id of the tenant that owns the job. Raises NotFound."""
+    query = select(Job.tenant_id).where(Job.id == job_id)
+    tenant_id = session.scalar(query) if is_id("job", job_id) else None
     if tenant_id is None:
         raise NotFound("job", job_id)
     return tenant_id

@@ -1,8 +1,8 @@
-"""For how long pictures and prompts are kept, and what is done about objects that no job knows.
+"""Retention of images and prompts, and removal of objects that belong to no job.
 
-A batch's days count from its end, a single job's from its own. They are the batch's, else its
-tenant's, else the installation's. What is due becomes tombstones first (`darkroom.jobs.deletion`),
-then its images leave the store, so that a death in between leaves nothing that nobody will remove.
+The days count from the end of a batch, or of a single job. They are the batch's, else its tenant's,
+else the installation's. Jobs become tombstones first (`darkroom.jobs.deletion`), then their images
+leave the store, so that a crash in between leaves no image behind.
 """
 
 import re
@@ -23,24 +23,24 @@ _OUR_KEY: Final = re.compile(r"[^/]+/(job_[0-9a-f]{32})/([0-9]{1,18})\.(?:png|jp
 
 
 def redact_due(session: Session, *, default_days: int | None, limit: int) -> int:
-    """Make tombstones of jobs whose time is over, no more than `limit`; how many."""
-    due = session.scalars(_due_of_batches(default_days).limit(limit)).all()
+    """Redact up to `limit` jobs older than their retention period; return how many."""
+    due = session.scalars(_due_in_batches(default_days).limit(limit)).all()
     if len(due) < limit:
-        single = _due_alone(default_days).limit(limit - len(due))
+        single = _due_single(default_days).limit(limit - len(due))
         due = [*due, *session.scalars(single)]
     deletion.redact(session, sorted(due))
     _close_batches(session, default_days)
     return len(due)
 
 
-def _over(
-    ended_at: Attribute[datetime | None],
+def _is_over(
+    finished_at: Attribute[datetime | None],
     days: Sequence[Attribute[int | None]],
     default_days: int | None,
 ) -> ColumnElement[bool]:
-    """Whether that many days have passed; never, when nobody has said how many."""
-    agreed = func.coalesce(*days, cast(default_days, Integer))
-    return ended_at < func.now() - func.make_interval(0, 0, 0, agreed)
+    """Match if the first of `days` that is set has passed; never if none is."""
+    period = func.coalesce(*days, cast(default_days, Integer))
+    return finished_at < func.now() - func.make_interval(0, 0, 0, period)
 
 
 def _batch_is_over(default_days: int | None) -> ColumnElement[bool]:
@@ -48,11 +48,11 @@ def _batch_is_over(default_days: int | None) -> ColumnElement[bool]:
     return and_(
         Batch.tenant_id == Tenant.id,
         Batch.deleted_at.is_(None),
-        _over(Batch.finished_at, days, default_days),
+        _is_over(Batch.finished_at, days, default_days),
     )
 
 
-def _due_of_batches(default_days: int | None) -> Select[str]:
+def _due_in_batches(default_days: int | None) -> Select[str]:
     return (
         select(Job.id)
         .join(Batch, Job.batch_id == Batch.id)
@@ -61,24 +61,24 @@ def _due_of_batches(default_days: int | None) -> Select[str]:
     )
 
 
-def _due_alone(default_days: int | None) -> Select[str]:
+def _due_single(default_days: int | None) -> Select[str]:
     return (
         select(Job.id)
         .join(Tenant, Job.tenant_id == Tenant.id)
         .where(
             Job.batch_id.is_(None),
             Job.deleted_at.is_(None),
-            _over(Job.finished_at, [Tenant.retention_days], default_days),
+            _is_over(Job.finished_at, [Tenant.retention_days], default_days),
         )
     )
 
 
 def _close_batches(session: Session, default_days: int | None) -> None:
-    """What a client wrote about a batch goes with the last of its jobs."""
-    left = select(Job.id).where(Job.batch_id == Batch.id, Job.deleted_at.is_(None))
+    """Redact batches that are over and have no job that is not a tombstone."""
+    kept = select(Job.id).where(Job.batch_id == Batch.id, Job.deleted_at.is_(None))
     closed = session.scalars(
         update(Batch)
-        .where(_batch_is_over(default_days), ~left.exists())
+        .where(_batch_is_over(default_days), ~kept.exists())
         .values(deleted_at=func.now(), label=None, webhook_url=None)
         .returning(Batch.id)
         .execution_options(synchronize_session=False)
@@ -86,28 +86,30 @@ def _close_batches(session: Session, default_days: int | None) -> None:
     session.execute(delete(RejectedRowChunk).where(RejectedRowChunk.batch_id.in_(closed)))
 
 
-def orphans(session: Session, found: Collection[Stored], *, older_than: timedelta) -> list[str]:
-    """Keys of those of the objects that no job has, nor will have.
+def orphans(session: Session, objects: Collection[Stored], *, older_than: timedelta) -> list[str]:
+    """Return the keys of objects that no job has or will have.
 
-    An upload precedes the row that names it, so a young object is never one, nor is one whose
-    dispatch is still open. What is not named as we name pictures is somebody else's.
+    An upload precedes its row, so an object is no orphan while it is young or its dispatch is open.
+    An object whose key has another form than an image's is not ours.
     """
     horizon = session.execute(select(func.now())).scalar_one() - older_than
-    named = {
-        each.key: name
-        for each in found
-        if each.modified_at < horizon and (name := _OUR_KEY.fullmatch(each.key))
+    ours = {
+        stored.key: match
+        for stored in objects
+        if stored.modified_at < horizon and (match := _OUR_KEY.fullmatch(stored.key))
     }
-    held = session.scalars(
+    used = session.scalars(
         select(Job.image_key).where(
-            Job.id.in_({name[1] for name in named.values()}), Job.image_key.is_not(None)
+            Job.id.in_({match[1] for match in ours.values()}), Job.image_key.is_not(None)
         )
     )
-    under_way = session.scalars(
+    running = session.scalars(
         select(Dispatch.id).where(
-            Dispatch.id.in_({int(name[2]) for name in named.values()}),
+            Dispatch.id.in_({int(match[2]) for match in ours.values()}),
             Dispatch.status == DispatchStatus.RUNNING,
         )
     )
-    kept, drawing = frozenset(held), frozenset(under_way)
-    return [key for key, name in named.items() if key not in kept and int(name[2]) not in drawing]
+    keys, dispatch_ids = frozenset(used), frozenset(running)
+    return [
+        key for key, match in ours.items() if key not in keys and int(match[2]) not in dispatch_ids
+    ]

@@ -24,7 +24,7 @@ def serve_application(*, env: Mapping[str, str], ready_file: Path, log: Path) ->
     """Return the spec of the process that deploys the models on Ray, and restarts with it."""
     return ProcessSpec(
         name="serve",
-        argv=_python("workers.deploy.serve"),
+        argv=_python("workers", "serve"),
         env={**env, "DARKROOM_READY_FILE": str(ready_file)},
         log=log,
         prepare=lambda: ready_file.unlink(missing_ok=True),
@@ -39,7 +39,7 @@ def worker(number: int, *, env: Mapping[str, str], ready_file: Path, log: Path) 
     """Return the spec of a worker; it restarts with Ray, whose driver it is."""
     return ProcessSpec(
         name=f"worker-{number}",
-        argv=_python("workers"),
+        argv=_python("workers", "run"),
         env={**env, "DARKROOM_READY_FILE": str(ready_file)},
         log=log,
         prepare=lambda: ready_file.unlink(missing_ok=True),
@@ -54,7 +54,7 @@ def sender(*, env: Mapping[str, str], ready_file: Path, log: Path) -> ProcessSpe
     """Return the spec of the webhook sender."""
     return ProcessSpec(
         name="sender",
-        argv=_python("workers.webhooks.app"),
+        argv=_python("workers", "send-webhooks"),
         env={**env, "DARKROOM_READY_FILE": str(ready_file)},
         log=log,
         prepare=lambda: ready_file.unlink(missing_ok=True),

@@ -1,6 +1,7 @@
-"""Forming a microbatch: the next jobs that may be drawn together move into a dispatch.
+"""Claims: the next jobs that may share a UNet batch start running, in a new dispatch.
 
-A function takes the session and commits nothing; the caller's block is the transaction.
+A function takes the session and commits nothing; the caller's block is the transaction. No module
+but this one, `dispatches` and `darkroom.jobs.lifecycle` changes a job's status.
 """
 
 import functools
@@ -26,32 +27,31 @@ from sqlalchemy import (
     insert,
     or_,
     select,
-    text,
     union_all,
     update,
 )
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningInsert, ReturningUpdate
 
+from darkroom.db.locks import AdvisoryLock
 from darkroom.db.tables import Dispatch, Job, QueueControl
 from darkroom.events import log as event_log
 from darkroom.queue import fairness
 from darkroom.status import PRIORITY_RANK, Status
 
-#: A worker stays with the key it drew last while that key's first job is at most so many full
-#: microbatches behind the one that is next: to switch may cost a GPU its warmed graphs.
+#: A worker keeps its last key while that key's first job is at most this many full microbatches
+#: behind the head of the queue, because a switch may cost a GPU its warmed graphs.
 AFFINITY_MICROBATCHES: Final = 4
-#: How long, by the class's rank, a microbatch with empty seats waits for company.
+#: How long, by priority rank, a microbatch that is not full waits for more jobs.
 LINGER: Final = (timedelta(seconds=0.05), timedelta(seconds=0.15), timedelta(seconds=0.3))
-# advisory lock; see darkroom.db.connection for the others
-_LOCK: Final = text("SELECT pg_advisory_xact_lock(7261003), paused_at FROM queue_control")
+_LOCK: Final = select(func.pg_advisory_xact_lock(AdvisoryLock.CLAIM), QueueControl.paused_at)
 
 
 def has_claimable(session: Session) -> bool:
-    """Whether any job could be claimed now."""
-    going_on = select(QueueControl.id).where(QueueControl.paused_at.is_(None)).exists()
+    """Return whether any job could be claimed now."""
+    not_paused = select(QueueControl.id).where(QueueControl.paused_at.is_(None)).exists()
     any_job = select(Job.id).where(_claimable()).exists()
-    return bool(session.scalar(select(and_(going_on, any_job))))
+    return bool(session.scalar(select(and_(not_paused, any_job))))
 
 
 def _claimable() -> ColumnElement[bool]:
@@ -72,17 +72,16 @@ def claim(
     last_key: str | None = None,
     idle: bool = True,
 ) -> Sequence[Job]:
-    """Take the next queued job and those that may share its UNet batch, into a new dispatch.
+    """Start the next queued job and those that may share its UNet batch; return them in order.
 
-    `max_microbatch`: the most jobs of one call, per model name; other models are left alone.
-    `last_key`: the microbatch key that this worker drew last, preferred within bounds.
-    `idle`: the worker draws nothing else meanwhile. If it does, a microbatch with empty seats is
-    left for company to come, as long as `LINGER` says.
-    Empty when there is nothing to take, or an operator has paused all. The jobs come in the order
-    of the queue.
+    `max_microbatch`: the most jobs of a microbatch, per model name; other models are skipped.
+    `last_key`: the microbatch key of this worker's last claim, preferred within bounds.
+    `idle`: the worker generates nothing else. If it does, a microbatch that is not full waits for
+    more jobs, up to `LINGER`.
+    Return nothing if no job is claimable, or an operator paused the queue.
     """
-    # One claim at a time: two that interleave would each lock every other row, and leave half
-    # of the seats of both microbatches empty. A claim takes a few ms.
+    # One claim at a time: two that interleave would each lock every other row, and both
+    # microbatches would be half full. A claim takes a few ms.
     if session.execute(_LOCK).one().paused_at is not None:
         return []
     heads = _heads(session, max_microbatch)
@@ -90,17 +89,17 @@ def claim(
         return []
     head = heads[fairness.next_class(session, heads)]
     head = _prefer_last_key(session, head, last_key, max_microbatch[head.model])
-    most = max_microbatch[head.model]
-    company = _batch(session, head, most)
-    if not company or (len(company) < most and not idle and _may_linger(head, company)):
+    limit = max_microbatch[head.model]
+    batch = _batch(session, head, limit)
+    if not batch or (len(batch) < limit and not idle and _may_linger(head, batch)):
         return []
     fairness.record_service(session, head.priority, tag=head.start_tag, waiting=heads)
-    return _begin(session, worker_id, company, lease)
+    return _start(session, worker_id, batch, lease)
 
 
 @dataclass(frozen=True)
 class QueueHead:
-    """The first of the jobs that a microbatch could be formed around."""
+    """First claimable job of a priority or a key; a microbatch is formed around it."""
 
     priority: int
     microbatch_key: str
@@ -121,13 +120,13 @@ _HEAD: Final = (
 
 
 def _heads(session: Session, models: Collection[str]) -> dict[int, QueueHead]:
-    """The first waiting job of each class that has one, by the class's rank."""
-    found = [QueueHead(*row) for row in session.execute(_heads_of(frozenset(models)))]
-    return {head.priority: head for head in found}
+    """Return the head of each priority that has claimable jobs, by rank."""
+    heads = [QueueHead(*row) for row in session.execute(_heads_query(frozenset(models)))]
+    return {head.priority: head for head in heads}
 
 
-@functools.cache  # to word a statement takes longer than to run it
-def _heads_of(models: frozenset[str]) -> CompoundSelect[*tuple[Any, ...]]:
+@functools.cache  # compiling the statement takes longer than running it
+def _heads_query(models: frozenset[str]) -> CompoundSelect[*tuple[Any, ...]]:
     known = Job.model.in_(models)
     return union_all(
         *(first_queued(Job.priority == rank, known) for rank in PRIORITY_RANK.values())
@@ -135,15 +134,15 @@ def _heads_of(models: frozenset[str]) -> CompoundSelect[*tuple[Any, ...]]:
 
 
 def first_queued(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
-    """The statement for the first of the claimable jobs that fit."""
+    """Return the query for the first claimable job that matches."""
     first = select(*_HEAD).where(_claimable(), *conditions).order_by(Job.start_tag, Job.id)
     return first.limit(1).subquery().select()  # in parentheses: each has its own order and limit
 
 
 def _prefer_last_key(
-    session: Session, head: QueueHead, last_key: str | None, seats: int
+    session: Session, head: QueueHead, last_key: str | None, limit: int
 ) -> QueueHead:
-    """The first job of the key drawn last, where it is near enough to the one that is next."""
+    """Return the first job of the last key if it is near enough to the head, else the head."""
     if last_key in {None, head.microbatch_key} or head.isolation_group:
         return head
     row = session.execute(
@@ -157,13 +156,13 @@ def _prefer_last_key(
     if row is None:
         return head
     last = QueueHead(*row)
-    near = last.start_tag - head.start_tag <= AFFINITY_MICROBATCHES * seats * head.cost
+    near = last.start_tag - head.start_tag <= AFFINITY_MICROBATCHES * limit * head.cost
     return last if near else head
 
 
 @dataclass(frozen=True)
 class CandidateJob:
-    """A job that is taken: locked, but not moved yet."""
+    """Job that is locked but not running yet."""
 
     id: str
     microbatch_key: str
@@ -171,43 +170,44 @@ class CandidateJob:
     age: timedelta
 
 
-def _batch(session: Session, head: QueueHead, most: int) -> list[CandidateJob]:
-    """Who is drawn with the head, itself included: its class first, then whoever fills a seat."""
-    company = _candidates(session, head, most, its_class=True)
-    if len(company) == most:
-        return company
-    return company + _candidates(session, head, most - len(company), its_class=False)
+def _batch(session: Session, head: QueueHead, limit: int) -> list[CandidateJob]:
+    """Lock the head and the jobs that share its batch: its own priority first, then others."""
+    batch = _lock_candidates(session, head, limit, same_priority=True)
+    if len(batch) == limit:
+        return batch
+    return batch + _lock_candidates(session, head, limit - len(batch), same_priority=False)
 
 
-def _may_linger(head: QueueHead, company: Sequence[CandidateJob]) -> bool:
-    return all(seat.age < LINGER[head.priority] for seat in company)
+def _may_linger(head: QueueHead, batch: Sequence[CandidateJob]) -> bool:
+    return all(job.age < LINGER[head.priority] for job in batch)
 
 
-def _candidates(
-    session: Session, head: QueueHead, most: int, *, its_class: bool
+def _lock_candidates(
+    session: Session, head: QueueHead, limit: int, *, same_priority: bool
 ) -> list[CandidateJob]:
-    wanted = {
+    parameters = {
         "key": head.microbatch_key,
         "isolation_group": head.isolation_group,
         "priority": head.priority,
-        "most": most,
+        "limit": limit,
     }
-    return [CandidateJob(*row) for row in session.execute(_candidates_query(its_class), wanted)]
+    rows = session.execute(_lock_query(same_priority), parameters)
+    return [CandidateJob(*row) for row in rows]
 
 
 @functools.cache
-def _candidates_query(its_class: bool) -> Select[*tuple[Any, ...]]:  # noqa: FBT001  # a cache's key
+def _lock_query(same_priority: bool) -> Select[*tuple[Any, ...]]:  # noqa: FBT001  # a cache's key
     rank = bindparam("priority", type_=SmallInteger)
-    beside = candidates_query(
+    query = candidates_query(
         Job.microbatch_key == bindparam("key"),
         Job.isolation_group == bindparam("isolation_group"),
-        Job.priority == rank if its_class else Job.priority != rank,
+        Job.priority == rank if same_priority else Job.priority != rank,
     )
-    return beside.limit(bindparam("most", type_=Integer)).with_for_update(skip_locked=True)
+    return query.limit(bindparam("limit", type_=Integer)).with_for_update(skip_locked=True)
 
 
 def candidates_query(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
-    """The statement for those of the claimable jobs that fit, in the order of the queue."""
+    """Return the query for the claimable jobs that match, in queue order."""
     age = cast(func.now() - Job.created_at, Interval)
     return (
         select(Job.id, Job.microbatch_key, Job.cost, age)
@@ -216,27 +216,23 @@ def candidates_query(*conditions: ColumnElement[bool]) -> Select[*tuple[Any, ...
     )
 
 
-def _begin(
-    session: Session, worker_id: str, company: Sequence[CandidateJob], lease: timedelta
+def _start(
+    session: Session, worker_id: str, batch: Sequence[CandidateJob], lease: timedelta
 ) -> Sequence[Job]:
-    """Open a dispatch and move the jobs into it; in the order given."""
-    opened = {
+    """Open a dispatch and mark its jobs as running; return them in the order given."""
+    dispatch = {
         "worker": worker_id,
-        "key": company[0].microbatch_key,
-        "size": len(company),
-        "cost": sum(seat.cost for seat in company),
+        "key": batch[0].microbatch_key,
+        "size": len(batch),
+        "cost": sum(job.cost for job in batch),
         "lease": lease,
     }
-    dispatch_id = session.connection().execute(_open_dispatch(), opened).scalar_one()
-    taken = {
-        "ids": [seat.id for seat in company],
-        "dispatch": dispatch_id,
-        "size": len(company),
-    }
-    begun = session.scalars(_take_jobs(), taken).all()
-    event_log.record_jobs(session, begun)
-    places = {seat.id: place for place, seat in enumerate(company)}
-    return sorted(begun, key=lambda job: places[job.id])
+    dispatch_id = session.connection().execute(_open_dispatch(), dispatch).scalar_one()
+    ids = [job.id for job in batch]
+    parameters = {"ids": ids, "dispatch": dispatch_id, "size": len(batch)}
+    started = session.scalars(_start_jobs(), parameters).all()
+    event_log.record_jobs(session, started)
+    return sorted(started, key=lambda job: ids.index(job.id))
 
 
 @functools.cache
@@ -255,7 +251,7 @@ def _open_dispatch() -> ReturningInsert[int]:
 
 
 @functools.cache
-def _take_jobs() -> ReturningUpdate[Job]:
+def _start_jobs() -> ReturningUpdate[Job]:
     return (
         update(Job)
         .where(Job.id == any_(bindparam("ids", type_=ARRAY(Text))), Job.status == Status.QUEUED)

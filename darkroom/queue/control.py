@@ -1,4 +1,4 @@
-"""What an operator says to the whole installation: pause, drain, go on."""
+"""Queue control by an operator: pause, drain, resume."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,14 +11,14 @@ from darkroom.db.tables import QueueControl
 
 @dataclass(frozen=True)
 class ControlState:
-    """What holds now. Both may."""
+    """Whether the queue is paused or draining; it may be both."""
 
-    paused: bool  #: workers claim nothing; what is running is finished, what waits stays
-    draining: bool  #: nothing new is accepted; what was accepted is drawn
+    paused: bool  #: workers claim nothing; running jobs finish, queued ones stay
+    draining: bool  #: new jobs are rejected; accepted ones are generated
 
 
 def read_state(session: Session) -> ControlState:
-    """What holds now."""
+    """Return whether the queue is paused or draining."""
     paused_at, draining_at = session.execute(_STATE).one()
     return ControlState(paused_at is not None, draining_at is not None)
 
@@ -27,19 +27,19 @@ _STATE: Final = text("SELECT paused_at, draining_at FROM queue_control")
 
 
 def pause(session: Session) -> None:
-    """From now on nothing is claimed."""
+    """Stop all claims."""
     session.execute(
         update(QueueControl).values(paused_at=func.coalesce(QueueControl.paused_at, func.now()))
     )
 
 
 def drain(session: Session) -> None:
-    """From now on nothing new is accepted."""
+    """Reject new jobs."""
     session.execute(
         update(QueueControl).values(draining_at=func.coalesce(QueueControl.draining_at, func.now()))
     )
 
 
 def resume(session: Session) -> None:
-    """Neither holds any more."""
+    """End both a pause and a drain."""
     session.execute(update(QueueControl).values(paused_at=None, draining_at=None))

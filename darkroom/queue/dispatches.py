@@ -1,8 +1,9 @@
-"""What becomes of a dispatch: renewed, settled, crashed, released, or its lease runs out.
+"""Dispatches: leases renewed, outcomes settled, jobs requeued after a crash or a lapsed lease.
 
 A function takes the session and commits nothing; the caller's block is the transaction.
-Leaving `running` has one door, `_move`, behind the closing of the dispatch: it opens only while
-the dispatch is still open, so a worker that wakes from the dead changes nothing.
+A job leaves `running` only by `_move`, after a check that its dispatch is still open. So a worker
+that comes back after its lease lapsed changes nothing. No module but this one, `claims` and
+`darkroom.jobs.lifecycle` changes a job's status.
 """
 
 import functools
@@ -31,36 +32,36 @@ from sqlalchemy.types import TypeEngine
 
 from darkroom.batches import record_finished
 from darkroom.db.tables import Batch, Dispatch, Job
-from darkroom.queue.outcomes import Failed, HandedBack, Outcome, SentBack, Succeeded, Suspect
+from darkroom.queue.outcomes import Failed, Outcome, Requeued, RequeueReason, Succeeded
 from darkroom.status import DispatchStatus, Status
 
 MAX_BACKOFF_S: Final = 60.0
 
 
 def renew(session: Session, dispatch_ids: Collection[int], *, lease: timedelta) -> frozenset[int]:
-    """Heartbeat: extend the leases of these dispatches. Those of them that are still open."""
-    held = session.scalars(
+    """Extend the leases of those of the dispatches that are still open; return their ids."""
+    renewed = session.scalars(
         update(Dispatch)
         .where(Dispatch.id.in_(dispatch_ids), Dispatch.status == DispatchStatus.RUNNING)
         .values(leased_until=func.now() + lease)
         .returning(Dispatch.id)
     )
-    return frozenset(held)
+    return frozenset(renewed)
 
 
 def canceled_jobs(session: Session, dispatch_ids: Collection[int]) -> dict[int, frozenset[str]]:
-    """The running jobs of these dispatches that nobody wants any more, by dispatch."""
-    asked = (
+    """Return the running jobs whose image is no longer wanted, by dispatch."""
+    due = (
         select(Dispatch.id, func.array_agg(Job.id))
         .join(Job, Job.dispatch_id == Dispatch.id)
         .where(Dispatch.id.in_(dispatch_ids), Job.status == Status.RUNNING, _cancel_due())
         .group_by(Dispatch.id)
     )
-    return {dispatch_id: frozenset(ids) for dispatch_id, ids in session.execute(asked)}
+    return {dispatch_id: frozenset(ids) for dispatch_id, ids in session.execute(due)}
 
 
 def _cancel_due() -> ColumnElement[bool]:
-    """Of a running job: it or its batch was canceled, or its deadline has passed."""
+    """Match running jobs that were canceled, alone or with their batch, or missed a deadline."""
     canceled = select(Batch.id).where(Batch.id == Job.batch_id, Batch.canceled_at.is_not(None))
     return or_(
         Job.cancel_requested_at.is_not(None), Job.deadline_at <= func.now(), canceled.exists()
@@ -68,15 +69,15 @@ def _cancel_due() -> ColumnElement[bool]:
 
 
 def settle(session: Session, dispatch_id: int, outcomes: Iterable[Outcome]) -> bool:
-    """Close the dispatch and move each of its jobs to where its outcome says.
+    """Close the dispatch and give each of its jobs the status of its outcome.
 
-    A job that was withdrawn meanwhile ends as canceled or expired, whatever its outcome.
-    False, and nothing moves, when the dispatch is no longer open: its lease ran out and somebody
-    else has the jobs. Whatever was drawn then is garbage.
+    A job that was canceled meanwhile ends as canceled or expired, whatever its outcome.
+    Return False, and change nothing, if the dispatch is no longer open: its lease lapsed, its jobs
+    were requeued, and the images of `outcomes` are garbage.
     """
     outcomes = list(outcomes)
-    back = any(isinstance(outcome, SentBack | HandedBack) for outcome in outcomes)
-    status = DispatchStatus.RELEASED if back else DispatchStatus.FINISHED
+    requeues = any(isinstance(outcome, Requeued) for outcome in outcomes)
+    status = DispatchStatus.RELEASED if requeues else DispatchStatus.FINISHED
     if not _close_dispatch(session, dispatch_id, status):
         return False
     _move(session, dispatch_id, lambda _: outcomes)
@@ -84,9 +85,9 @@ def settle(session: Session, dispatch_id: int, outcomes: Iterable[Outcome]) -> b
 
 
 def settle_early(session: Session, dispatch_id: int, outcomes: Iterable[Outcome]) -> bool:
-    """Move jobs that are done with while the dispatch goes on with the others, wanted or not.
+    """Settle finished jobs of a dispatch that continues with its others.
 
-    False, and nothing moves, when the dispatch is no longer open.
+    Return False, and change nothing, if the dispatch is no longer open.
     """
     still_open = select(Dispatch.id).where(
         Dispatch.id == dispatch_id, Dispatch.status == DispatchStatus.RUNNING
@@ -102,26 +103,26 @@ def settle_early(session: Session, dispatch_id: int, outcomes: Iterable[Outcome]
 def crash(
     session: Session, dispatch_id: int, outcomes: Iterable[Outcome] = (), *, max_attempts: int
 ) -> bool:
-    """Close a dispatch over which the replica died or hung; False when it is no longer open.
+    """Close a dispatch whose replica died or hung; return False if it is no longer open.
 
-    `outcomes` are of the jobs that were done with before. Any of the others may be why. They are
-    drawn again in two halves, and after a second crash each alone; a job that was there at
-    `max_attempts` crashes, 3 or more, fails: the last were its own.
+    `outcomes` are of the jobs that finished before the crash. Any of the others may have caused it:
+    they are generated again in two halves, and after a second crash each alone. A job that was in
+    `max_attempts` crashes, 3 or more, fails: it was alone in the last ones.
     """
     if not _close_dispatch(session, dispatch_id, DispatchStatus.CRASHED):
         return False
     known = {outcome.job_id: outcome for outcome in outcomes}
 
-    def verdicts(jobs: Sequence[Job]) -> list[Outcome]:
+    def outcomes_of(jobs: Sequence[Job]) -> list[Outcome]:
         suspects = [job for job in jobs if job.id not in known]
         return [*known.values(), *_split_suspects(suspects, max_attempts)]
 
-    _move(session, dispatch_id, verdicts)
+    _move(session, dispatch_id, outcomes_of)
     return True
 
 
 def unused_images(session: Session, outcomes: Iterable[Outcome]) -> list[str]:
-    """Keys of images that were stored, but that no job refers to: they may be removed."""
+    """Return the keys of stored images that no job refers to; they may be removed."""
     stored = {
         outcome.job_id: outcome.image_key for outcome in outcomes if isinstance(outcome, Succeeded)
     }
@@ -130,25 +131,26 @@ def unused_images(session: Session, outcomes: Iterable[Outcome]) -> list[str]:
 
 
 def release(session: Session, worker_id: str) -> int:
-    """Hand back what a worker still holds as it leaves; no attempt is spent. How many jobs."""
+    """Requeue all running jobs of a worker that stops; return how many. No attempt is counted."""
     released = session.scalars(
         update(Dispatch)
         .where(Dispatch.worker_id == worker_id, Dispatch.status == DispatchStatus.RUNNING)
         .values(status=DispatchStatus.RELEASED, finished_at=func.now())
         .returning(Dispatch.id)
     ).all()
-    return sum(
-        _move(session, dispatch_id, lambda jobs: [HandedBack(job.id) for job in jobs])
-        for dispatch_id in released
-    )
+
+    def outcomes_of(jobs: Sequence[Job]) -> list[Outcome]:
+        return [Requeued(job.id, RequeueReason.RELEASED) for job in jobs]
+
+    return sum(_move(session, dispatch_id, outcomes_of) for dispatch_id in released)
 
 
 def expire_leases(session: Session, *, max_attempts: int) -> int:
-    """Take back the jobs of workers that stopped renewing; how many dispatches were closed.
+    """Close dispatches whose lease lapsed and requeue their jobs; return how many were closed.
 
-    One of the jobs may be what killed the worker, so they are suspects as in `crash`. Where the
-    worker held other dispatches too, it may have been theirs: then a job fails only after twice as
-    many. One statement for reading and closing, so that a heartbeat cannot slip between the two.
+    One of the jobs may have killed the worker, so they are suspects as in `crash`. If the worker
+    ran other dispatches too, one of those may be to blame: a job fails only after twice as many
+    attempts. One statement reads and closes, so that no heartbeat can come between the two.
     """
     overdue = (
         select(Dispatch.id)
@@ -164,23 +166,23 @@ def expire_leases(session: Session, *, max_attempts: int) -> int:
         .values(status=DispatchStatus.EXPIRED, finished_at=func.now())
         .returning(Dispatch.id)
     ).all()
-    accompanied = _ids_with_other_dispatches(session, expired)
+    concurrent = _ids_with_other_dispatches(session, expired)
     for dispatch_id in expired:
-        patience = 2 * max_attempts if dispatch_id in accompanied else max_attempts
-        _move(session, dispatch_id, partial(_split_suspects, max_attempts=patience))
+        attempts = 2 * max_attempts if dispatch_id in concurrent else max_attempts
+        _move(session, dispatch_id, partial(_split_suspects, max_attempts=attempts))
     return len(expired)
 
 
 def _ids_with_other_dispatches(session: Session, expired: Sequence[int]) -> Collection[int]:
-    """Those whose worker held another one when it died."""
+    """Return those of the dispatches whose worker ran another one when it died."""
     other = aliased(Dispatch)
-    held = other.finished_at.is_(None) | (other.finished_at >= Dispatch.created_at)
-    beside = (
+    open_then = other.finished_at.is_(None) | (other.finished_at >= Dispatch.created_at)
+    same_worker = (
         select(other.id)
-        .where(other.worker_id == Dispatch.worker_id, other.id != Dispatch.id, held)
+        .where(other.worker_id == Dispatch.worker_id, other.id != Dispatch.id, open_then)
         .where(other.status.in_([DispatchStatus.RUNNING, DispatchStatus.EXPIRED]))
     )
-    these = select(Dispatch.id).where(Dispatch.id.in_(expired), beside.exists())
+    these = select(Dispatch.id).where(Dispatch.id.in_(expired), same_worker.exists())
     return set(session.scalars(these)) if expired else ()
 
 
@@ -196,45 +198,43 @@ def _close_dispatch(session: Session, dispatch_id: int, status: DispatchStatus) 
 
 def _split_suspects(suspects: Sequence[Job], max_attempts: int) -> list[Outcome]:
     half = (len(suspects) + 1) // 2
-    return [
-        _verdict(job, second_half=place >= half, max_attempts=max_attempts)
-        for place, job in enumerate(suspects)
+    first, second = suspects[:half], suspects[half:]
+    return [_suspect_outcome(job, f"{job.dispatch_id}a", max_attempts) for job in first] + [
+        _suspect_outcome(job, f"{job.dispatch_id}b", max_attempts) for job in second
     ]
 
 
-def _verdict(job: Job, *, second_half: bool, max_attempts: int) -> Failed | Suspect:
-    """A claim that ended in a crash counts as an attempt, so `attempt` is how many there were."""
+def _suspect_outcome(job: Job, half: str, max_attempts: int) -> Outcome:
+    """Requeue or fail one suspect; `job.attempt` counts the crashes, this one included."""
     if job.attempt >= max_attempts:
-        message = f"its replica or worker died {job.attempt} times while drawing it"
+        message = f"its replica or worker died {job.attempt} times while generating it"
         return Failed(job.id, "worker_crashed", message, retryable=True)
-    if job.attempt == 1:
-        return Suspect(job.id, isolation_group=f"{job.dispatch_id}{'b' if second_half else 'a'}")
-    return Suspect(job.id, isolation_group=job.id)
+    return Requeued(job.id, RequeueReason.CRASHED, half if job.attempt == 1 else job.id)
 
 
 def _move(
     session: Session,
     dispatch_id: int,
     outcomes_of: Callable[[Sequence[Job]], Iterable[Outcome]],
-    *which: ColumnElement[bool],
+    *conditions: ColumnElement[bool],
 ) -> int:
-    """The dispatch's jobs, or `which` of them, to where their outcomes say; how many moved.
+    """Give the dispatch's running jobs that match the status of their outcome; return how many.
 
-    The rows are locked first, and all in the order of their ids, as everybody does who locks
-    several: a cancel that comes meanwhile waits, and finds them where they have gone.
+    The rows are locked first, in the order of their ids like everywhere: a concurrent cancel waits
+    and then sees their new status.
     """
-    held = and_(Job.dispatch_id == dispatch_id, Job.status == Status.RUNNING, *which)
-    jobs = session.scalars(select(Job).where(held).order_by(Job.id).with_for_update()).all()
-    moved = list(session.scalars(_end_canceled(held)))
-    gone = {job.id for job in moved}
-    outcomes = list(outcomes_of([job for job in jobs if job.id not in gone]))
-    drawn = [outcome for outcome in outcomes if isinstance(outcome, Succeeded)]
-    moved += _succeed(session, dispatch_id, drawn)
+    running = and_(Job.dispatch_id == dispatch_id, Job.status == Status.RUNNING, *conditions)
+    jobs = session.scalars(select(Job).where(running).order_by(Job.id).with_for_update()).all()
+    moved = list(session.scalars(_end_canceled(running)))
+    canceled = {job.id for job in moved}
+    outcomes = list(outcomes_of([job for job in jobs if job.id not in canceled]))
+    succeeded = [outcome for outcome in outcomes if isinstance(outcome, Succeeded)]
+    moved += _succeed(session, dispatch_id, succeeded)
     for outcome in outcomes:
         if not isinstance(outcome, Succeeded):
             moved += session.scalars(
                 update(Job)
-                .where(held, Job.id == outcome.job_id)
+                .where(running, Job.id == outcome.job_id)
                 .values(_values(outcome))
                 .returning(Job)
             )
@@ -242,15 +242,15 @@ def _move(
     return len(moved)
 
 
-def _succeed(session: Session, dispatch_id: int, drawn: Sequence[Succeeded]) -> Sequence[Job]:
-    """Those of the dispatch's jobs that are still its own; all in one statement."""
-    if not drawn:
+def _succeed(session: Session, dispatch_id: int, outcomes: Sequence[Succeeded]) -> Sequence[Job]:
+    """Mark jobs that are still the dispatch's as succeeded, in one statement; return them."""
+    if not outcomes:
         return []
-    given = {name: [getattr(each, name) for each in drawn] for name in _SUCCEEDED}
-    return session.scalars(_success(), given | {"dispatch": dispatch_id}).all()
+    arrays = {name: [getattr(each, name) for each in outcomes] for name in _SUCCEEDED_COLUMNS}
+    return session.scalars(_success(), arrays | {"dispatch": dispatch_id}).all()
 
 
-_SUCCEEDED: Final[Mapping[str, TypeEngine[Any]]] = {
+_SUCCEEDED_COLUMNS: Final[Mapping[str, TypeEngine[Any]]] = {
     "job_id": Text(),
     "image_key": Text(),
     "image_sha256": Text(),
@@ -260,17 +260,18 @@ _SUCCEEDED: Final[Mapping[str, TypeEngine[Any]]] = {
 }
 
 
-@functools.cache  # to word it takes longer than to run it
+@functools.cache  # compiling the statement takes longer than running it
 def _success() -> ReturningUpdate[Job]:
-    columns = [bindparam(name, type_=ARRAY(kind)) for name, kind in _SUCCEEDED.items()]
-    drawn = func.unnest(*columns).table_valued(*_SUCCEEDED, name="drawn").render_derived()
-    values = {name: drawn.c[name] for name in _SUCCEEDED if name != "job_id"}
+    columns = [bindparam(name, type_=ARRAY(kind)) for name, kind in _SUCCEEDED_COLUMNS.items()]
+    unnested = func.unnest(*columns).table_valued(*_SUCCEEDED_COLUMNS, name="succeeded")
+    succeeded = unnested.render_derived()
+    values = {name: succeeded.c[name] for name in _SUCCEEDED_COLUMNS if name != "job_id"}
     return (
         update(Job)
         .where(
             Job.dispatch_id == bindparam("dispatch"),
             Job.status == Status.RUNNING,
-            Job.id == drawn.c.job_id,
+            Job.id == succeeded.c.job_id,
         )
         .values(status=Status.SUCCEEDED, finished_at=func.now(), **values)
         .returning(Job)
@@ -278,13 +279,13 @@ def _success() -> ReturningUpdate[Job]:
     )
 
 
-def _end_canceled(held: ColumnElement[bool]) -> ReturningUpdate[Job]:
-    """End what is no longer wanted: as expired when its deadline came before the client's word."""
-    asked_at = func.coalesce(Job.cancel_requested_at, func.now())
-    expired = and_(Job.deadline_at.is_not(None), Job.deadline_at <= asked_at)
+def _end_canceled(running: ColumnElement[bool]) -> ReturningUpdate[Job]:
+    """End jobs whose image is no longer wanted; as expired if the deadline preceded the cancel."""
+    canceled_at = func.coalesce(Job.cancel_requested_at, func.now())
+    expired = and_(Job.deadline_at.is_not(None), Job.deadline_at <= canceled_at)
     return (
         update(Job)
-        .where(held, _cancel_due())
+        .where(running, _cancel_due())
         .values(
             status=case((expired, Status.EXPIRED), else_=Status.CANCELED), finished_at=func.now()
         )
@@ -292,40 +293,38 @@ def _end_canceled(held: ColumnElement[bool]) -> ReturningUpdate[Job]:
     )
 
 
-def _values(outcome: Failed | SentBack | HandedBack | Suspect) -> dict[str, object]:
-    match outcome:
-        case Failed():
-            return {
-                "status": Status.FAILED,
-                "finished_at": func.now(),
-                "error_code": outcome.code,
-                "error_message": outcome.message,
-                "error_retryable": outcome.retryable,
-            }
-        case SentBack():
-            return _back_to_queue() | {
-                "attempt": Job.attempt - 1,
-                "requeue_count": Job.requeue_count + 1,
-                "scheduled_at": func.now() + _backoff(),
-            }
-        case HandedBack():
-            return _back_to_queue() | {"attempt": Job.attempt - 1}
-        case Suspect():
-            return _back_to_queue() | {"isolation_group": outcome.isolation_group}
-
-
-def _back_to_queue() -> dict[str, object]:
+def _values(outcome: Failed | Requeued) -> dict[str, object]:
+    if isinstance(outcome, Failed):
+        return {
+            "status": Status.FAILED,
+            "finished_at": func.now(),
+            "error_code": outcome.code,
+            "error_message": outcome.message,
+            "error_retryable": outcome.retryable,
+        }
     paused = select(Batch.id).where(Batch.id == Job.batch_id, Batch.paused_at.is_not(None))
-    return {
+    queued = {
         "status": Status.QUEUED,
         "dispatch_id": None,
         "microbatch_size": None,
         "started_at": None,
         "paused": paused.exists(),
     }
+    match outcome.reason:
+        case RequeueReason.CRASHED:
+            return queued | {"isolation_group": outcome.isolation_group}
+        case RequeueReason.RELEASED:
+            return queued | {"attempt": Job.attempt - 1}
+        case RequeueReason.UNAVAILABLE:
+            return queued | {
+                "attempt": Job.attempt - 1,
+                "requeue_count": Job.requeue_count + 1,
+                "scheduled_at": func.now() + _backoff(),
+            }
 
 
 def _backoff() -> ColumnElement[timedelta]:
-    """1, 2, 4 … 60 s by the number of requeue_count so far, give or take a half, so none align."""
+    """Return 1, 2, 4 … 60 s by how often the job was requeued; ± half, so that none align."""
     seconds = func.least(MAX_BACKOFF_S, func.power(2, func.least(Job.requeue_count, 10)))
-    return func.make_interval(0, 0, 0, 0, 0, 0, seconds * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
+    jitter = random.uniform(0.5, 1.5)  # noqa: S311  # not a secret
+    return func.make_interval(0, 0, 0, 0, 0, 0, seconds * jitter)

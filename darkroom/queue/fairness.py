@@ -1,12 +1,12 @@
-"""Who is next: fair tags among tenants, turns among classes.
+"""Fair scheduling: start-time fair queueing among tenants, weighted turns among priority classes.
 
 Start-time fair queueing (Goyal, Vin & Cheng 1996): each job gets a tag when it is submitted, and
-the waiting job with the smallest tag is next. A tenant's tags are as far apart as its jobs cost,
+the queued job with the smallest tag is next. A tenant's tags are as far apart as its jobs cost,
 divided by its weight; a tenant that returns after a pause starts at the present, not in the past.
 Writing the tags at submit makes the claim a plain index scan, however long the queue is.
 
-Classes go strictly in order, but a class that has waited longer than `AGEING` for each rank
-between them goes before one that has just been served, so that none starves.
+Priority classes are served in order, but a class that has waited `AGEING` for each rank between
+them precedes a class that was just served, so that none starves.
 """
 
 import functools
@@ -37,13 +37,13 @@ from darkroom.errors import Draining
 from darkroom.status import Status
 
 AGEING: Final = timedelta(seconds=30)
-#: What a tenant submits is counted in sums that fade to 1/e in so many seconds, see `_counted`.
+#: The sums of what a tenant submits decay to 1/e in this many seconds, see `_decayed_sums`.
 FADING: Final = 600.0
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """Where a tenant's next jobs of one class go: the first tag, and how far a cost carries."""
+    """Place of a tenant's next jobs of one priority: their first tag, and the tenant's weight."""
 
     first_tag: float
     weight: float
@@ -51,39 +51,37 @@ class Reservation:
 
 
 def reserve(session: Session, tenant_id: str, priority: int, *, cost: float) -> Reservation:
-    """Room for jobs of this total cost, after the tenant's others.
+    """Reserve a place for jobs of this total cost, after the tenant's others.
 
-    Until the caller commits, others who reserve for this tenant and class wait. Raises Draining.
+    Locks the tenant's share of this priority until the caller commits. Raises Draining.
     """
-    asked = {"tenant": tenant_id, "rank": priority, "cost": cost, "square": cost**2}
-    reserved = session.connection().execute(_reservation(), asked).one()
-    if reserved.draining_at is not None:
+    parameters = {"tenant": tenant_id, "rank": priority, "cost": cost, "square": cost**2}
+    row = session.connection().execute(_reservation(), parameters).one()
+    if row.draining_at is not None:
         raise Draining
-    return Reservation(
-        reserved.next_start_tag - cost / reserved.weight, reserved.weight, reserved.now
-    )
+    return Reservation(row.next_start_tag - cost / row.weight, row.weight, row.now)
 
 
-@functools.cache  # to word a statement takes longer than to run it
+@functools.cache  # compiling the statement takes longer than running it
 def _reservation() -> ReturningInsert[Any]:
     tenant, rank = bindparam("tenant", type_=Text), bindparam("rank", type_=SmallInteger)
     cost, square = bindparam("cost", type_=Double), bindparam("square", type_=Double)
     weight = select(Tenant.weight).where(Tenant.id == tenant).scalar_subquery()
     draining_at = select(QueueControl.draining_at).scalar_subquery()
-    start = _present(rank)
-    mine = insert(FairShare).values(
+    start = _virtual_time(rank)
+    share = insert(FairShare).values(
         tenant_id=tenant,
         priority=rank,
         next_start_tag=start + cost / weight,
         arrived=cost,
         arrived_squares=square,
     )
-    mine = mine.on_conflict_do_update(
+    share = share.on_conflict_do_update(
         index_elements=[FairShare.tenant_id, FairShare.priority],
         set_={"next_start_tag": func.greatest(FairShare.next_start_tag, start) + cost / weight}
-        | _counted(cost, square),
+        | _decayed_sums(cost, square),
     )
-    return mine.returning(
+    return share.returning(
         FairShare.next_start_tag,
         weight.label("weight"),
         func.now().label("now"),
@@ -91,7 +89,7 @@ def _reservation() -> ReturningInsert[Any]:
     )
 
 
-def _counted(cost: BindParameter[float], square: BindParameter[float]) -> dict[str, Any]:
+def _decayed_sums(cost: BindParameter[float], square: BindParameter[float]) -> dict[str, Any]:
     """Add to the decayed submission rate; `darkroom.forecast.queue_position` reads it."""
     age_s = func.extract("epoch", func.now() - FairShare.counted_at)
     left = func.exp(-func.least(50, age_s / FADING))  # the server calls smaller ones an error
@@ -103,10 +101,7 @@ def _counted(cost: BindParameter[float], square: BindParameter[float]) -> dict[s
 
 
 def refund(session: Session, tenant_id: str, costs: Mapping[int, float]) -> None:
-    """Jobs were canceled before they cost anything: what the tenant submits next moves up.
-
-    `costs`: by priority.
-    """
+    """Move the tenant's next jobs forward by the cost of canceled ones; `costs` is by priority."""
     weight = select(Tenant.weight).where(Tenant.id == tenant_id).scalar_subquery()
     for priority, cost in sorted(costs.items()):
         session.execute(
@@ -116,9 +111,9 @@ def refund(session: Session, tenant_id: str, costs: Mapping[int, float]) -> None
         )
 
 
-def _present(priority: BindParameter[int]) -> ColumnElement[float]:
-    """The smallest tag that waits, or the last one claimed when none does."""
-    waiting = (
+def _virtual_time(priority: BindParameter[int]) -> ColumnElement[float]:
+    """Return the smallest queued tag, or the last one claimed if no job is queued."""
+    queued = (
         select(Job.start_tag)
         .where(Job.status == Status.QUEUED, ~Job.paused, Job.priority == priority)
         .order_by(Job.start_tag)
@@ -130,11 +125,11 @@ def _present(priority: BindParameter[int]) -> ColumnElement[float]:
         .where(PriorityClass.priority == priority)
         .scalar_subquery()
     )
-    return func.coalesce(waiting, claimed, literal(0.0))
+    return func.coalesce(queued, claimed, literal(0.0))
 
 
 def next_class(session: Session, waiting: Collection[int]) -> int:
-    """Of the classes that have jobs waiting, the rank of the one to serve."""
+    """Return the rank to serve of the priority classes that have claimable jobs."""
     if len(waiting) == 1:
         return next(iter(waiting))
     waited_s = {rank: float(seconds) for rank, seconds in session.execute(_WAITED)}
@@ -147,14 +142,14 @@ _WAITED: Final = text(
 
 
 def record_service(session: Session, served: int, *, tag: float, waiting: Collection[int]) -> None:
-    """The class `served` was given the microbatch with `tag`; these classes had jobs waiting.
+    """Record that class `served` got the microbatch at `tag` while classes `waiting` had jobs.
 
-    Only under the claim's lock: no two turns are noted at once.
+    The caller holds the lock of claims.
     """
-    session.execute(_TURN, {"served": served, "tag": tag, "waiting": list(waiting)})
+    session.execute(_RECORD_SERVICE, {"served": served, "tag": tag, "waiting": list(waiting)})
 
 
-_TURN: Final = text("""
+_RECORD_SERVICE: Final = text("""
     UPDATE priority_class
     SET virtual_time = CASE WHEN priority = :served THEN greatest(virtual_time, :tag)
                             ELSE virtual_time END,

@@ -1,12 +1,21 @@
-"""How the claim of a job can end: values that `darkroom.dispatches.settle` turns into moves."""
+"""Outcomes of a claimed job, which `darkroom.queue.dispatches` turns into status changes."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeAlias
+
+
+class RequeueReason(StrEnum):
+    """Why a job goes back to the queue; decides its backoff and whether the attempt counts."""
+
+    UNAVAILABLE = "unavailable"  #: the store or a replica failed: backoff, no attempt is counted
+    RELEASED = "released"  #: the worker stops: claimable at once, no attempt is counted
+    CRASHED = "crashed"  #: the replica or worker died: at once, with fewer others, one attempt
 
 
 @dataclass(frozen=True)
 class Succeeded:
-    """The job's image is in the store."""
+    """Job whose image is in the store."""
 
     job_id: str
     image_key: str
@@ -18,7 +27,7 @@ class Succeeded:
 
 @dataclass(frozen=True)
 class Failed:
-    """The job itself cannot be drawn; its company is not affected."""
+    """Job that cannot be generated; the rest of its microbatch is not affected."""
 
     job_id: str
     code: str
@@ -27,25 +36,12 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class SentBack:
-    """Something around the job broke. It waits its backoff out and loses no attempt."""
+class Requeued:
+    """Job that goes back to the queue."""
 
     job_id: str
+    reason: RequeueReason
+    isolation_group: str = ""  #: after a crash: the job shares a microbatch only with this group
 
 
-@dataclass(frozen=True)
-class HandedBack:
-    """Its worker leaves before it was drawn. It may go on at once and loses no attempt."""
-
-    job_id: str
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """Its replica or worker died over its microbatch: it is drawn again, in smaller company."""
-
-    job_id: str
-    isolation_group: str
-
-
-Outcome: TypeAlias = Succeeded | Failed | SentBack | HandedBack | Suspect
+Outcome: TypeAlias = Succeeded | Failed | Requeued

@@ -14,9 +14,9 @@ from darkroom.settings import Settings
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
 
-# Small and few: the queue itself retries, so a dead store should be noticed within seconds.
+# Short timeouts, few retries: the queue itself retries, so an outage must show within seconds.
 _CLIENT: Final = Config(
-    signature_version="s3v4",  # boto3 still presigns with version 2 for endpoints of other makers
+    signature_version="s3v4",  # boto3 still presigns with version 2 for endpoints other than AWS
     connect_timeout=2,
     read_timeout=10,
     retries={"mode": "standard", "total_max_attempts": 3},
@@ -29,39 +29,39 @@ _CLIENT: Final = Config(
 
 @dataclass(frozen=True)
 class Stored:
-    """An object of the store."""
+    """Object of the store."""
 
     key: str
     modified_at: datetime  #: by the store's clock
 
 
 class ImageStore(Protocol):
-    """Where finished images go. Keys are ours, never the client's."""
+    """Store of images. Keys are ours, never the client's."""
 
     def put(self, key: str, image: bytes, content_type: str) -> None:
-        """Store the object, whole or not at all. Raises StorageUnavailable."""
+        """Store the object completely or not at all. Raises StorageUnavailable."""
 
     def presign(self, key: str, *, ttl_s: int) -> str:
-        """A URL that reads the object without a key, for so many seconds."""
+        """Return a URL that reads the object without credentials for `ttl_s` seconds."""
 
     def get(self, key: str) -> bytes:
-        """The object. Raises ImageVanished when there is none, or StorageUnavailable."""
+        """Return the object. Raises ImageVanished if there is none, StorageUnavailable."""
 
     def delete(self, key: str) -> None:
-        """Remove the object; that there is none is as good. Raises StorageUnavailable."""
+        """Remove the object if it exists. Raises StorageUnavailable."""
 
     def page(self, *, after: str, limit: int) -> list[Stored]:
-        """The objects whose keys follow `after`, in the order of the keys.
+        """Return objects whose keys follow `after`, in key order.
 
-        None only when none follows. Raises StorageUnavailable.
+        Empty only if none follows. Raises StorageUnavailable.
         """
 
     def check(self) -> None:
-        """Raises StorageUnavailable unless the bucket answers."""
+        """Check that the bucket answers. Raises StorageUnavailable."""
 
 
 class S3Store:
-    """An ImageStore in one bucket."""
+    """ImageStore in one S3 bucket."""
 
     def __init__(self, settings: Settings) -> None:
         self._bucket = settings.s3_bucket
@@ -69,7 +69,7 @@ class S3Store:
         self._public = _client(settings, settings.s3_public_url or settings.s3_endpoint_url)
 
     def put(self, key: str, image: bytes, content_type: str) -> None:
-        """See ImageStore. boto3 tries three times; an error does not mean `not written`."""
+        """See ImageStore. boto3 tries three times; after an error the object may exist."""
         try:
             self._client.put_object(
                 Bucket=self._bucket, Key=key, Body=image, ContentType=content_type
@@ -78,7 +78,7 @@ class S3Store:
             raise StorageUnavailable(f"could not store {key}: {error}") from error
 
     def presign(self, key: str, *, ttl_s: int) -> str:
-        """See ImageStore. Signs locally; nothing is asked of the store."""
+        """See ImageStore. Signs locally, without a request."""
         return self._public.generate_presigned_url(
             "get_object", Params={"Bucket": self._bucket, "Key": key}, ExpiresIn=ttl_s
         )
@@ -89,7 +89,7 @@ class S3Store:
             found = self._client.get_object(Bucket=self._bucket, Key=key)
             return found["Body"].read()
         except self._client.exceptions.NoSuchKey as error:
-            raise ImageVanished(f"there is no object {key}") from error
+            raise ImageVanished(f"object {key} does not exist") from error
         except (BotoCoreError, ClientError) as error:
             raise StorageUnavailable(f"could not read {key}: {error}") from error
 
@@ -103,12 +103,12 @@ class S3Store:
     def page(self, *, after: str, limit: int) -> list[Stored]:
         """See ImageStore."""
         try:
-            found = self._client.list_objects_v2(
+            page = self._client.list_objects_v2(
                 Bucket=self._bucket, StartAfter=after, MaxKeys=limit
             )
         except (BotoCoreError, ClientError) as error:
             raise StorageUnavailable(f"could not list the bucket: {error}") from error
-        return [Stored(each["Key"], each["LastModified"]) for each in found.get("Contents", [])]
+        return [Stored(each["Key"], each["LastModified"]) for each in page.get("Contents", [])]
 
     def check(self) -> None:
         """See ImageStore."""
@@ -130,5 +130,5 @@ def _client(settings: Settings, endpoint: str | None) -> "S3Client":
 
 
 def image_key(tenant_id: str, job_id: str, dispatch_id: int, extension: str) -> str:
-    """Holds the dispatch, so that a late worker's upload never overwrites the winner's."""
+    """Return the key of an image; the dispatch id keeps late workers from overwriting it."""
     return f"{tenant_id}/{job_id}/{dispatch_id}.{extension}"

@@ -1,8 +1,8 @@
-"""What lies between convolutions and matrix products, each in as few passes as it takes.
+"""Operations between convolutions and matrix products, each in as few passes as possible.
 
 Activations are [rows, height, width, channels] or [rows, tokens, channels], contiguous. On CUDA
-these are Triton's kernels; elsewhere the same in plain PyTorch, writing over what it has just made:
-large new tensors cost a CPU more than the arithmetic in them.
+these are Triton kernels. Elsewhere they are plain PyTorch, in place where possible: large new
+tensors cost a CPU more than the arithmetic in them.
 """
 
 from collections.abc import Sequence
@@ -13,28 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class Norm:
-    """The numbers of a group norm, or of a layer norm (`groups` 1, each token by itself)."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-    groups: int = 1
-
-    @classmethod
-    def of(cls, module: Any) -> Self:
-        """Of a torch.nn.GroupNorm or LayerNorm."""
-        return cls(module.weight, module.bias, module.eps, getattr(module, "num_groups", 1))
+from engine.gpu.norm import Norm
 
 
 def group_norm(
     parts: Sequence[Tensor], norm: Norm, *, shift: Tensor | None = None, silu: bool
 ) -> Tensor:
-    """Of the parts beside each other, [rows, ..., channels].
+    """Normalize the parts concatenated by channel, [rows, ..., channels].
 
-    `shift` [some rows, channels] is added first, its rows in turn; then there is only one part.
+    `shift` [some rows, channels] is added first, its rows repeated; then there is only one part.
     """
     if parts[0].is_cuda:
         from engine.gpu import triton_ops
@@ -50,7 +37,7 @@ def group_norm(
 
 
 def layer_norm(tokens: Tensor, shift: Tensor, norm: Norm) -> Tensor:
-    """Of each token, after `shift` [channels] was added to it."""
+    """Normalize each token, after adding `shift` [channels] to it."""
     if tokens.is_cuda:
         from engine.gpu import triton_ops
 
@@ -60,7 +47,7 @@ def layer_norm(tokens: Tensor, shift: Tensor, norm: Norm) -> Tensor:
 
 
 def add(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
-    """The sum of both and of `bias` [channels]. `one` may have fewer rows, which come in turn."""
+    """Add both and `bias` [channels]. `one` may have fewer rows, which are repeated."""
     if one.is_cuda:
         from engine.gpu import triton_ops
 
@@ -75,11 +62,11 @@ class Geglu:
 
     weight: Tensor
     bias: Tensor
-    is_paired: bool  #: the weight's rows are as `triton_kernels.geglu` reads them
+    is_paired: bool  #: the weight's rows are in the order of `triton_ops.geglu`
 
     @classmethod
     def of(cls, linear: Any) -> Self:
-        """Of a torch.nn.Linear."""
+        """Return that of a torch.nn.Linear."""
         weight: Tensor = linear.weight
         if weight.is_cuda and weight.element_size() == torch.float16.itemsize:
             from engine.gpu import triton_ops
@@ -90,7 +77,7 @@ class Geglu:
 
 
 def geglu(tokens: Tensor, layer: Geglu) -> Tensor:
-    """The first half of the layer's outputs times the GELU of the second."""
+    """Multiply the first half of the layer's outputs by the GELU of the second."""
     if layer.is_paired:
         from engine.gpu import triton_ops
 
@@ -100,9 +87,9 @@ def geglu(tokens: Tensor, layer: Geglu) -> Tensor:
 
 
 def interleave(phases: Tensor, bias: Tensor) -> Tensor:
-    """[rows, h + 1, w + 1, 4 * channels] to [rows, 2h, 2w, channels], `bias` added.
+    """Reorder [rows, h + 1, w + 1, 4 * channels] to [rows, 2h, 2w, channels], and add `bias`.
 
-    The pixel (2y + i, 2x + j) is phase 2i + j of (y + i, x + j). See `networks.Upsample`.
+    The pixel (2y + i, 2x + j) is phase 2i + j of (y + i, x + j). See `blocks.Upsample`.
     """
     if phases.is_cuda:
         from engine.gpu import triton_ops

@@ -1,7 +1,7 @@
-"""`kernels` on CUDA. Sums are taken in float32, whatever the activations are."""
+"""Triton kernels of `engine.gpu.ops`. Sums are in float32, whatever the activations are."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -9,16 +9,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-if TYPE_CHECKING:
-    from engine.gpu.ops import Norm
+from engine.gpu.norm import Norm
 
 _POSITIONS = 64  # of a tile
 _CHANNELS = 64  # of a tile: 128 bytes of halves side by side
-_PROGRAMS = 1024  # that fill a GPU
+_PROGRAMS = 1024  # enough to fill a GPU
 
-_GEGLU_PAIR = 64  # outputs whose values and gates lie beside each other in the weight
+_GEGLU_PAIR = 64  # outputs whose values and gates are adjacent in the weight
 _GEGLU_DEPTH = 64
-_GEGLU_MANY = 4096  # tokens from which on wider tiles are faster
+_GEGLU_MANY = 4096  # with at least this many tokens, wider tiles are faster
 
 
 @triton.jit
@@ -101,14 +100,12 @@ def _normed_kernel(
     tl.store(out + position[:, None] * total + column[None, :], value, mask=mask)
 
 
-def group_norm(
-    parts: Sequence[Tensor], norm: "Norm", shift: Tensor | None, *, silu: bool
-) -> Tensor:
-    """See kernels.group_norm."""
+def group_norm(parts: Sequence[Tensor], norm: Norm, shift: Tensor | None, *, silu: bool) -> Tensor:
+    """See ops.group_norm."""
     first = parts[0]
     rows, positions = first.shape[0], first[0, ..., 0].numel()
     total = sum(part.shape[-1] for part in parts)
-    # Slices of the positions are summed up by themselves: enough to fill the GPU, no more.
+    # Slices of the positions are summed separately: enough to fill the GPU, no more.
     slices = triton.cdiv(_PROGRAMS, rows * triton.cdiv(total, _CHANNELS))
     slices = max(slices, triton.cdiv(positions, 1024))
     per_slice = triton.cdiv(triton.cdiv(positions, slices), _POSITIONS) * _POSITIONS
@@ -165,8 +162,8 @@ def _layer_norm_kernel(
     tl.store(out + at, value * spread[:, None] * keep[None, :] + move[None, :], mask=mask)
 
 
-def layer_norm(tokens: Tensor, shift: Tensor, norm: "Norm") -> Tensor:
-    """See kernels.layer_norm."""
+def layer_norm(tokens: Tensor, shift: Tensor, norm: Norm) -> Tensor:
+    """See ops.layer_norm."""
     channels = tokens.shape[-1]
     count = tokens.numel() // channels
     out = torch.empty_like(tokens)
@@ -191,7 +188,7 @@ def _add_kernel(
 
 
 def add(one: Tensor, other: Tensor, bias: Tensor) -> Tensor:
-    """See kernels.add."""
+    """See ops.add."""
     out = torch.empty_like(other)
     size = other.numel()
     _add_kernel[triton.cdiv(size, 2048),](
@@ -217,7 +214,7 @@ def _interleave_kernel(
 
 
 def interleave(phases: Tensor, bias: Tensor) -> Tensor:
-    """See kernels.interleave."""
+    """See ops.interleave."""
     rows, height, width = phases.shape[0], phases.shape[1] - 1, phases.shape[2] - 1
     channels = phases.shape[-1] // 4
     out = phases.new_empty((rows, 2 * height, 2 * width, channels))
@@ -228,7 +225,7 @@ def interleave(phases: Tensor, bias: Tensor) -> Tensor:
 
 @triton.jit
 def _erf(x):
-    # Abramowitz and Stegun 7.1.26, to 1.5e-7: tl.erf takes longer than the product it is for
+    # Abramowitz and Stegun 7.1.26, to 1.5e-7: tl.erf takes longer than the matrix product
     t = 1 / (1 + 0.3275911 * tl.abs(x))
     poly = t * (
         0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
@@ -246,15 +243,15 @@ def _geglu_kernel(
     wide: tl.constexpr = PAIRS * PAIR
     across = outputs // wide
     # As many programs as the GPU has multiprocessors, each with tile after tile: flattened into one
-    # loop, the next tile's numbers are on their way while this one's GELU is worked out.
+    # loop, the next tile's numbers load while this one's GELU is computed.
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
-        # In an order in which neighbours share what they read: GROUP rows of tiles at a time.
+        # Neighboring tiles share what they read: GROUP rows of tiles at a time.
         band = tile // (GROUP * across)
         high = min(tl.cdiv(tokens, BLOCK_M) - band * GROUP, GROUP)
         top = (band * GROUP + (tile % (GROUP * across)) % high) * BLOCK_M
         left = (tile % (GROUP * across)) // high * wide
         both = tl.zeros([BLOCK_M, 2 * wide], tl.float32)
-        for k in range(0, inputs, BLOCK_K):  # what lies outside reads as zero
+        for k in range(0, inputs, BLOCK_K):  # out of bounds reads as zero
             both = tl.dot(x.load([top, k]), weight.load([2 * left, k]).T, both)
         value, gate = both.reshape(BLOCK_M, PAIRS, 2, PAIR).permute(0, 1, 3, 2).split()
         value, gate = value.reshape(BLOCK_M, wide), gate.reshape(BLOCK_M, wide)
@@ -267,10 +264,10 @@ def _geglu_kernel(
 
 
 def paired(weight: Tensor) -> Tensor | None:
-    """A linear layer's rows as `geglu` wants them; None if the values are no multiple of a pair.
+    """Return a linear layer's rows in `geglu`'s order; None unless the values are whole pairs.
 
-    Some of the values and then their gates, in turns: a tile of both is one product, whose matrix
-    units are busy twice as long for what they read as in two products of half the width.
+    Blocks of values and of their gates alternate: a tile of both is one product, whose matrix
+    units work twice as long for what they read as in two products of half the width.
     """
     values, gates = weight.chunk(2)
     if len(values) % _GEGLU_PAIR:
@@ -280,7 +277,7 @@ def paired(weight: Tensor) -> Tensor | None:
 
 
 def geglu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """See kernels.geglu. For halves, and a `paired` weight."""
+    """See ops.geglu. For float16, and a `paired` weight."""
     inputs, outputs = tokens.shape[-1], weight.shape[0] // 2
     count = tokens.numel() // inputs
     out = tokens.new_empty((*tokens.shape[:-1], outputs))

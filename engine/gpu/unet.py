@@ -1,8 +1,8 @@
-"""Stable Diffusion's UNet and picture decoder, laid out for speed.
+"""Stable Diffusion's UNet and VAE decoder, optimized.
 
-Made from diffusers' modules, whose weights they share. What differs is how the same numbers are
-reached: channels innermost throughout, so that nothing is reordered; norms, activations, sums and
-biases in as few passes over memory as it takes (`kernels`); one matrix product where diffusers has
+They are made from diffusers' modules, share their weights and compute the same numbers. The
+differences: channels last throughout, so that nothing is reordered; norms, activations, sums and
+biases in as few passes over memory as possible (`ops`); one matrix product where diffusers has
 several of the same input; no copy where diffusers concatenates; and upsampling folded into the
 convolution after it, which then does 4/9 of the work.
 """
@@ -20,17 +20,18 @@ from engine.gpu.blocks import (
     Transformer,
     UnsupportedNetwork,
     Upsample,
-    as_many,
     convolve,
     kernel_of,
     matrix_of,
+    repeat_rows,
 )
-from engine.gpu.ops import Norm, add, group_norm
+from engine.gpu.norm import Norm
+from engine.gpu.ops import add, group_norm
 
 _DOWN: Final = {"CrossAttnDownBlock2D", "DownBlock2D"}
 _UP: Final = {"CrossAttnUpBlock2D", "UpBlock2D"}
 
-#: On Hopper cuDNN's takes half the time of the others, which are for what it refuses.
+#: On Hopper cuDNN's takes half the time of the others, which run what it does not support.
 _ATTENTION: Final = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -43,8 +44,8 @@ class UNet:
     """diffusers' UNet2DConditionModel, as Stable Diffusion 1, 2 and XL use it."""
 
     def __init__(self, unet: Any) -> None:
-        """Raises UnsupportedNetwork."""
-        _refuse_odd(unet.config)
+        """Raise UnsupportedNetwork for a network that these blocks cannot run."""
+        _require_supported(unet.config)
         self._time, self._time_embedding = unet.time_proj, unet.time_embedding
         self._sizes: Any = None
         self._size_embedding: Any = None
@@ -58,7 +59,7 @@ class UNet:
         self._last, self._last_bias = kernel_of(unet.conv_out), unet.conv_out.bias
         levels = [*self._down, self._mid, *self._up]
         blocks = [block for level in levels for block in level.residuals]
-        # Everybody's share of the time embedding is one product, and so is that of the text.
+        # All projections of the time embedding are one product, and so are those of the text.
         self._shift = torch.cat([block.time_projection.weight for block in blocks])
         self._shift_bias = torch.cat(
             [block.time_projection.bias + block.inner_bias for block in blocks]
@@ -70,8 +71,8 @@ class UNet:
             for transformer in level.transformers
             for block in transformer.blocks
         ]
-        self._text = torch.cat([attention.of_text for attention in attentions])
-        self._text_widths = [len(attention.of_text) for attention in attentions]
+        self._text = torch.cat([attention.text_projection for attention in attentions])
+        self._text_widths = [len(attention.text_projection) for attention in attentions]
 
     def __call__(
         self,
@@ -81,10 +82,10 @@ class UNet:
         pooled: Tensor | None = None,
         sizes: Tensor | None = None,
     ) -> Tensor:
-        """The output for [B, C, h, w], float32 [B] and texts [B, tokens, features]; more for XL.
+        """Return the output for [B, C, h, w], float32 [B] and texts [B, tokens, features].
 
-        Texts may also be twice as many as latents, or more: then each of the latents is seen with
-        several, and what does not depend on the text is worked out once.
+        XL also takes `pooled` and `sizes`. Texts may be a multiple of the latents: then each of
+        the latents runs with several, and what does not depend on the text is computed once.
         """
         with sdpa_kernel(_ATTENTION, set_priority=True):
             return self._output(latents, timesteps, texts, pooled, sizes)
@@ -99,20 +100,20 @@ class UNet:
     ) -> Tensor:
         x = latents.permute(0, 2, 3, 1).contiguous()
         if pooled is not None:  # XL's time embedding depends on the text
-            x = as_many(x, texts)
+            x = repeat_rows(x, texts)
         shifts = iter(self._shifts(timesteps, x.dtype, pooled, sizes))
         text = functional.linear(texts, self._text)
         keys_and_values = iter(text.split(self._text_widths, dim=-1))
         x = convolve(x, self._first) + self._first_bias
-        passed = [x]
+        skips = [x]
         for level in self._down:
-            for outcome in level.down(x, shifts, keys_and_values):
-                x = outcome
-                passed.append(x)
+            for skip in level.down(x, shifts, keys_and_values):
+                x = skip
+                skips.append(x)
         x = self._mid.middle(x, shifts, keys_and_values)
         for level in self._up:
-            size = passed[-len(level.residuals) - 1].shape[1:3] if level.upsample else None
-            x = level.up(x, passed, shifts, keys_and_values, size)
+            size = skips[-len(level.residuals) - 1].shape[1:3] if level.upsample else None
+            x = level.up(x, skips, shifts, keys_and_values, size)
         x = convolve(group_norm([x], self._last_norm, silu=True), self._last)
         output: Tensor = (x + self._last_bias).permute(0, 3, 1, 2)
         return output
@@ -126,7 +127,7 @@ class UNet:
             assert sizes is not None
             added = self._sizes(sizes.flatten()).view(len(sizes), -1).to(dtype)
             added = self._size_embedding(torch.cat([pooled, added], dim=-1))
-            embedding = as_many(embedding, added) + added
+            embedding = repeat_rows(embedding, added) + added
         shifts = functional.linear(functional.silu(embedding), self._shift, self._shift_bias)
         each: Sequence[Tensor] = shifts.split(self._shift_widths, dim=-1)
         return each
@@ -150,7 +151,7 @@ class _Level:
     def down(
         self, x: Tensor, shifts: Iterator[Tensor], texts: Iterator[Tensor]
     ) -> Iterator[Tensor]:
-        """All that is passed on to the way up; the last goes on down."""
+        """Yield the skip connections; the last is also the output."""
         for at, residual in enumerate(self.residuals):
             x = residual([x], next(shifts))
             if self.transformers:
@@ -160,6 +161,7 @@ class _Level:
             yield convolve(x, kernel_of(self._downsample), stride=2) + self._downsample.bias
 
     def middle(self, x: Tensor, shifts: Iterator[Tensor], texts: Iterator[Tensor]) -> Tensor:
+        """Run as the middle block."""
         first, *others = self.residuals
         x = first([x], next(shifts))
         for transformer, residual in zip(self.transformers, others, strict=True):
@@ -169,14 +171,14 @@ class _Level:
     def up(
         self,
         x: Tensor,
-        passed: list[Tensor],
+        skips: list[Tensor],
         shifts: Iterator[Tensor],
         texts: Iterator[Tensor],
         size: Sequence[int] | None,
     ) -> Tensor:
-        """Takes what was passed on off the end of `passed`."""
+        """Run with skip connections taken off the end of `skips`."""
         for at, residual in enumerate(self.residuals):
-            x = residual([x, as_many(passed.pop(), x)], next(shifts))
+            x = residual([x, repeat_rows(skips.pop(), x)], next(shifts))
             if self.transformers:
                 x = self.transformers[at](x, texts)
         if self.upsample is not None and size is not None:
@@ -184,9 +186,9 @@ class _Level:
         return x
 
 
-def _refuse_odd(config: Any) -> None:
-    """Raises UnsupportedNetwork for what changes the numbers and is not laid out here."""
-    odd = [
+def _require_supported(config: Any) -> None:
+    """Raise UnsupportedNetwork for options that change the numbers and are not implemented."""
+    unsupported = [
         name
         for name, usual in (
             ("center_input_sample", False),
@@ -207,20 +209,22 @@ def _refuse_odd(config: Any) -> None:
         )
         if getattr(config, name, usual) != usual
     ]
-    if odd or config.addition_embed_type not in (None, "text_time"):
-        raise UnsupportedNetwork(f"a UNet with {', '.join(odd) or config.addition_embed_type}")
+    if unsupported or config.addition_embed_type not in (None, "text_time"):
+        raise UnsupportedNetwork(
+            f"a UNet with {', '.join(unsupported) or config.addition_embed_type}"
+        )
 
 
 class VaeDecoder:
-    """The half of diffusers' AutoencoderKL that makes pictures of latents."""
+    """The decoder of diffusers' AutoencoderKL, from latents to images."""
 
     def __init__(self, vae: Any) -> None:
-        """Raises UnsupportedNetwork."""
+        """Raise UnsupportedNetwork for a network that these blocks cannot run."""
         decoder = vae.decoder
         if vae.config.act_fn != "silu":
             raise UnsupportedNetwork(f"a decoder with {vae.config.act_fn}")
         if any(type(block).__name__ != "UpDecoderBlock2D" for block in decoder.up_blocks):
-            raise UnsupportedNetwork("a decoder of other blocks")
+            raise UnsupportedNetwork("a decoder with blocks other than UpDecoderBlock2D")
         self._scaling: float = vae.config.scaling_factor
         self._latents = vae.post_quant_conv
         self._first = decoder.conv_in
@@ -237,7 +241,7 @@ class VaeDecoder:
         self._last_norm, self._last = Norm.of(decoder.conv_norm_out), decoder.conv_out
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """[B, height, width, 3], about -1 to 1, for [B, C, h, w]."""
+        """Return [B, height, width, 3], about -1 to 1, for [B, C, h, w]."""
         x = latents / self._scaling
         x = x.permute(0, 2, 3, 1).to(self._first.weight.dtype)
         if self._latents is not None:
@@ -246,7 +250,7 @@ class VaeDecoder:
         x = self._residual(self._residuals[0], x)
         for at, residual in enumerate(self._residuals[1:]):
             if self._attentions:
-                x = self._attended(x, at)
+                x = self._attend(x, at)
             x = self._residual(residual, x)
         for residuals, upsample in self._levels:
             for residual in residuals:
@@ -260,8 +264,8 @@ class VaeDecoder:
     def _residual(self, block: ResidualBlock, x: Tensor) -> Tensor:
         return block([x], block.inner_bias[None])
 
-    def _attended(self, x: Tensor, at: int) -> Tensor:
-        """Its one head is wider than what the fast attention kernels take."""
+    def _attend(self, x: Tensor, at: int) -> Tensor:
+        """Attend in plain PyTorch: the one head is too wide for the fast attention kernels."""
         attention = self._attentions[at]
         tokens = group_norm([x], self._attention_norms[at], silu=False).flatten(1, 2)
         query, key, value = (
@@ -269,6 +273,6 @@ class VaeDecoder:
             for layer in (attention.to_q, attention.to_k, attention.to_v)
         )
         scores = torch.bmm(query * query.shape[-1] ** -0.5, key.transpose(1, 2))
-        found = torch.bmm(scores.softmax(dim=-1), value)
+        attended = torch.bmm(scores.softmax(dim=-1), value)
         out = attention.to_out[0]
-        return add(x, functional.linear(found, out.weight).view(x.shape), out.bias)
+        return add(x, functional.linear(attended, out.weight).view(x.shape), out.bias)

@@ -1,4 +1,4 @@
-"""Runs a model's compiled parts, whoever executes them: what goes in, what comes out, in chunks."""
+"""NetworkRunner of a model's compiled parts, independent of what executes them."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,22 +16,22 @@ from engine.runner import Decoded, Decoding
 from engine.schedulers import NoiseSchedule, read_noise_schedule
 from engine.text_encoding import Encoder, TextEncoder
 
-Size = tuple[int, int]  #: width and height of a picture, in pixels
+Size = tuple[int, int]  #: width and height of an image, in pixels
 
 
-class Network(Protocol):
+class CompiledNetwork(Protocol):
     """One compiled part."""
 
-    most_rows: int  #: in one call
+    max_rows: int  #: in one call
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Its outputs, on the current stream; valid until the next call."""
+        """Return its outputs, on the current stream; valid until the next call."""
         ...
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """What the model's folder says besides its weights."""
+    """Configuration in the model's folder, without its weights."""
 
     tokenizers: tuple[Any, ...]  #: of text_encoder, and SDXL's text_encoder_2
     noise_schedule: NoiseSchedule
@@ -40,17 +40,17 @@ class PipelineConfig:
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
-        """One for each tokenizer."""
+        """Names of the text encoders, one for each tokenizer."""
         return ("text_encoder", "text_encoder_2")[: len(self.tokenizers)]
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """All that is compiled."""
+        """Names of all compiled parts."""
         return (*self.text_encoders, "unet", "vae_decoder")
 
 
 def read_pipeline_config(model_dir: Path) -> PipelineConfig:
-    """Raises OSError for a missing file, UnsupportedSchedule."""
+    """Read the configuration. Raises OSError for a missing file, UnsupportedSchedule."""
     folders = [model_dir / name for name in ("tokenizer", "tokenizer_2")]
     vae = _json(model_dir / "vae/config.json")
     return PipelineConfig(
@@ -71,34 +71,34 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 class CompiledRunner:
-    """A NetworkRunner of networks that take what their ports say. Not to be shared by threads."""
+    """A NetworkRunner whose networks have named inputs and outputs. Not thread-safe."""
 
     def __init__(
         self,
-        facts: PipelineConfig,
-        networks: Mapping[str, Network],
+        config: PipelineConfig,
+        networks: Mapping[str, CompiledNetwork],
         *,
         sizes: frozenset[Size] | None,
         device: torch.device,
     ) -> None:
-        self.noise_schedule = facts.noise_schedule
-        self.latent_channels = facts.latent_channels
-        self.pixels_per_latent = facts.pixels_per_latent
+        self.noise_schedule = config.noise_schedule
+        self.latent_channels = config.latent_channels
+        self.pixels_per_latent = config.pixels_per_latent
         self.sizes = sizes
         self.device = device
         self._networks = networks
-        self._lanes = CudaStreams(device)
-        self._texts = TextEncoder(
-            facts.tokenizers,
-            [self._encoder(networks[part]) for part in facts.text_encoders],
+        self._streams = CudaStreams(device)
+        self._text_encoder = TextEncoder(
+            config.tokenizers,
+            [self._encoder(networks[part]) for part in config.text_encoders],
             device,
-            most_rows=networks["text_encoder"].most_rows,
+            max_rows=networks["text_encoder"].max_rows,
         )
-        self.encode = self._texts.encode
+        self.encode = self._text_encoder.encode
 
-    def _encoder(self, network: Network) -> Encoder:
+    def _encoder(self, network: CompiledNetwork) -> Encoder:
         def encode(ids: Tensor) -> tuple[Tensor, Tensor | None]:
-            outputs = self._lanes.unet(partial(network, {"input_ids": ids.to(torch.int32)}))
+            outputs = self._streams.unet(partial(network, {"input_ids": ids.to(torch.int32)}))
             return outputs["hidden"], outputs.get("pooled")
 
         return encode
@@ -106,22 +106,22 @@ class CompiledRunner:
     @torch.inference_mode()
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         """See NetworkRunner. Raises PlanUnfit for more rows than its plan takes."""
-        texts_each = len(embeddings) // len(latents)
-        latents = latents.repeat(texts_each, 1, 1, 1)
-        inputs = {"sample": latents, "timestep": timesteps.float().repeat(texts_each)}
-        inputs |= self._told(embeddings, latents)
-        return self._lanes.unet(lambda: self._networks["unet"](inputs))["output"]
+        repeats = len(embeddings) // len(latents)
+        latents = latents.repeat(repeats, 1, 1, 1)
+        inputs = {"sample": latents, "timestep": timesteps.float().repeat(repeats)}
+        inputs |= self._text_inputs(embeddings, latents)
+        return self._streams.unet(lambda: self._networks["unet"](inputs))["output"]
 
-    def _told(self, embeddings: Tensor, latents: Tensor) -> dict[str, Tensor]:
-        """What the UNet is told of the texts; SDXL's also reads a summary and the size."""
-        words, summary = self._texts.parts(embeddings)
-        if summary is None:
-            return {"encoder_hidden_states": words}
+    def _text_inputs(self, embeddings: Tensor, latents: Tensor) -> dict[str, Tensor]:
+        """Return the UNet's inputs from the texts; SDXL's also reads pooled texts and the size."""
+        hidden_states, pooled = self._text_encoder.parts(embeddings)
+        if pooled is None:
+            return {"encoder_hidden_states": hidden_states}
         height, width = (side * self.pixels_per_latent for side in latents.shape[2:])
         size = torch.tensor([height, width, 0, 0, height, width], device=self.device)
         return {
-            "encoder_hidden_states": words,
-            "text_embeds": summary,
+            "encoder_hidden_states": hidden_states,
+            "text_embeds": pooled,
             "time_ids": size.float().expand(len(latents), -1),
         }
 
@@ -129,27 +129,27 @@ class CompiledRunner:
     def decode(self, latents: Tensor) -> Decoding:
         """See NetworkRunner; beside the UNet's stream."""
         network = self._networks["vae_decoder"]
-        chunks = latents.split(network.most_rows)
-        return self._lanes.decode(
-            latents, lambda: [_shades(network({"latents": chunk})["picture"]) for chunk in chunks]
+        chunks = latents.split(network.max_rows)
+        return self._streams.decode(
+            latents, lambda: [_to_pixels(network({"latents": chunk})["image"]) for chunk in chunks]
         )
 
 
-def _shades(pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels, [B, height, width, 3], and which of the pictures are made of numbers."""
-    finite = pictures.isfinite().flatten(1).all(dim=1)
-    shades = (pictures / 2 + 0.5).clamp_(0, 1).mul_(255).round_().nan_to_num_()
-    return shades.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), finite
+def _to_pixels(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return pixels, [B, height, width, 3], and which of the images are finite."""
+    finite = images.isfinite().flatten(1).all(dim=1)
+    levels = (images / 2 + 0.5).clamp_(0, 1).mul_(255).round_().nan_to_num_()
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), finite
 
 
-def _pictures(pixels: Tensor, finite: Tensor) -> list[Pixels | None]:
-    """Copies: the tensors' memory goes back to where it came from."""
-    both = zip(pixels.numpy(), finite.tolist(), strict=True)
-    return [picture.copy() if good else None for picture, good in both]
+def _image_copies(pixels: Tensor, finite: Tensor) -> list[Pixels | None]:
+    """Return copies: the tensors' pinned memory is freed."""
+    images = zip(pixels.numpy(), finite.tolist(), strict=True)
+    return [image.copy() if is_finite else None for image, is_finite in images]
 
 
 class CudaStreams:
-    """Two streams of a GPU: the UNet's and the decoder's. On a CPU there is nothing to overlap."""
+    """Two streams of a GPU, for the UNet and the decoder. On a CPU nothing overlaps."""
 
     def __init__(self, device: torch.device) -> None:
         is_gpu = device.type == "cuda"
@@ -158,11 +158,11 @@ class CudaStreams:
         self._last_step: torch.cuda.Event | None = None
 
     def unet(self, run: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Run after what the current stream holds; that goes on with the outputs."""
+        """Run after the current stream's work; the current stream waits for the outputs."""
         if self._unet is None:
             return run()
         if self._last_step is not None:
-            self._last_step.synchronize()  # a step ahead of the GPU, and no more
+            self._last_step.synchronize()  # at most one step ahead of the GPU
         current = torch.cuda.current_stream()
         self._unet.wait_stream(current)
         with torch.cuda.stream(self._unet):
@@ -173,16 +173,16 @@ class CudaStreams:
         return outputs
 
     def decode(self, latents: Tensor, run: Callable[[], list[tuple[Tensor, Tensor]]]) -> Decoding:
-        """Run beside the current stream, and copy what comes out to the host."""
+        """Run beside the current stream, and copy the images to the host."""
         if self._decoder is None:
-            return Decoded([picture for made in run() for picture in _pictures(*made)])
+            return Decoded([image for decoded in run() for image in _image_copies(*decoded)])
         self._decoder.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._decoder):
             latents.record_stream(self._decoder)
-            made = [(_on_host(pixels), _on_host(finite)) for pixels, finite in run()]
+            decoded = [(_on_host(pixels), _on_host(finite)) for pixels, finite in run()]
             done = torch.cuda.Event()
             done.record()
-        return _Copying(made, done)
+        return _ImageCopy(decoded, done)
 
 
 def _on_host(tensor: Tensor) -> Tensor:
@@ -191,17 +191,17 @@ def _on_host(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Copying:
-    """Pictures on their way to the host."""
+class _ImageCopy:
+    """A Decoding: images that are being copied to the host."""
 
-    made: list[tuple[Tensor, Tensor]]
-    ready: torch.cuda.Event
+    decoded: list[tuple[Tensor, Tensor]]
+    copied: torch.cuda.Event
 
     def done(self) -> bool:
         """See Decoding."""
-        return bool(self.ready.query())
+        return bool(self.copied.query())
 
-    def pictures(self) -> list[Pixels | None]:
+    def images(self) -> list[Pixels | None]:
         """See Decoding."""
-        self.ready.synchronize()
-        return [picture for made in self.made for picture in _pictures(*made)]
+        self.copied.synchronize()
+        return [image for decoded in self.decoded for image in _image_copies(*decoded)]

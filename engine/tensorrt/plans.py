@@ -1,6 +1,7 @@
-"""What a compiled part of a model is: its plan, the record beside it, and where it may run.
+"""Compiled parts of a model: plans, their records, and the machines that can run them.
 
-`python -m compile` writes the records, the engine reads them; nothing here needs TensorRT or torch.
+`python -m compile` writes the records, the engine reads them. This module imports neither TensorRT
+nor torch.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-PLAN: Final = "model.plan"  #: what Triton's tensorrt backend looks for in a version's folder
+PLAN: Final = "model.plan"  #: the file name of Triton's tensorrt backend
 RECORD: Final = "engine.json"
 VERSION: Final = "1"  #: Triton's folder of a model's only version
 
@@ -19,11 +20,11 @@ Builder = Literal["tensorrt", "tensorrt-rtx"]
 
 
 class PlanUnfit(RuntimeError):
-    """This plan cannot be used here; the message says why, and which command makes one that can."""
+    """A plan cannot be used here; the message says why, and the command that builds another."""
 
 
 class Port(BaseModel):
-    """A tensor that goes in or comes out. Names in `dims` stand for what differs between calls."""
+    """An input or output tensor. Names in `dims` stand for sizes that vary between calls."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,44 +33,44 @@ class Port(BaseModel):
     dims: tuple[int | str, ...]  #: "rows", and "height" and "width" in the latents' or pixels' unit
 
     def shape(self, sizes: "dict[str, int]") -> tuple[int, ...]:
-        """Its shape, given what the names in `dims` stand for. Raises KeyError."""
+        """Return the shape for these values of the names in `dims`. Raises KeyError."""
         return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.dims)
 
 
 class Profile(BaseModel):
-    """What an engine was optimised for. It runs nothing outside its profiles."""
+    """Sizes that a plan was optimized for. It runs nothing outside its profiles."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rows: tuple[int, int, int]  #: least, best, most
-    width: int | None = None  #: of the picture, in pixels; None where the part has no size
+    rows: tuple[int, int, int]  #: minimum, optimum, maximum
+    width: int | None = None  #: of the image, in pixels; None where the part has no size
     height: int | None = None
 
     def takes(self, rows: int, width: int | None, height: int | None) -> bool:
-        """Whether so many rows of this size fit, when fewer than its least are filled up to it."""
+        """Return whether it runs this many rows of this size; fewer than its minimum are padded."""
         return rows <= self.rows[2] and (self.width, self.height) == (width, height)
 
 
 class Export(BaseModel):
-    """A part as ONNX: what it was made from, and how."""
+    """Record of a part's ONNX file: its sources and options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: str
-    model: str  #: as it was given on the command line: a folder or a hub id
+    model: str  #: as given on the command line: a folder or a hub id
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     precision: Literal["float32", "float16"]
     opset: int
     weights_sha256: str
     onnx_sha256: str
-    deviation: float  #: from torch, as a share of the largest number in its output
+    deviation: float  #: from torch, as a share of the largest value of its output
     versions: dict[str, str]  #: of torch, onnx, …, when it was exported
     seconds: float
 
 
 class PlanRecord(BaseModel):
-    """`engine.json`: where a plan comes from, and the only machine that it fits."""
+    """`engine.json`: the sources of a plan, and the only machine that can run it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -109,14 +110,14 @@ class Plan:
         """Its name in Triton's repository."""
         return self.record.export.part
 
-    def unfit(self, why: str) -> PlanUnfit:
-        """An error that names this plan, and says how to make one that fits."""
-        return PlanUnfit(f"{self.part}: {why}; make it again: {self.record.rebuild}")
+    def unfit(self, reason: str) -> PlanUnfit:
+        """Return an error that names this plan and the command that builds another."""
+        return PlanUnfit(f"{self.part}: {reason}; build it again: {self.record.rebuild}")
 
     def profile(self, rows: int, width: int | None, height: int | None) -> int:
-        """Which profile to use: of those that fit, the one with the nearest best. Raises PlanUnfit.
+        """Return the index of the fitting profile with the nearest optimum. Raises PlanUnfit.
 
-        `width` and `height` are the picture's; None for a part that has no size.
+        `width` and `height` are the image's; None for a part that has no size.
         """
         fitting = [
             (abs(profile.rows[1] - rows), index)
@@ -126,54 +127,56 @@ class Plan:
         if fitting:
             return min(fitting)[1]
         size = "" if width is None else f" of {width}x{height}"
-        raise self.unfit(f"{rows} rows{size} are in none of its profiles ({self.profiles()})")
+        raise self.unfit(f"{rows} rows{size} are in none of its profiles ({self.profiles_text()})")
 
-    def profiles(self) -> str:
-        """Its profiles, in words."""
-        return ", ".join(_words(profile) for profile in self.record.profiles)
+    def profiles_text(self) -> str:
+        """Return its profiles for messages."""
+        return ", ".join(_profile_text(profile) for profile in self.record.profiles)
 
     def sizes(self) -> set[tuple[int | None, int | None]]:
-        """Widths and heights of pictures that it was built for."""
+        """Return the widths and heights of images that it was built for."""
         return {(profile.width, profile.height) for profile in self.record.profiles}
 
-    def most_rows(self, width: int | None, height: int | None) -> int:
-        """The most rows of this size in one call; 0 when it was not built for the size."""
+    def max_rows(self, width: int | None, height: int | None) -> int:
+        """Return the most rows of this size in one call; 0 for another size."""
         fitting = [
             p.rows[2] for p in self.record.profiles if (p.width, p.height) == (width, height)
         ]
         return max(fitting, default=0)
 
-    def refuse_other_machine(self, machine: Machine) -> None:
-        """Raises PlanUnfit unless it was built by this TensorRT for this kind of GPU."""
+    def require_machine(self, machine: Machine) -> None:
+        """Raise PlanUnfit unless it was built by this TensorRT for this kind of GPU."""
         record = self.record
         if record.builder != machine.builder:
-            raise self.unfit(f"built by {record.builder}, and here is {machine.builder}")
+            raise self.unfit(f"built by {record.builder}, but {machine.builder} is installed")
         if record.builder_version != machine.builder_version:
             ours = f"{machine.builder} {machine.builder_version}"
-            raise self.unfit(f"built by {record.builder} {record.builder_version}, here is {ours}")
+            raise self.unfit(
+                f"built by {record.builder} {record.builder_version}, but {ours} is installed"
+            )
         if record.compute_capability != machine.compute_capability:
             theirs = f"{record.gpu or 'GPUs'} (compute capability {record.compute_capability})"
             ours = f"{machine.gpu} ({machine.compute_capability})"
-            raise self.unfit(f"built for {theirs}, here is {ours}")
+            raise self.unfit(f"built for {theirs}, but the GPU here is {ours}")
 
 
-def _words(profile: Profile) -> str:
-    least, best, most = profile.rows
+def _profile_text(profile: Profile) -> str:
+    minimum, optimum, maximum = profile.rows
     size = "" if profile.width is None else f" of {profile.width}x{profile.height}"
-    return f"{least} to {most} rows{size}, best {best}"
+    return f"{minimum} to {maximum} rows{size}, optimum {optimum}"
 
 
-def find_plan(repository: Path, part: str, *, make: str) -> Plan:
-    """The plan of a part, read and checked against its record.
+def find_plan(repository: Path, part: str, *, command: str) -> Plan:
+    """Read a part's plan and check it against its record.
 
-    Raises PlanUnfit when it is missing or not what its record says; `make` is the command to
-    suggest where there is no record to name one.
+    Raises PlanUnfit when it is missing or differs from its record; `command` builds it, for the
+    message when there is no record to name one.
     """
     folder = repository / part / VERSION
-    record = _read_record(folder / RECORD, part, make)
+    record = _read_record(folder / RECORD, part, command)
     plan = Plan(folder / PLAN, record)
     if record.export.part != part:
-        raise plan.unfit(f"{folder / RECORD} is of {record.export.part}")
+        raise plan.unfit(f"{folder / RECORD} is the record of {record.export.part}")
     if not plan.path.is_file():
         raise plan.unfit(f"{plan.path} is missing")
     if sha256(plan.path) != record.plan_sha256:
@@ -181,17 +184,19 @@ def find_plan(repository: Path, part: str, *, make: str) -> Plan:
     return plan
 
 
-def _read_record(path: Path, part: str, make: str) -> PlanRecord:
+def _read_record(path: Path, part: str, command: str) -> PlanRecord:
     try:
         return PlanRecord.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise PlanUnfit(f"{part}: {path} is missing; make it: {make}") from None
+        raise PlanUnfit(f"{part}: {path} is missing; build it: {command}") from None
     except ValidationError as error:
-        raise PlanUnfit(f"{part}: {path} cannot be read ({error}); make it again: {make}") from None
+        raise PlanUnfit(
+            f"{part}: {path} cannot be read ({error}); build it again: {command}"
+        ) from None
 
 
 def sha256(*paths: Path) -> str:
-    """Of the files' contents, one after the other."""
+    """Return the digest of the files' concatenated contents."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -200,23 +205,24 @@ def sha256(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def refuse_other_weights(plans: Sequence[Plan], model_dir: Path, make: str) -> None:
-    """Raises PlanUnfit unless every plan was made from the weights in this folder."""
+def require_weights(plans: Sequence[Plan], model_dir: Path, command: str) -> None:
+    """Raise PlanUnfit unless every plan was made from the weights in this folder."""
     for plan in plans:
         if weights_sha256(model_dir, plan.part) != plan.record.export.weights_sha256:
             raise PlanUnfit(
-                f"{plan.part}: made from other weights than {model_dir} holds; make it: {make}"
+                f"{plan.part}: made from other weights than those in {model_dir}; "
+                f"build it: {command}"
             )
 
 
-#: which folder of the weights a part is made from
+#: folder of the weights that a part is made from, where it is not named like the part
 FOLDERS: Final = {"vae_decoder": "vae"}
 
 
 def weights_sha256(model_dir: Path, part: str) -> str:
-    """Of the weights and the configuration that a part is made from. Raises FileNotFoundError."""
+    """Return the digest of a part's weights and configuration. Raises FileNotFoundError."""
     folder = model_dir / FOLDERS.get(part, part)
     files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
     if len(files) == 1:
-        raise FileNotFoundError(f"{folder} has no .safetensors")
+        raise FileNotFoundError(f"{folder} contains no .safetensors file")
     return sha256(*files)

@@ -1,4 +1,4 @@
-"""The first tables: tenants and keys, batches, jobs, dispatches, events.
+"""First tables: tenants, keys, batches, jobs, dispatches, events.
 
 Revision ID: 0001
 Revises:

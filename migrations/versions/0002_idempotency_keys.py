@@ -1,4 +1,4 @@
-"""Answers kept for clients that send a request again.
+"""Idempotency keys with stored responses.
 
 Revision ID: 0002
 Revises: 0001

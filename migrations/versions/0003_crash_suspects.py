@@ -1,4 +1,4 @@
-"""Suspects of a crash are set apart, and a dispatch may have crashed.
+"""Isolation of crash suspects, and dispatches that crashed.
 
 Revision ID: 0003
 Revises: 0002

@@ -1,4 +1,4 @@
-"""Fair order, classes that age, cancel, deadlines, retry and deletion.
+"""Fair queue with aging priority classes; cancel, deadlines, retry and deletion.
 
 Revision ID: 0004
 Revises: 0003

@@ -1,4 +1,4 @@
-"""Webhooks: endpoints, secrets, deliveries and their attempts.
+"""Webhooks: endpoints, secrets, deliveries and attempts.
 
 Revision ID: 0005
 Revises: 0004

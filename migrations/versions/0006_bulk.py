@@ -1,4 +1,4 @@
-"""Rejected rows of a batch, and for how long its pictures are kept.
+"""Rejected rows of a batch, and its retention period.
 
 Revision ID: 0006
 Revises: 0005

@@ -1,4 +1,4 @@
-"""What is due for deletion is found by index.
+"""Indexes that find jobs due for deletion.
 
 Revision ID: 0007
 Revises: 0006

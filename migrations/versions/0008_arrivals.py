@@ -1,4 +1,4 @@
-"""What each tenant submits is counted, for forecasts; operators can pause and drain.
+"""Submission counts per tenant for forecasts; pause and drain.
 
 Revision ID: 0008
 Revises: 0007

@@ -1,6 +1,6 @@
-"""Whose job it is, and of which batch, is checked once a statement: see decision 19.
+"""Triggers that check tenant and batch of jobs once per statement, see decision 19.
 
-What a worker held when it died is found by the worker.
+And an index of dispatches by worker.
 
 Revision ID: 0009
 Revises: 0008

@@ -1,4 +1,4 @@
-"""Tables, columns and stored codes are named by the field's terms.
+"""Names of tables, columns and stored codes in the field's terms.
 
 Revision ID: 0010
 Revises: 0009

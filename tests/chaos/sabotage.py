@@ -51,22 +51,22 @@ def without_fence():
 
     dispatches._close_dispatch = close
     dispatches._move = move
-    InFlightDispatch.give_up = lambda _: None
+    InFlightDispatch.stop = lambda _: None
 
 
 def without_heartbeat():
     """It believes that it renews."""
 
-    def beat(self):
+    def renew(self):
         self._renewed_at = time.monotonic()
 
-    LeaseHeartbeat._beat = beat
+    LeaseHeartbeat._renew = renew
 
 
 def without_outbox():
-    """What happened is written down after the commit that made it true."""
+    """Write events only after the commit that made them true."""
 
-    def announce(session, moved):
+    def record_later(session, moved):
         bind, ids = session.get_bind(), [job.id for job in moved]
 
         def write():
@@ -80,13 +80,12 @@ def without_outbox():
 
         event.listen(session, "after_commit", after_commit, once=True)
 
-    dispatches.announce = announce
+    dispatches.record_finished = record_later
 
 
 def without_reconciler():
     """Run without the reaper's wake-up for queued jobs."""
-    Reaper.start = lambda _: None
-    Reaper.close = lambda _: None
+    Reaper.reap = lambda _: None
 
 
 def without_upload_first():

@@ -32,7 +32,7 @@ class SubprocessGenerator:
     def connect(self):
         pass
 
-    def begin(self, microbatch, *, alone=False):  # noqa: ARG002  # each is always alone
+    def start(self, microbatch, *, alone=False):  # noqa: ARG002  # each is always alone
         process = getattr(self._mine, "process", None)
         if process is None or process.poll() is not None:
             process = self._mine.process = start_replica()
@@ -61,7 +61,7 @@ class SubprocessCall:
         except BrokenPipeError as error:
             raise GeneratorUnavailable("the replica was dead already") from error
 
-    def happenings(self, **_):
+    def events(self, **_):
         yield Started()
         answered, _, _ = select.select([self._process.stdout], [], [], self._timeout_s)
         line = self._process.stdout.readline() if answered else self._stop()
@@ -75,7 +75,7 @@ class SubprocessCall:
             pixels = np.full((params.height, params.width, 3), color, np.uint8)
             yield Finished(place, Image(pixels, elapsed_ms))
 
-    def withdraw(self, indices):
+    def cancel_rows(self, indices):
         """Too fast for that."""
 
     def cancel(self):
@@ -90,8 +90,8 @@ class SubprocessCall:
 
 def main():
     settings = load_settings()
-    crew = open_worker_process(settings, SubprocessGenerator(settings.microbatch_timeout_s))
-    app = worker_app(settings, crew, ready_file=Path(os.environ["DARKROOM_READY_FILE"]))
+    process = open_worker_process(settings, SubprocessGenerator(settings.microbatch_timeout_s))
+    app = worker_app(settings, process, ready_file=Path(os.environ["DARKROOM_READY_FILE"]))
     app.worker_main(list(celery_arguments(settings)))
 
 

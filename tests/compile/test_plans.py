@@ -1,12 +1,9 @@
-"""What compiled plans are taken for: the ONNX they are built from draws what the model draws, and
-those that do not fit are refused before a row is drawn.
-"""
+"""Compiled plans: their ONNX generates the model's images, and unfit plans are rejected."""
 
 import asyncio
 import json
 import os
 import shutil
-from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,25 +14,27 @@ import torch
 from engine.requests import RowFailed
 from engine.tensorrt.compiled_runner import CompiledRunner, read_pipeline_config
 from engine.tensorrt.plans import Machine, PlanUnfit, find_plan
-from engine.tensorrt.runner import checked_plans, filled_up, load_tensorrt_runner
+from engine.tensorrt.runner import checked_plans, load_tensorrt_runner, padded_rows
 from engine.torch_runner import TorchRunner
-from tests.support.compiled_models import ASKED, ROOT
-from tests.support.engine_requests import DEMO, events, levels_apart, mishaps, pictures, row
+from tests.support.compiled_models import ARGUMENTS, ROOT
+from tests.support.engine_requests import DEMO, events, failures, images, levels_apart, row
+from tests.support.triton_hosts import responses, texts
+from tests.support.triton_hosts import row as row_inputs
 from workers.replica.model_host import ModelFailed, TritonTimeouts
 from workers.replica.open_host import open_host
 
 pytest.importorskip("onnxruntime", reason="needs the extra `compile`")
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra `compile`")
-pytestmark = pytest.mark.timeout(600)  # the first to ask for `compiled` waits for its exports
+pytestmark = pytest.mark.timeout(600)  # the first test that uses `compiled` waits for its exports
 
 
-# Pictures
+# Images
 
 
-class Onnx:
-    """A part's ONNX file as a network of the engine's."""
+class OnnxNetwork:
+    """A part's ONNX file as a CompiledNetwork."""
 
-    def __init__(self, path: Path, most_rows: int) -> None:
+    def __init__(self, path: Path, max_rows: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -43,7 +42,7 @@ class Onnx:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(str(path), options)
         self._types = {entry.name: entry.type for entry in self._session.get_inputs()}
-        self.most_rows = most_rows
+        self.max_rows = max_rows
 
     def __call__(self, inputs):
         half = {name for name, kind in self._types.items() if kind == "tensor(float16)"}
@@ -53,41 +52,42 @@ class Onnx:
         return {name: torch.from_numpy(array) for name, array in zip(names, outputs, strict=True)}
 
 
-def onnx_runner(made, *, most_rows=3):
-    facts = read_pipeline_config(made.model)
+def onnx_runner(made, *, max_rows=3):
+    config = read_pipeline_config(made.model)
     networks = {
-        part: Onnx(made.repository / part / "onnx/model.onnx", most_rows) for part in facts.parts
+        part: OnnxNetwork(made.repository / part / "onnx/model.onnx", max_rows)
+        for part in config.parts
     }
-    return CompiledRunner(facts, networks, sizes=None, device=torch.device("cpu"))
+    return CompiledRunner(config, networks, sizes=None, device=torch.device("cpu"))
 
 
 def row_of(made, prompt="a red apple", **changed):
-    """In a size that the model was compiled for, or else in another."""
-    width, height = made.asked.sizes[0]
+    """Return a row, by default of a size that the model was compiled for."""
+    width, height = made.arguments.sizes[0]
     plain = {"width": width, "height": height, "num_inference_steps": 4}
     return row(prompt, **plain | changed)
 
 
-@pytest.mark.parametrize("name", ASKED)
-def test_the_onnx_of_a_model_draws_the_same_pictures_as_torch(compiled, name):
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_onnx_of_a_model_generates_the_same_images_as_torch(compiled, name):
     made = compiled[name]
-    asked = [
+    rows = [
         row_of(made),
         row_of(made, "a lighthouse", seed=3, guidance_scale=1.0),
         row_of(made, "a fox"),
         row_of(made, scheduler="dpmsolver++", num_inference_steps=6),
         row_of(made, negative_prompt="red"),
     ]
-    theirs = pictures(events(TorchRunner.load(made.model, threads=2), *asked, max_unet_rows=8))
-    ours = pictures(events(onnx_runner(made), *asked, max_unet_rows=8))
+    theirs = images(events(TorchRunner.load(made.model, threads=2), *rows, max_unet_rows=8))
+    ours = images(events(onnx_runner(made), *rows, max_unet_rows=8))
 
-    assert len(ours) == len(theirs) == len(asked)
-    other = 2 if name == "demo" else 1  # random weights make little of a text
-    assert levels_apart(theirs[0], theirs[other]) > 50  # it is not one picture for all
+    assert len(ours) == len(theirs) == len(rows)
+    other = 2 if name == "demo" else 1  # with random weights a text has little effect
+    assert levels_apart(theirs[0], theirs[other]) > 50  # the images differ at all
     assert max(levels_apart(ours[at], theirs[at]) for at in ours) <= 2
 
 
-def test_a_size_that_was_not_compiled_is_a_mishap_of_its_row(compiled):
+def test_a_size_that_was_not_compiled_fails_its_row(compiled):
     made = compiled["demo"]
     runner = onnx_runner(made)
     runner.sizes = frozenset({(128, 128)})
@@ -95,19 +95,19 @@ def test_a_size_that_was_not_compiled_is_a_mishap_of_its_row(compiled):
         runner, *(row_of(made, **odd) for odd in [{}, {"width": 64}, {"scheduler": "plms"}])
     )
 
-    assert list(pictures(happened)) == [0]
-    assert mishaps(happened) == {1: "invalid_params", 2: "invalid_params"}
-    why = [event.message for event in happened if isinstance(event, RowFailed)]
-    assert "compiled for 128x128" in why[0]
-    assert "plms" in why[1]
+    assert list(images(happened)) == [0]
+    assert failures(happened) == {1: "invalid_params", 2: "invalid_params"}
+    messages = [event.message for event in happened if isinstance(event, RowFailed)]
+    assert "compiled for 128x128" in messages[0]
+    assert "plms" in messages[1]
 
 
 @pytest.mark.parametrize(
-    ("count", "least", "most", "filled"),
+    ("count", "minimum", "maximum", "padded"),
     [(1, 1, 64, 1), (1, 2, 64, 2), (3, 2, 64, 4), (16, 2, 64, 16), (17, 2, 64, 17), (5, 1, 6, 5)],
 )
-def test_small_calls_are_filled_up_to_rows_that_have_a_graph(count, least, most, filled):
-    assert filled_up(count, least, most) == filled
+def test_small_batches_are_padded_to_rows_that_have_a_graph(count, minimum, maximum, padded):
+    assert padded_rows(count, minimum, maximum) == padded
 
 
 # Plans that do not fit
@@ -115,50 +115,50 @@ def test_small_calls_are_filled_up_to_rows_that_have_a_graph(count, least, most,
 
 @pytest.fixture
 def plans(compiled):
-    """The demo model's."""
+    """Return the demo model's."""
     return compiled["demo"].repository
 
 
 @pytest.fixture
-def spoilt(plans, tmp_path):
-    """The same, to be broken."""
+def plans_copy(plans, tmp_path):
+    """Return a copy to be damaged."""
     return shutil.copytree(plans, tmp_path / "plans")
 
 
-def refused(repository, *, max_unet_rows=16, model_dir=DEMO):
-    with pytest.raises(PlanUnfit, match="python -m compile") as refusal:
+def rejection(repository, *, max_unet_rows=16, model_dir=DEMO):
+    with pytest.raises(PlanUnfit, match="python -m compile") as error:
         checked_plans(
             model_dir, repository, read_pipeline_config(model_dir), max_unet_rows=max_unet_rows
         )
-    return str(refusal.value)
+    return str(error.value)
 
 
-def test_whole_plans_are_accepted(plans):
-    facts = read_pipeline_config(DEMO)
-    checked = checked_plans(DEMO, plans, facts, max_unet_rows=16)
+def test_intact_plans_are_accepted(plans):
+    config = read_pipeline_config(DEMO)
+    checked = checked_plans(DEMO, plans, config, max_unet_rows=16)
     assert [plan.part for plan in checked] == ["text_encoder", "unet", "vae_decoder"]
 
 
-def test_a_missing_part_is_refused(spoilt):
-    shutil.rmtree(spoilt / "unet")
-    assert "unet/1/engine.json is missing; make it: python -m compile" in refused(spoilt)
+def test_a_missing_part_is_rejected(plans_copy):
+    shutil.rmtree(plans_copy / "unet")
+    assert "unet/1/engine.json is missing; build it: python -m compile" in rejection(plans_copy)
 
 
-def test_a_plan_that_is_not_the_one_recorded_is_refused(spoilt):
-    plan = spoilt / "vae_decoder/1/model.plan"
+def test_a_plan_that_is_not_the_one_recorded_is_rejected(plans_copy):
+    plan = plans_copy / "vae_decoder/1/model.plan"
     plan.write_bytes(plan.read_bytes() + b"\0")
-    assert "is not the file that engine.json was written for" in refused(spoilt)
+    assert "is not the file that engine.json was written for" in rejection(plans_copy)
 
 
-def test_a_record_that_cannot_be_read_is_refused(spoilt):
-    record = spoilt / "unet/1/engine.json"
+def test_a_record_that_cannot_be_read_is_rejected(plans_copy):
+    record = plans_copy / "unet/1/engine.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 2}))
-    assert "cannot be read" in refused(spoilt)
+    assert "cannot be read" in rejection(plans_copy)
 
 
-def test_rows_beyond_the_profile_are_refused(plans):
-    assert "it takes 16 rows of 128x128 at most" in refused(plans, max_unet_rows=32)
-    unet = find_plan(plans, "unet", make="-")
+def test_rows_beyond_the_profile_are_rejected(plans):
+    assert "it takes at most 16 rows of 128x128" in rejection(plans, max_unet_rows=32)
+    unet = find_plan(plans, "unet", command="-")
     with pytest.raises(PlanUnfit, match="17 rows of 128x128 are in none of its profiles"):
         unet.profile(17, 128, 128)
     with pytest.raises(PlanUnfit, match="1 rows of 256x128"):
@@ -167,36 +167,36 @@ def test_rows_beyond_the_profile_are_refused(plans):
 
 
 def test_each_size_has_its_profile(compiled):
-    unet = find_plan(compiled["sd"].repository, "unet", make="-")
-    assert [unet.profile(3, *size) for size in compiled["sd"].asked.sizes] == [0, 1]
+    unet = find_plan(compiled["sd"].repository, "unet", command="-")
+    assert [unet.profile(3, *size) for size in compiled["sd"].arguments.sizes] == [0, 1]
 
 
 @pytest.mark.parametrize("file", ["config.json", "diffusion_pytorch_model.safetensors"])
-def test_plans_of_other_weights_are_refused(plans, tmp_path, file):
+def test_plans_of_other_weights_are_rejected(plans, tmp_path, file):
     model = shutil.copytree(DEMO, tmp_path / "model")
     with (model / "unet" / file).open("ab") as changed:
         changed.write(b"\n")
-    assert "unet: made from other weights" in refused(plans, model_dir=model)
+    assert "unet: made from other weights" in rejection(plans, model_dir=model)
 
 
 @pytest.mark.parametrize(
-    ("changed", "why"),
+    ("changed", "reason"),
     [
-        ({"compute_capability": "9.0"}, "built for .*8.9.*, here is NVIDIA H100 .*9.0"),
-        ({"builder_version": "1.8.0"}, "built by tensorrt-rtx 1.7.1.116, here is .*1.8.0"),
-        ({"builder": "tensorrt"}, "built by tensorrt-rtx, and here is tensorrt"),
+        ({"compute_capability": "9.0"}, "built for .*8.9.*, but the GPU here is NVIDIA H100 .*9.0"),
+        ({"builder_version": "1.8.0"}, "built by tensorrt-rtx 1.7.1.116, but .*1.8.0 is installed"),
+        ({"builder": "tensorrt"}, "built by tensorrt-rtx, but tensorrt is installed"),
     ],
 )
-def test_a_plan_of_another_machine_is_refused(plans, changed, why):
+def test_a_plan_of_another_machine_is_rejected(plans, changed, reason):
     fitting = Machine("tensorrt-rtx", "1.7.1.116", "8.9", "NVIDIA H100")
-    plan = find_plan(plans, "unet", make="-")
-    plan.refuse_other_machine(fitting)
-    with pytest.raises(PlanUnfit, match=f"{why}.*; make it again: python -m compile"):
-        plan.refuse_other_machine(replace(fitting, **changed))
+    plan = find_plan(plans, "unet", command="-")
+    plan.require_machine(fitting)
+    with pytest.raises(PlanUnfit, match=f"{reason}.*; build it again: python -m compile"):
+        plan.require_machine(replace(fitting, **changed))
 
 
-def test_plans_on_a_machine_without_a_gpu_are_refused(plans):
-    with pytest.raises(PlanUnfit, match="plans need a GPU, and this model was to run on cpu"):
+def test_plans_on_a_machine_without_a_gpu_are_rejected(plans):
+    with pytest.raises(PlanUnfit, match="plans need a GPU, but this model is configured for cpu"):
         load_tensorrt_runner(DEMO, plans, device="cpu", max_unet_rows=16)
 
 
@@ -206,45 +206,31 @@ def test_the_previous_engine_keeps_serving_when_the_next_does_not_fit(plans, tmp
     config = repository / "stable_diffusion/config.pbtxt"
     sound = config.read_text()
     env = {"DARKROOM_ENGINE_MODEL_DIR": str(DEMO), "DARKROOM_ENGINE_THREADS": "1"}
-    inputs = {
-        "prompt": np.array([b"a fox"] * 2, np.object_),
-        "negative_prompt": np.array([b""] * 2, np.object_),
-        "scheduler": np.array([b"ddim", b"plms"], np.object_),
-        "seed": np.array([1, 1], np.int64),
-        "num_inference_steps": np.array([1, 1], np.int32),
-        "guidance_scale": np.array([1, 1], np.float32),
-        "width": np.array([64, 64], np.int32),
-        "height": np.array([64, 64], np.int32),
-    }
+    rows = [row_inputs(scheduler=texts("ddim")), row_inputs(scheduler=texts("plms"))]
 
-    async def ends(host):
-        async with aclosing(host.infer("stable_diffusion", inputs)) as responses:
-            return {
-                int(answer["index"][0]): answer.get("image", answer.get("error"))
-                async for answer in responses
-                if "step" not in answer
-            }
+    async def last_responses(host):
+        return [(await responses(host, inputs))[-1] for inputs in rows]
 
-    async def story():
-        # which does not end by itself once it has refused to load a model anew
-        host = open_host("subprocess", repository, env, patience=TritonTimeouts(exit_s=1))
+    async def loaded_twice():
+        # Triton does not exit by itself after it failed to load a model again
+        host = open_host("subprocess", repository, env, timeouts=TritonTimeouts(exit_s=1))
         await host.start()
         try:
             await host.load("stable_diffusion")
-            first = await ends(host)
-            wanted = sound.replace('string_value: "torch"', 'string_value: "tensorrt"')
-            config.write_text(wanted.replace('string_value: ""', f'string_value: "{plans}"'))
+            first = await last_responses(host)
+            compiled = sound.replace('string_value: "torch"', 'string_value: "tensorrt"')
+            config.write_text(compiled.replace('string_value: ""', f'string_value: "{plans}"'))
             os.utime(repository / "stable_diffusion/1/model.py")
             with pytest.raises(ModelFailed) as failed:
                 await host.load("stable_diffusion")
-            return first, str(failed.value), await ends(host)
+            return first, str(failed.value), await last_responses(host)
         finally:
             await host.stop()
 
-    first, why, after = asyncio.run(story())
-    assert "max_unet_rows is 32, and it takes 16 rows of 128x128 at most" in why
-    assert "make it again: python -m compile" in why
-    assert first[0].shape == (64, 64, 3)
-    assert first[1][0] == b"invalid_params"
-    assert b"plms" in first[1][1]
-    assert np.array_equal(first[0], after[0])
+    first, error, after = asyncio.run(loaded_twice())
+    assert "max_unet_rows is 32, but it takes at most 16 rows of 128x128" in error
+    assert "build it again: python -m compile" in error
+    assert first[0]["image"].shape == (64, 64, 3)
+    assert first[1]["error"][0] == b"invalid_params"
+    assert b"plms" in first[1]["error"][1]
+    assert np.array_equal(first[0]["image"], after[0]["image"])

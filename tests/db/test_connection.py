@@ -1,4 +1,4 @@
-"""Connections are what this project's statements need, whatever the server's defaults are."""
+"""Connections have the isolation that our statements need, whatever the server's defaults."""
 
 import psycopg
 from sqlalchemy import text

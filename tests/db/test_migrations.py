@@ -1,4 +1,4 @@
-"""The migrations and the tables say the same."""
+"""Migrations and tables agree."""
 
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -19,8 +19,10 @@ def test_the_migrated_schema_is_the_one_the_code_expects(database_url):
     engine.dispose()
 
     assert differences == []
-    wanted = [c for c in Base.metadata.tables["job"].constraints if isinstance(c, CheckConstraint)]
-    assert len(checks) == len(wanted)
+    expected = [
+        c for c in Base.metadata.tables["job"].constraints if isinstance(c, CheckConstraint)
+    ]
+    assert len(checks) == len(expected)
 
 
 def test_migrating_twice_changes_nothing(empty_database_url):

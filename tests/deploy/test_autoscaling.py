@@ -1,6 +1,6 @@
-"""How many replicas queued work asks for, by notes in a real control store of Ray's.
+"""The number of replicas that a backlog asks for, read from a real control store of Ray.
 
-tests/stack/test_end_to_end.py has replicas come and go on a whole stack.
+tests/stack/test_end_to_end.py starts and stops replicas on a whole stack.
 """
 
 import subprocess
@@ -23,7 +23,7 @@ STORE = Path(ray.__file__).parent / "core/src/ray/gcs/gcs_server"
 
 @pytest.fixture(scope="module", autouse=True)
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Ray's control store alone: it is where a cluster's notes are."""
+    """Run Ray's control store alone: it holds the cluster's key-value store."""
     port = free_port()
     log = tmp_path_factory.mktemp("gcs")
     with (log / "out").open("wb") as out:
@@ -59,13 +59,15 @@ def wanted(model: str, *, per_replica: float, now: int) -> float:
 
 
 @pytest.mark.parametrize(("waiting", "replicas"), [(0, 0), (1, 1), (4, 1), (5, 2), (41, 11)])
-def test_there_is_a_replica_for_each_so_many_microbatches_and_none_for_none(waiting, replicas):
+def test_there_is_one_replica_for_each_per_replica_microbatches_and_none_for_none(
+    waiting, replicas
+):
     publish({"demo": waiting, "another": 100})
     assert wanted("demo", per_replica=4, now=3) == replicas
 
 
-def test_while_nobody_says_what_waits_the_number_stays(monkeypatch):
-    assert wanted("unheard of", per_replica=4, now=3) == 3
+def test_without_a_recent_backlog_the_number_stays(monkeypatch):
+    assert wanted("unknown", per_replica=4, now=3) == 3
     publish({"demo": 0})
     assert published("demo") == 0
     later = time.time() + 60
@@ -74,26 +76,30 @@ def test_while_nobody_says_what_waits_the_number_stays(monkeypatch):
     assert wanted("demo", per_replica=4, now=3) == 3
 
 
-def test_a_model_is_drawn_by_the_application_of_its_name_until_it_is_replaced():
-    pointers = routing.RoutingCache()
-    assert pointers("demo") == routing.application_of("demo") == "demo"
-    routing.move("demo", "demo~green")
+def test_a_model_runs_as_the_application_of_its_name_until_it_is_replaced():
+    cache = routing.RoutingCache()
+    assert cache("demo") == routing.application_for("demo") == "demo"
+    routing.route("demo", "demo~green")
     assert routing.RoutingCache()("demo") == "demo~green"
     deadline = time.monotonic() + 10
-    while pointers("demo") != "demo~green":  # what it had read is good for a second
+    while cache("demo") != "demo~green":  # what it read is used for a second
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_where_the_cluster_does_not_answer_the_last_known_application_is_tried():
-    answers = iter(["demo~green"])
+def test_if_the_cluster_does_not_answer_the_last_known_application_is_used():
+    reads: list[str] = []
 
-    def read(_: str) -> str:
-        for answer in answers:
-            return answer
-        raise RuntimeError("no cluster")
+    def read(model: str) -> str:
+        reads.append(model)
+        if len(reads) > 1:
+            raise RuntimeError("no cluster")
+        return "demo~green"
 
-    pointers = routing.RoutingCache(read)
-    assert pointers("demo") == "demo~green"
-    time.sleep(routing.FRESH_S + 0.1)
-    assert pointers("demo") == "demo~green"
+    cache = routing.RoutingCache(read)
+    deadline = time.monotonic() + 10
+    while len(reads) < 2:
+        assert cache("demo") == "demo~green"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert cache("demo") == "demo~green"

@@ -1,4 +1,4 @@
-"""`.env.example` says of every variable what the code does."""
+"""`.env.example` describes every variable, with the default of the code."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from darkroom.settings import HOME, Settings
 
 LINE = re.compile(r"#?(?P<name>[A-Z][A-Z0-9_]*)=(?P<value>.*)")
 #: Read elsewhere: by the client, by `load_settings`, by docker-compose.yml.
-NO_SETTINGS = {
+NOT_SETTINGS = {
     "COMPOSE_PROFILES",
     "DARKROOM_API",
     "DARKROOM_API_KEY",
@@ -28,12 +28,12 @@ NO_SETTINGS = {
 
 
 def documented() -> dict[str, tuple[str, str]]:
-    """The value that stands behind each variable, and the comment before it."""
+    """Return the value of each variable, and the comment before it."""
     found: dict[str, tuple[str, str]] = {}
     comment = ""
     for line in (HOME / ".env.example").read_text().splitlines():
         if variable := LINE.fullmatch(line):
-            assert variable["name"] not in found, f"{variable['name']} stands there twice"
+            assert variable["name"] not in found, f"{variable['name']} is listed twice"
             found[variable["name"]] = (variable["value"], comment.strip())
             comment = ""
         else:
@@ -53,10 +53,10 @@ def default_of(field: str) -> str:
             return str(plain)
 
 
-def test_every_setting_stands_there_and_no_other():
+def test_every_setting_is_listed_and_no_other():
     settings = {f"DARKROOM_{field.upper()}" for field in Settings.model_fields}
 
-    assert set(documented()) - NO_SETTINGS == settings
+    assert set(documented()) - NOT_SETTINGS == settings
 
 
 def test_the_defaults_are_those_of_the_code():
@@ -72,7 +72,7 @@ def test_every_variable_is_explained_in_a_sentence():
         assert re.fullmatch(r".*[A-Za-z]{2}.*[.\w]", comment), f"{name}: {comment!r}"
 
 
-def test_a_copy_as_it_is_changes_nothing_but_the_profile():
+def test_an_unedited_copy_sets_only_the_profile():
     active = [
         line
         for line in (HOME / ".env.example").read_text().splitlines()
@@ -82,7 +82,7 @@ def test_a_copy_as_it_is_changes_nothing_but_the_profile():
     assert active == ["COMPOSE_PROFILES=cpu"]
 
 
-def test_what_compose_interpolates_has_the_same_default_here():
+def test_variables_of_compose_have_the_same_default():
     written = {name: value for name, (value, _) in documented().items()}
     files = [HOME / "docker-compose.yml", HOME / "deploy" / "compose" / "publish-s3.yml"]
 
@@ -100,7 +100,7 @@ def test_compose_knows_the_profile():
     }
 
 
-def test_a_variable_that_is_set_but_empty_is_not_set(monkeypatch):
+def test_an_empty_variable_counts_as_unset(monkeypatch):
     usual = Settings()
     for name, (value, _) in documented().items():
         if not value:
@@ -109,8 +109,10 @@ def test_a_variable_that_is_set_but_empty_is_not_set(monkeypatch):
     assert Settings() == usual
 
 
-@pytest.mark.parametrize("process", ["api", "workers", "workers.webhooks.app", "darkroom.cli up"])
-def test_no_process_starts_with_a_value_it_cannot_use_and_none_repeats_it(process):
+@pytest.mark.parametrize(
+    "process", ["api", "workers run", "workers send-webhooks", "darkroom.cli up"]
+)
+def test_no_process_starts_with_an_invalid_value_or_prints_it(process):
     unusable = {"DARKROOM_LEASE_S": "secret", "DARKROOM_API_PORT": "-1"}
     done = subprocess.run(
         [sys.executable, "-m", *process.split()],

@@ -1,4 +1,4 @@
-"""deploy/kuberay and Serve's config file: what can be known of them without a cluster."""
+"""deploy/kuberay and Serve's config file: what can be checked without a cluster."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from darkroom.settings import HOME, Settings
 from workers.deploy.serve_config import config_file, scale
 
 MANIFEST = HOME / "deploy" / "kuberay" / "darkroom.yaml"
-AS_IN_CONTAINERS = "/app/models"
+MODELS_IN_CONTAINERS = "/app/models"
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,14 @@ def test_rays_own_schema_accepts_the_config_file(registry, changed):
             AutoscalingConfig.model_validate(deployment["autoscaling_config"])
 
 
-def test_two_applications_of_one_name_are_refused(registry):
+def test_two_applications_of_one_name_are_rejected(registry):
     config = config_file(Settings(), registry)
     config["applications"] *= 2
     with pytest.raises(ValueError, match="multiple configs"):
         ServeDeploySchema.model_validate(config)
 
 
-def test_a_model_on_demand_may_have_no_replica_and_others_keep_theirs(registry):
+def test_only_a_model_on_demand_may_have_no_replica(registry):
     old, new = registry.models["darkroom-demo-v1"], registry.models["darkroom-demo"]
     plain = Settings()
     assert scale(plain, new)["num_replicas"] == 1
@@ -65,11 +65,11 @@ def test_a_model_on_demand_may_have_no_replica_and_others_keep_theirs(registry):
     assert (more["min_replicas"], more["max_replicas"]) == (2, 5)
 
 
-def test_the_manifest_serves_what_the_command_prints(service):
+def test_the_manifest_has_the_config_that_the_command_prints(service):
     settings = Settings(device="cuda", max_replicas=4, triton_mode="inprocess")
     registry = load_registry(settings.models_dir, settings.default_model)
     printed = yaml.safe_dump(config_file(settings, registry))
-    wanted = yaml.safe_load(printed.replace(str(settings.models_dir), AS_IN_CONTAINERS))
+    wanted = yaml.safe_load(printed.replace(str(settings.models_dir), MODELS_IN_CONTAINERS))
 
     assert yaml.safe_load(service["spec"]["serveConfigV2"]) == wanted
     ServeDeploySchema.model_validate(wanted)
@@ -106,7 +106,7 @@ def test_every_mount_has_its_volume_and_every_container_its_limits(service):
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
 
 
-def test_gpus_are_asked_for_where_replicas_are_and_enough_of_them_may_come(service):
+def test_replicas_request_gpus_and_the_group_can_grow_to_all_of_them(service):
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     [group] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     most = sum(

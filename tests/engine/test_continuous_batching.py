@@ -1,22 +1,23 @@
-"""Rows that come while others are drawn: when they begin, and that nobody's picture changes."""
+"""Rows that join a running batch: when they start, and that no row's image changes."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from torch import Tensor
 
 from engine.batcher import ContinuousBatch
-from engine.requests import BatchRequest, Event, Image, Row, Step
+from engine.requests import BatchRequest, Image, Row, RowEvent, Step
 from engine.torch_runner import TorchRunner
 from tests.support.engine_requests import (
     DEMO,
-    Counting,
+    CountingRunner,
+    LimitedMemoryRunner,
     alone,
+    canceled_rows,
+    failures,
+    images,
     levels_apart,
-    mishaps,
-    pictures,
     psnr_db,
     row,
 )
@@ -27,39 +28,39 @@ def runner() -> TorchRunner:
     return TorchRunner.load(DEMO, threads=2)
 
 
-class Watched:
-    """A company, what each call was told, and calls that come before a certain step."""
+class RecordedBatch:
+    """A continuous batch that records the events of each request."""
 
     def __init__(self, runner: object, *, max_unet_rows: int = 32) -> None:
-        self.company = ContinuousBatch(runner, max_unet_rows=max_unet_rows)  # type: ignore[arg-type]
-        self.told: dict[BatchRequest, list[Event]] = {}
-        self.gone: dict[int, set[int]] = {}
+        self.batch = ContinuousBatch(runner, max_unet_rows=max_unet_rows)  # type: ignore[arg-type]
+        self.events: dict[BatchRequest, list[RowEvent]] = {}
+        self.rows_to_cancel: dict[int, set[int]] = {}
 
-    def join(self, *rows: Row) -> list[Event]:
-        """What these rows will have been told, as a list that grows."""
-        call = BatchRequest(rows, lambda: self.gone.get(id(told), set()))
-        told = self.told[call] = []
-        self.company.join(call)
-        return told
+    def add(self, *rows: Row) -> list[RowEvent]:
+        """Return the list that the events of these rows are appended to."""
+        request = BatchRequest(rows, lambda: self.rows_to_cancel.get(id(events), set()))
+        events = self.events[request] = []
+        self.batch.add(request)
+        return events
 
-    def withdraw(self, told: list[Event], *indices: int) -> None:
-        self.gone[id(told)] = set(indices)
+    def cancel(self, events: list[RowEvent], *indices: int) -> None:
+        self.rows_to_cancel[id(events)] = set(indices)
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
-            for call, event in self.company.step():
-                self.told[call].append(event)
+            for request, event in self.batch.step():
+                self.events[request].append(event)
 
     def finish(self) -> None:
-        while not self.company.is_empty():
+        while not self.batch.is_empty():
             self.step()
 
 
 LONG = {"num_inference_steps": 9}
 
 
-def company_of(count: int, **changed: object) -> list[Row]:
-    """Rows of every kind, that take from 6 steps to 9."""
+def mixed_rows(count: int, **changed: object) -> list[Row]:
+    """Return rows of every kind that take 6 to 9 steps."""
     return [
         row(
             f"another {at}",
@@ -74,165 +75,150 @@ def company_of(count: int, **changed: object) -> list[Row]:
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpmsolver++"])
-@pytest.mark.parametrize(("company", "after"), [(1, 1), (3, 4), (7, 2)])
-def test_a_row_that_joins_is_drawn_as_alone_and_so_is_its_company(
-    runner, scheduler, company, after
-):
+@pytest.mark.parametrize(("others_count", "after"), [(1, 1), (3, 4), (7, 2)])
+def test_a_row_that_joins_does_not_change_any_image(runner, scheduler, others_count, after):
     size = {"width": 64, "height": 96}
     wanted = row(scheduler=scheduler, num_inference_steps=5, **size)
-    others = company_of(company, **size)
-    watched = Watched(runner)
-    first = watched.join(*others)
-    watched.step(after)
-    joined = watched.join(wanted)
-    watched.finish()
+    others = mixed_rows(others_count, **size)
+    batch = RecordedBatch(runner)
+    first = batch.add(*others)
+    batch.step(after)
+    joined = batch.add(wanted)
+    batch.finish()
 
     own = alone(runner, wanted)
     assert psnr_db(own, alone(runner, dataclasses.replace(wanted, seed=12))) < 30
-    assert levels_apart(pictures(joined)[0], own) <= 1
-    assert psnr_db(pictures(joined)[0], own) >= 40
+    assert levels_apart(images(joined)[0], own) <= 1
+    assert psnr_db(images(joined)[0], own) >= 40
     for at, other in enumerate(others):
-        assert levels_apart(pictures(first)[at], alone(runner, other)) <= 1
+        assert levels_apart(images(first)[at], alone(runner, other)) <= 1
 
 
-def test_a_row_that_comes_takes_part_in_the_very_next_step(runner):
-    counting = Counting(runner)
-    watched = Watched(counting)
-    watched.join(row(**LONG))
-    watched.step(4)
-    joined = watched.join(row(seed=3, num_inference_steps=2))
-    watched.step()
+def test_a_row_joins_at_the_next_step(runner):
+    counting = CountingRunner(runner)
+    batch = RecordedBatch(counting)
+    batch.add(row(**LONG))
+    batch.step(4)
+    joined = batch.add(row(seed=3, num_inference_steps=2))
+    batch.step()
     assert joined == [Step(0, 1, 2)]
-    watched.finish()
+    batch.finish()
 
     assert counting.batches == [2, 2, 2, 2, 4, 4, 2, 2, 2]
-    assert list(pictures(joined)) == [0]
+    assert list(images(joined)) == [0]
 
 
-def test_a_row_that_finds_no_seat_gets_the_first_that_is_free(runner):
-    counting = Counting(runner)
-    watched = Watched(counting, max_unet_rows=4)
-    watched.join(row(), row(seed=2, num_inference_steps=6))
-    watched.step()
-    joined = watched.join(row(seed=3, num_inference_steps=2))
-    assert [call.rows[0].seed for call in watched.company.waiting()] == [3]
-    watched.step(2)
+def test_a_row_without_room_starts_when_another_finishes(runner):
+    counting = CountingRunner(runner)
+    batch = RecordedBatch(counting, max_unet_rows=4)
+    batch.add(row(), row(seed=2, num_inference_steps=6))
+    batch.step()
+    joined = batch.add(row(seed=3, num_inference_steps=2))
+    assert [request.rows[0].seed for request in batch.batch.waiting()] == [3]
+    batch.step(2)
     assert joined == []
-    watched.step()
+    batch.step()
     assert joined == [Step(0, 1, 2)]
-    assert not watched.company.waiting()
-    watched.finish()
+    assert not batch.batch.waiting()
+    batch.finish()
 
     assert counting.batches == [4, 4, 4, 4, 4, 2]
 
 
-def test_another_size_waits_for_its_turn_and_is_not_overtaken(runner):
-    watched = Watched(runner)
-    watched.join(row(num_inference_steps=4))
-    watched.step()
-    wide = watched.join(row(width=128, num_inference_steps=2))
-    narrow = watched.join(row(seed=2, num_inference_steps=2))
-    watched.step(3)
+def test_another_size_waits_and_is_not_overtaken(runner):
+    batch = RecordedBatch(runner)
+    batch.add(row(num_inference_steps=4))
+    batch.step()
+    wide = batch.add(row(width=128, num_inference_steps=2))
+    narrow = batch.add(row(seed=2, num_inference_steps=2))
+    batch.step(3)
     assert (wide, narrow) == ([], [])
-    watched.step(2)
+    batch.step(2)
     assert [event for event in wide if isinstance(event, Step)] == [Step(0, 1, 2), Step(0, 2, 2)]
     assert narrow == []
-    watched.finish()
-    assert [pictures(told)[0].shape for told in (wide, narrow)] == [(64, 128, 3), (64, 64, 3)]
+    batch.finish()
+    assert [images(events)[0].shape for events in (wide, narrow)] == [(64, 128, 3), (64, 64, 3)]
 
 
-def test_a_narrow_row_does_not_pass_a_wide_one_of_an_earlier_call(runner):
-    watched = Watched(runner, max_unet_rows=3)
-    watched.join(row(num_inference_steps=3))
-    wide = watched.join(row(num_inference_steps=1))
-    narrow = watched.join(row(guidance_scale=1.0, num_inference_steps=1))
-    watched.step(3)
-    assert (wide, narrow) == ([], [])  # or a stream of narrow ones would keep it out for ever
-    watched.step()
+def test_an_unguided_row_does_not_pass_a_guided_one_of_an_earlier_request(runner):
+    batch = RecordedBatch(runner, max_unet_rows=3)
+    batch.add(row(num_inference_steps=3))
+    wide = batch.add(row(num_inference_steps=1))
+    narrow = batch.add(row(guidance_scale=1.0, num_inference_steps=1))
+    batch.step(3)
+    assert (wide, narrow) == ([], [])  # otherwise a stream of unguided rows starves it
+    batch.step()
     assert (Step(0, 1, 1) in wide, Step(0, 1, 1) in narrow) == (True, True)
 
 
-def test_a_row_can_be_withdrawn_while_it_waits_to_join(runner):
-    counting = Counting(runner)
-    watched = Watched(counting, max_unet_rows=2)
-    watched.join(row(num_inference_steps=4))
-    watched.step()
-    waiting = watched.join(row(seed=2), row(seed=3, num_inference_steps=1))
-    watched.step()
-    watched.withdraw(waiting, 0)
-    watched.step()
-    assert mishaps(waiting) == {0: "canceled"}
-    watched.finish()
+def test_a_row_can_be_canceled_while_it_waits(runner):
+    counting = CountingRunner(runner)
+    batch = RecordedBatch(counting, max_unet_rows=2)
+    batch.add(row(num_inference_steps=4))
+    batch.step()
+    waiting = batch.add(row(seed=2), row(seed=3, num_inference_steps=1))
+    batch.step()
+    batch.cancel(waiting, 0)
+    batch.step()
+    assert canceled_rows(waiting) == [0]
+    batch.finish()
 
-    assert list(pictures(waiting)) == [1]
+    assert list(images(waiting)) == [1]
     assert counting.batches == [2] * 5
 
 
-class Cramped(Counting):
-    """The real networks in a memory that holds so many rows of the UNet."""
-
-    def __init__(self, runner: TorchRunner, *, unet_rows: int) -> None:
-        super().__init__(runner)
-        self._unet_rows = unet_rows
-
-    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        if len(embeddings) > self._unet_rows:
-            raise torch.OutOfMemoryError("tried to allocate too much")
-        return super().unet(latents, timesteps, embeddings)
-
-
-def test_who_joins_where_there_is_no_memory_waits_for_it(runner):
-    cramped = Cramped(runner, unet_rows=4)
-    watched = Watched(cramped)
+def test_a_request_that_joins_without_memory_waits(runner):
+    low_memory = LimitedMemoryRunner(runner, unet_rows=4)
+    batch = RecordedBatch(low_memory)
     wanted = [row(seed=1, num_inference_steps=4), row(seed=2, num_inference_steps=6)]
-    first = watched.join(*wanted)
-    watched.step()
-    late = watched.join(row(seed=3))
-    watched.step()  # finds no memory for three
+    first = batch.add(*wanted)
+    batch.step()
+    late = batch.add(row(seed=3))
+    batch.step()  # out of memory with three rows
     assert late == []
-    assert [call.rows[0].seed for call in watched.company.waiting()] == [3]
-    watched.finish()
+    assert [request.rows[0].seed for request in batch.batch.waiting()] == [3]
+    batch.finish()
 
-    assert cramped.batches == [4, 4, 4, 4, 4, 4, 2]
-    assert not mishaps([*first, *late])
-    assert levels_apart(pictures(late)[0], alone(runner, row(seed=3))) <= 1
+    assert low_memory.batches == [4, 4, 4, 4, 4, 4, 2]
+    assert not failures([*first, *late])
+    assert levels_apart(images(late)[0], alone(runner, row(seed=3))) <= 1
     for at, other in enumerate(wanted):
-        assert levels_apart(pictures(first)[at], alone(runner, other)) <= 1
+        assert levels_apart(images(first)[at], alone(runner, other)) <= 1
 
 
-class Shrinking(Cramped):
-    """A memory that others take from in mid-drawing."""
+class ShrinkingMemoryRunner(LimitedMemoryRunner):
+    """Memory that shrinks during generation."""
 
     def shrink(self, unet_rows: int) -> None:
         self._unet_rows = unet_rows
 
 
-def test_who_has_to_wait_for_memory_goes_on_where_it_was(runner):
-    shrinking = Shrinking(runner, unet_rows=4)
-    watched = Watched(shrinking)
-    watched.join(row(seed=1, num_inference_steps=6))
-    late = watched.join(row(seed=2, num_inference_steps=5))
-    watched.step(3)
+def test_a_request_paused_for_memory_continues_at_its_step(runner):
+    shrinking = ShrinkingMemoryRunner(runner, unet_rows=4)
+    batch = RecordedBatch(shrinking)
+    batch.add(row(seed=1, num_inference_steps=6))
+    late = batch.add(row(seed=2, num_inference_steps=5))
+    batch.step(3)
     shrinking.shrink(2)
-    watched.finish()
+    batch.finish()
 
     steps = [event.step for event in late if isinstance(event, Step)]
     assert steps == [1, 2, 3, 4, 5]
     own = alone(runner, row(seed=2, num_inference_steps=5))
-    assert levels_apart(pictures(late)[0], own) <= 1
+    assert levels_apart(images(late)[0], own) <= 1
 
 
-def test_a_call_that_does_not_fit_alone_ends_and_the_next_is_drawn(runner):
-    watched = Watched(Cramped(runner, unet_rows=4))
-    large = watched.join(*[row()] * 3)
-    small = watched.join(row())
-    watched.finish()
-    assert mishaps(large) == dict.fromkeys(range(3), "out_of_memory")
-    assert list(pictures(small)) == [0]
+def test_a_request_that_does_not_fit_alone_fails_and_the_next_succeeds(runner):
+    batch = RecordedBatch(LimitedMemoryRunner(runner, unet_rows=4))
+    large = batch.add(*[row()] * 3)
+    small = batch.add(row())
+    batch.finish()
+    assert failures(large) == dict.fromkeys(range(3), "out_of_memory")
+    assert list(images(small)) == [0]
 
 
-class Failing(Counting):
-    """The real networks with a bug that a wide batch meets."""
+class FailingRunner(CountingRunner):
+    """The real networks with a bug in wide batches."""
 
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         if len(embeddings) > 2:
@@ -240,35 +226,35 @@ class Failing(Counting):
         return super().unet(latents, timesteps, embeddings)
 
 
-def test_what_fails_takes_with_it_who_took_part_and_nobody_who_waits(runner):
-    watched = Watched(Failing(runner))
-    watched.join(row(seed=1))
-    watched.step()
-    watched.join(row(seed=2))
-    waiting = watched.join(row(seed=3, width=128))
+def test_an_error_fails_the_active_requests_and_spares_the_waiting(runner):
+    batch = RecordedBatch(FailingRunner(runner))
+    batch.add(row(seed=1))
+    batch.step()
+    batch.add(row(seed=2))
+    waiting = batch.add(row(seed=3, width=128))
     with pytest.raises(RuntimeError, match="a bug"):
-        watched.step()
+        batch.step()
 
-    assert [call.rows[0].seed for call in watched.company.dissolve()] == [1, 2]
-    watched.finish()
-    assert [picture.shape for picture in pictures(waiting).values()] == [(64, 128, 3)]
+    assert [request.rows[0].seed for request in batch.batch.remove_suspects()] == [1, 2]
+    batch.finish()
+    assert [image.shape for image in images(waiting).values()] == [(64, 128, 3)]
 
 
-def test_a_stream_of_calls_is_drawn_in_the_order_in_which_they_came(runner):
-    watched = Watched(runner, max_unet_rows=8)
+def test_requests_start_in_order_of_arrival(runner):
+    batch = RecordedBatch(runner, max_unet_rows=8)
     rng = np.random.default_rng(7)
-    told = []
+    recorded: list[list[RowEvent]] = []
     for seed in range(12):
         wide = {"width": 128} if rng.random() < 0.3 else {}
         steps, count = int(rng.integers(1, 5)), int(rng.integers(1, 4))
-        told.append(watched.join(*[row(seed=seed, num_inference_steps=steps, **wide)] * count))
-        watched.step()
-    began = []
-    while not watched.company.is_empty():
-        watched.step()
-        began += [at for at, one in enumerate(told) if one and at not in began]
-    assert began == sorted(began)
-    for one in told:
-        drawn = [event.index for event in one if isinstance(event, Image)]
-        assert sorted(drawn) == list(range(len(drawn)))
-        assert drawn
+        recorded.append(batch.add(*[row(seed=seed, num_inference_steps=steps, **wide)] * count))
+        batch.step()
+    started = []
+    while not batch.batch.is_empty():
+        batch.step()
+        started += [at for at, events in enumerate(recorded) if events and at not in started]
+    assert started == sorted(started)
+    for events in recorded:
+        finished = [event.index for event in events if isinstance(event, Image)]
+        assert sorted(finished) == list(range(len(finished)))
+        assert finished

@@ -1,43 +1,42 @@
-"""The drawing loop in its thread: calls come when they like, and each hears of its own rows."""
+"""The inference loop in its thread: requests join at any time and get their own rows' events."""
 
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator
 
 import pytest
 
-from engine.loop import WAITING_REPORTED_S, InferenceLoop
-from engine.requests import Event, Image, Row, Step
+from engine.loop import InferenceLoop
+from engine.requests import Image, Row, RowEvent, Started, Step
 from engine.torch_runner import TorchRunner
-from tests.support.engine_requests import DEMO, alone, levels_apart, mishaps, pictures, row
+from tests.support.engine_requests import DEMO, alone, canceled_rows, images, levels_apart, row
 
 LONG = 900  #: steps: far more than any test waits for
 DEADLINE_S = 30
 
 
-class Asking:
-    """A call, and all that it was told."""
+class Request:
+    """A submitted request, its events and its end."""
 
     def __init__(self, loop: InferenceLoop, *rows: Row) -> None:
-        self.told: list[Event] = []
-        self.gone: Collection[int] = ()
-        self.failure: Exception | None = None
-        self._has_ended = False
+        self.events: list[RowEvent] = []
+        self.rows_to_cancel: Collection[int] = ()
+        self.error: Exception | None = None
+        self._is_closed = False
         self._happened = threading.Condition()
-        loop.ask(rows, self)
+        loop.submit(rows, self)
 
-    def withdrawn(self) -> Collection[int]:
-        return self.gone
+    def canceled(self) -> Collection[int]:
+        return self.rows_to_cancel
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: RowEvent) -> None:
         with self._happened:
-            self.told.append(event)
+            self.events.append(event)
             self._happened.notify_all()
 
-    def end(self, failure: Exception | None) -> None:
+    def close(self, error: Exception | None) -> None:
         with self._happened:
-            assert not self._has_ended
-            self.failure, self._has_ended = failure, True
+            assert not self._is_closed
+            self.error, self._is_closed = error, True
             self._happened.notify_all()
 
     def _wait(self, claim: Callable[[], bool]) -> None:
@@ -45,12 +44,15 @@ class Asking:
             assert self._happened.wait_for(claim, DEADLINE_S)
 
     def has_done(self, step: int) -> None:
-        """Wait until its first row has."""
-        self._wait(lambda: any(isinstance(e, Step) and e.step >= step for e in self.told))
+        """Wait until a row has done this step."""
+        self._wait(lambda: any(isinstance(e, Step) and e.step >= step for e in self.events))
 
-    def ended(self) -> list[Event]:
-        self._wait(lambda: self._has_ended)
-        return self.told
+    def has_event(self, kind: type[RowEvent], times: int = 1) -> None:
+        self._wait(lambda: sum(isinstance(e, kind) for e in self.events) >= times)
+
+    def finished(self) -> list[RowEvent]:
+        self._wait(lambda: self._is_closed)
+        return self.events
 
 
 @pytest.fixture(scope="module")
@@ -60,78 +62,76 @@ def runner() -> TorchRunner:
 
 @pytest.fixture
 def loop(runner) -> Iterator[InferenceLoop]:
-    drawing = InferenceLoop(runner, max_unet_rows=4)
-    thread = threading.Thread(target=drawing.run)
+    loop = InferenceLoop(runner, max_unet_rows=4)
+    thread = threading.Thread(target=loop.run)
     thread.start()
-    yield drawing
-    drawing.stop()
+    yield loop
+    loop.stop()
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
 
 
-def test_a_call_that_comes_while_another_is_drawn_joins_it(loop, runner):
-    long = Asking(loop, row(num_inference_steps=LONG))
+def test_a_request_joins_the_running_batch(loop, runner):
+    long = Request(loop, row(num_inference_steps=LONG))
     long.has_done(2)
-    short = Asking(loop, row(seed=4))
-    drawn = short.ended()
-    assert not pictures(long.told)
-    long.gone = {0}
-    assert mishaps(long.ended()) == {0: "canceled"}
+    short = Request(loop, row(seed=4))
+    finished = short.finished()
+    assert not images(long.events)
+    long.rows_to_cancel = {0}
+    assert canceled_rows(long.finished()) == [0]
 
-    assert [event for event in drawn if isinstance(event, Step)] == [
+    assert [event for event in finished if isinstance(event, Step)] == [
         Step(0, step, 3) for step in (1, 2, 3)
     ]
-    assert levels_apart(pictures(drawn)[0], alone(runner, row(seed=4))) <= 1
+    assert levels_apart(images(finished)[0], alone(runner, row(seed=4))) <= 1
 
 
-def test_a_call_that_waits_for_a_seat_is_told_so_now_and_then(loop):
-    long = Asking(loop, *[row(num_inference_steps=LONG)] * 2)
+def test_a_request_that_waits_for_room_gets_started_events(loop):
+    long = Request(loop, *[row(num_inference_steps=LONG)] * 2)
     long.has_done(1)
-    waiting = Asking(loop, row(num_inference_steps=2))
-    waiting.has_done(0)
-    time.sleep(2.5 * WAITING_REPORTED_S)
-    assert len(waiting.told) >= 2
-    assert set(waiting.told) == {Step(0, 0, 2)}
-    long.gone = {1}  # there is a seat
+    waiting = Request(loop, row(num_inference_steps=2))
+    waiting.has_event(Started, times=3)
+    assert set(waiting.events) == {Started(0)}
+    long.rows_to_cancel = {1}  # now there is room
 
-    last = waiting.ended()[-1]
+    last = waiting.finished()[-1]
     assert isinstance(last, Image)
-    long.gone = {0, 1}
-    long.ended()
+    long.rows_to_cancel = {0, 1}
+    long.finished()
 
 
-def test_a_call_can_be_withdrawn_while_it_waits_for_a_seat(loop):
-    long = Asking(loop, *[row(num_inference_steps=LONG)] * 2)
+def test_a_request_can_be_canceled_while_it_waits_for_room(loop):
+    long = Request(loop, *[row(num_inference_steps=LONG)] * 2)
     long.has_done(1)
-    waiting = Asking(loop, row(), row(seed=2))
-    waiting.has_done(0)
-    waiting.gone = {0, 1}
-    assert mishaps(waiting.ended()) == {0: "canceled", 1: "canceled"}
-    assert not mishaps(long.told)
-    long.gone = {0, 1}
-    long.ended()
+    waiting = Request(loop, row(), row(seed=2))
+    waiting.has_event(Started)
+    waiting.rows_to_cancel = {0, 1}
+    assert canceled_rows(waiting.finished()) == [0, 1]
+    assert not canceled_rows(long.events)
+    long.rows_to_cancel = {0, 1}
+    long.finished()
 
 
-def test_nothing_asked_is_answered_at_once(loop):
-    assert Asking(loop).ended() == []
+def test_a_request_without_rows_is_closed_at_once(loop):
+    assert Request(loop).finished() == []
 
 
-def test_a_bug_that_a_prompt_meets_before_it_joins_is_its_own(loop, monkeypatch):
+def test_a_bug_before_a_request_joins_fails_only_that_request(loop, monkeypatch):
     monkeypatch.setenv("DARKROOM_FAULT_RAISE", "cyanide")
-    long = Asking(loop, row(num_inference_steps=LONG))
+    long = Request(loop, row(num_inference_steps=LONG))
     long.has_done(1)
-    poison = Asking(loop, row("cyanide"))
-    poison.ended()
-    assert "a bug" in str(poison.failure)
-    before = len(long.told)
+    poison = Request(loop, row("cyanide"))
+    poison.finished()
+    assert "a bug" in str(poison.error)
+    before = len(long.events)
     long.has_done(before + 2)
-    long.gone = {0}
-    long.ended()
-    assert long.failure is None
+    long.rows_to_cancel = {0}
+    long.finished()
+    assert long.error is None
 
 
-class Faulty:
-    """The real networks, until they break."""
+class BreakableRunner:
+    """The real networks, which fail once when told to."""
 
     def __init__(self, runner: TorchRunner) -> None:
         self._runner = runner
@@ -143,28 +143,28 @@ class Faulty:
     def unet(self, *inputs: object) -> object:
         if self.is_broken:
             self.is_broken = False
-            raise RuntimeError("the device has lost its mind")
+            raise RuntimeError("the device failed")
         return self._runner.unet(*inputs)  # type: ignore[arg-type]
 
 
-def test_what_breaks_in_a_step_fails_all_who_took_part_and_the_next_are_drawn(runner):
-    faulty = Faulty(runner)
-    drawing = InferenceLoop(faulty, max_unet_rows=4)  # type: ignore[arg-type]
-    thread = threading.Thread(target=drawing.run)
+def test_an_error_in_a_step_fails_all_active_requests_and_spares_the_waiting(runner):
+    breakable = BreakableRunner(runner)
+    loop = InferenceLoop(breakable, max_unet_rows=4)  # type: ignore[arg-type]
+    thread = threading.Thread(target=loop.run)
     thread.start()
     try:
-        first = Asking(drawing, row(num_inference_steps=LONG))
-        second = Asking(drawing, row(num_inference_steps=LONG))
-        waiting = Asking(drawing, row(seed=5))
+        first = Request(loop, row(num_inference_steps=LONG))
+        second = Request(loop, row(num_inference_steps=LONG))
+        waiting = Request(loop, row(seed=5))
         first.has_done(1)
         second.has_done(1)
-        waiting.has_done(0)
-        faulty.is_broken = True
-        for one in (first, second):
-            one.ended()
-            assert "lost its mind" in str(one.failure)
-        assert list(pictures(waiting.ended())) == [0]
-        assert waiting.failure is None
+        waiting.has_event(Started)
+        breakable.is_broken = True
+        for request in (first, second):
+            request.finished()
+            assert "the device failed" in str(request.error)
+        assert list(images(waiting.finished())) == [0]
+        assert waiting.error is None
     finally:
-        drawing.stop()
+        loop.stop()
         thread.join(DEADLINE_S)

@@ -1,4 +1,4 @@
-"""Each row's course against diffusers' own scheduler, on a made-up UNet."""
+"""Each row's steps against diffusers' own scheduler, on a made-up UNet."""
 
 import json
 from pathlib import Path
@@ -18,9 +18,9 @@ from engine.schedulers import (
     StepTable,
     UnsupportedSchedule,
     advance,
-    factors,
     noise_schedule,
     step_table,
+    update_weights,
 )
 
 DIFFUSERS: dict[str, Any] = {
@@ -45,28 +45,28 @@ configs = st.fixed_dictionaries(
 
 
 def made_up_unet(sample: Tensor, timestep: float) -> Tensor:
-    """Anything smooth that depends on both of its inputs."""
+    """Return something smooth that depends on both inputs."""
     return torch.tanh(sample) * 0.7 + 0.3 * torch.cos(torch.tensor(timestep / 300))
 
 
-def table(*moves: StepCoefficients) -> Tensor:
-    return torch.tensor([factors(move) for move in moves])
+def weights(*steps: StepCoefficients) -> Tensor:
+    return torch.tensor([update_weights(step) for step in steps])
 
 
 def noise() -> Tensor:
     return torch.randn((1, 4, 3, 3), generator=torch.Generator().manual_seed(7))
 
 
-def drawn(way: StepTable) -> Tensor:
-    latents = noise() * way.initial_scale
+def denoise(table: StepTable) -> Tensor:
+    latents = noise() * table.initial_scale
     clean = torch.zeros_like(latents)
-    for move in way.moves:
-        output = made_up_unet(latents * move.input_scale, move.timestep)
-        latents, clean = advance(latents, output, clean, table(move))
+    for step in table.steps:
+        output = made_up_unet(latents * step.input_scale, step.timestep)
+        latents, clean = advance(latents, output, clean, weights(step))
     return latents
 
 
-def drawn_by_diffusers(scheduler: Any, steps: int) -> Tensor:
+def denoise_with_diffusers(scheduler: Any, steps: int) -> Tensor:
     scheduler.set_timesteps(steps)
     latents = noise() * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
@@ -75,9 +75,9 @@ def drawn_by_diffusers(scheduler: Any, steps: int) -> Tensor:
     return latents
 
 
-def assert_same(ours: Tensor, theirs: Tensor, way: StepTable) -> None:
-    """Within 1e-4, plus what diffusers' float32 loses where Euler starts at 4096 times noise."""
-    lost = way.initial_scale * torch.finfo(torch.float32).eps
+def assert_same(ours: Tensor, theirs: Tensor, table: StepTable) -> None:
+    """Compare within 1e-4, plus diffusers' float32 error where Euler starts at 4096 times noise."""
+    lost = table.initial_scale * torch.finfo(torch.float32).eps
     size = max(1.0, float(theirs.abs().max()))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * size + lost)
 
@@ -85,28 +85,28 @@ def assert_same(ours: Tensor, theirs: Tensor, way: StepTable) -> None:
 @pytest.mark.parametrize("scheduler", DIFFUSERS)
 @settings(max_examples=60, deadline=None)
 @given(config=configs, steps=st.integers(1, 50))
-def test_a_course_ends_where_diffusers_ends(scheduler, config, steps):
+def test_the_last_latents_are_those_of_diffusers(scheduler, config, steps):
     blind = config["rescale_betas_zero_snr"] and config["prediction_type"] == "epsilon"
     assume(not (scheduler == "ddim" and blind))  # diffusers divides by zero there
     config = STABLE_DIFFUSION | config
 
-    way = step_table(noise_schedule(config), scheduler, steps)
-    ours = drawn(way)
-    theirs = drawn_by_diffusers(DIFFUSERS[scheduler].from_config(config), steps)
+    table = step_table(noise_schedule(config), scheduler, steps)
+    ours = denoise(table)
+    theirs = denoise_with_diffusers(DIFFUSERS[scheduler].from_config(config), steps)
 
     assert bool(ours.isfinite().all())
-    assert_same(ours, theirs, way)
+    assert_same(ours, theirs, table)
 
 
 @pytest.mark.parametrize("scheduler", DIFFUSERS)
 @pytest.mark.parametrize("steps", [1, 2, 14, 15, 50])
 def test_the_demo_model_is_finite_from_zero_snr(scheduler, steps):
     config = json.loads(DEMO.read_text())
-    way = step_table(noise_schedule(config), scheduler, steps)
-    ours = drawn(way)
-    theirs = drawn_by_diffusers(DIFFUSERS[scheduler].from_config(config), steps)
+    table = step_table(noise_schedule(config), scheduler, steps)
+    ours = denoise(table)
+    theirs = denoise_with_diffusers(DIFFUSERS[scheduler].from_config(config), steps)
 
-    assert_same(ours, theirs, way)
+    assert_same(ours, theirs, table)
 
 
 @pytest.mark.parametrize("scheduler", DIFFUSERS)
@@ -115,7 +115,7 @@ def test_each_scheduler_keeps_its_own_default_spacing(scheduler):
     theirs = DIFFUSERS[scheduler].from_config(STABLE_DIFFUSION)
     theirs.set_timesteps(7)
 
-    np.testing.assert_allclose([move.timestep for move in ours.moves], theirs.timesteps.numpy())
+    np.testing.assert_allclose([step.timestep for step in ours.steps], theirs.timesteps.numpy())
 
 
 @settings(max_examples=200, deadline=None)
@@ -124,26 +124,26 @@ def test_each_scheduler_keeps_its_own_default_spacing(scheduler):
     spacing=st.sampled_from(["leading", "trailing", "linspace"]),
     steps=st.integers(1, 1000),
 )
-def test_a_course_has_as_many_steps_as_asked_and_falls(scheduler, spacing, steps):
+def test_a_step_table_has_the_requested_steps_in_falling_order(scheduler, spacing, steps):
     schedule = noise_schedule(STABLE_DIFFUSION | {"timestep_spacing": spacing, "steps_offset": 1})
-    timesteps = [move.timestep for move in step_table(schedule, scheduler, steps).moves]
+    timesteps = [step.timestep for step in step_table(schedule, scheduler, steps).steps]
 
     assert len(timesteps) == steps
     assert all(0 <= timestep <= 999 for timestep in timesteps)
     assert timesteps == sorted(timesteps, reverse=True)
 
 
-def test_rows_on_different_courses_do_not_touch_each_other():
+def test_rows_with_different_schedulers_do_not_affect_each_other():
     schedule = noise_schedule(STABLE_DIFFUSION)
     courses = [step_table(schedule, name, 9) for name in DIFFUSERS]
-    moves = [way.moves[4] for way in courses]
+    steps = [table.steps[4] for table in courses]
     latents, output, clean = torch.randn((3, 3, 4, 2, 2)).unbind(0)
 
-    together, together_clean = advance(latents, output, clean, table(*moves))
+    together, together_clean = advance(latents, output, clean, weights(*steps))
 
-    for at, move in enumerate(moves):
+    for at, step in enumerate(steps):
         only = slice(at, at + 1)
-        alone, alone_clean = advance(latents[only], output[only], clean[only], table(move))
+        alone, alone_clean = advance(latents[only], output[only], clean[only], weights(step))
         assert torch.equal(together[only], alone)
         assert torch.equal(together_clean[only], alone_clean)
 
@@ -163,7 +163,7 @@ def epsilon_at_zero_snr() -> NoiseSchedule:
         (epsilon_at_zero_snr(), "ddim", 10),
     ],
 )
-def test_a_course_that_cannot_be_is_refused(schedule, scheduler, steps):
+def test_unsupported_steps_are_rejected(schedule, scheduler, steps):
     with pytest.raises(UnsupportedSchedule):
         step_table(schedule, scheduler, steps)
 
@@ -178,6 +178,6 @@ def test_a_course_that_cannot_be_is_refused(schedule, scheduler, steps):
         {"timestep_spacing": "random"},
     ],
 )
-def test_a_configuration_that_would_be_drawn_wrongly_is_refused(option):
+def test_an_unsupported_configuration_is_rejected(option):
     with pytest.raises(UnsupportedSchedule):
         noise_schedule(STABLE_DIFFUSION | option)

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL, in small: two text encoders, and sizes that the UNet is told."""
+"""Stable Diffusion XL, in small: two text encoders, and sizes as UNet input."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from transformers import (
 
 from engine.requests import Row
 from engine.torch_runner import TorchRunner
-from tests.support.engine_requests import DEMO, by_diffusers, events, levels_apart, pictures
+from tests.support.engine_requests import DEMO, by_diffusers, events, images, levels_apart
 
 TOKENIZER = DEMO / "tokenizer"
 
@@ -74,14 +74,14 @@ def stock():
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
-def test_a_picture_is_the_one_diffusers_draws(stock, tmp_path, guidance_scale):
+def test_an_image_is_that_of_diffusers(stock, tmp_path, guidance_scale):
     stock.save_pretrained(tmp_path)
     wanted = Row("a red rose", "fog", 3, 4, guidance_scale, 32, 24)
-    company = Row("a lighthouse", "", 4, 6, 3.0, 32, 24)
+    other = Row("a lighthouse", "", 4, 6, 3.0, 32, 24)
     theirs = by_diffusers(stock, wanted)
 
     runner = TorchRunner.load(tmp_path, threads=None)
-    ours = pictures(events(runner, wanted, company))[0]
+    ours = images(events(runner, wanted, other))[0]
 
     assert theirs.std() > 10
     assert levels_apart(ours, theirs) <= 1

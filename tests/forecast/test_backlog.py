@@ -1,7 +1,7 @@
 """How much there is to draw, and how many replicas that asks for."""
 
 from darkroom.forecast import backlog
-from workers.deploy.demand_reporter import microbatches
+from workers.deploy.backlog_reporter import microbatches
 
 KEY = "darkroom-demo@{}/{}x{}/float32"
 

@@ -17,7 +17,7 @@ from darkroom.jobs import lifecycle
 from darkroom.queue import claims, control, dispatches
 from darkroom.queue.outcomes import Failed
 from darkroom.status import Priority
-from tests.conftest import LEASE, LIMITS, plan_of, submission_of
+from tests.conftest import LEASE, LIMITS, new_job, plan_of
 
 KEY = "darkroom-demo@1/64x64/float32"
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 4}
@@ -163,7 +163,7 @@ def test_a_batch_is_done_when_its_last_job_is(sessions, registry, queue_jobs):
     draw_some(sessions)
     with sessions.begin() as session:
         batch = batches.create(session, DEFAULT_TENANT, total=40)
-        made = [submission_of(registry, SMALL, row_number=row) for row in range(1, 41)]
+        made = [new_job(registry, SMALL, row_number=row) for row in range(1, 41)]
         ids = lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)
         look = snapshot.take_snapshot(session, registry)
         eta = look.of_batch(session, batch, waiting=True)

@@ -1,4 +1,4 @@
-"""A picture carries what it was drawn from."""
+"""An image file contains the parameters of its image."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def params(output_format=OutputFormat.PNG, prompt="a red apple"):
 @pytest.mark.parametrize("output_format", OutputFormat)
 def test_the_parameters_come_back_out(tmp_path, output_format):
     wanted = params(output_format)
-    file = tmp_path / "picture"
+    file = tmp_path / "image"
     file.write_bytes(image_codec.encode(PIXELS, wanted, job_id="job_1", revision="abc"))
 
     found = image_codec.read_parameters(file)
@@ -40,7 +40,7 @@ def test_the_parameters_come_back_out(tmp_path, output_format):
 
 @pytest.mark.parametrize("output_format", OutputFormat)
 def test_the_file_is_of_the_wanted_format_and_size(tmp_path, output_format):
-    file = tmp_path / "picture"
+    file = tmp_path / "image"
     file.write_bytes(image_codec.encode(PIXELS, params(output_format), job_id="j", revision="r"))
 
     with Image.open(file) as image:
@@ -48,8 +48,8 @@ def test_the_file_is_of_the_wanted_format_and_size(tmp_path, output_format):
         assert image.get_format_mimetype() == image_codec.CONTENT_TYPES[output_format]
 
 
-def test_a_png_holds_the_very_pixels(tmp_path):
-    file = tmp_path / "picture.png"
+def test_a_png_holds_the_exact_pixels(tmp_path):
+    file = tmp_path / "image.png"
     file.write_bytes(image_codec.encode(PIXELS, params(), job_id="j", revision="r"))
 
     with Image.open(file) as image:
@@ -58,14 +58,14 @@ def test_a_png_holds_the_very_pixels(tmp_path):
 
 @given(st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=300))
 def test_any_prompt_survives_in_the_file(tmp_path_factory, prompt):
-    file = tmp_path_factory.mktemp("p") / "picture.png"
+    file = tmp_path_factory.mktemp("p") / "image.png"
     wanted = params(prompt=prompt)
     file.write_bytes(image_codec.encode(PIXELS, wanted, job_id="j", revision="r"))
 
     assert image_codec.read_parameters(file)["prompt"] == prompt
 
 
-def test_a_strangers_picture_has_no_parameters_of_ours(tmp_path):
+def test_another_programs_image_has_no_parameters(tmp_path):
     file = tmp_path / "other.png"
     Image.new("RGB", (8, 8)).save(file)
 

@@ -15,7 +15,7 @@ def test_every_models_revision_is_that_of_its_weights(registry):
         assert model.revision == weights_revision(model.folder), model.name
 
 
-def test_every_model_brings_its_licences_along(registry):
+def test_every_model_brings_its_licenses_along(registry):
     for model in registry.models.values():
         assert (model.folder / "ATTRIBUTION.md").exists(), model.name
 
@@ -32,7 +32,7 @@ def test_another_revision_or_size_is_another_microbatch(registry):
     assert model.microbatch_key(params.model_copy(update={"seed": 1})) in keys
 
 
-def test_an_old_revision_is_drawn_with_by_name(registry):
+def test_an_old_revision_is_found_by_name(registry):
     old = registry.models["darkroom-demo-v1"]
     asked = registry.resolve(JobInput(prompt="a cat", model=f"darkroom-demo@{old.revision}"))
     assert asked.model == old.name
@@ -43,12 +43,12 @@ def test_an_old_revision_is_drawn_with_by_name(registry):
 
 
 @pytest.mark.parametrize("name", ["darkroom-demo@000000000000", "other@67599f693183", "@", "a@"])
-def test_a_revision_that_nobody_kept_is_refused(registry, name):
-    with pytest.raises(InvalidInput, match="no such model"):
+def test_a_revision_that_was_not_kept_is_rejected(registry, name):
+    with pytest.raises(InvalidInput, match="unknown model"):
         registry.resolve(JobInput(prompt="a cat", model=name))
 
 
-def test_jobs_are_drawn_by_the_revision_they_were_accepted_for(registry):
+def test_jobs_use_the_revision_that_they_were_accepted_for(registry):
     old, new = registry.models["darkroom-demo-v1"], registry.models["darkroom-demo"]
     params = registry.resolve(JobInput(prompt="a cat"))
     before = new.model_copy(update={"revision": old.revision}).microbatch_key(params)
@@ -57,15 +57,15 @@ def test_jobs_are_drawn_by_the_revision_they_were_accepted_for(registry):
     assert registry.model_for(new.name, before) == old
     assert registry.model_for(new.name, new.microbatch_key(params)) == new
     assert registry.model_for(new.name, gone) == new
-    assert registry.model_for_key("somebody@000000000000/64x64/float32") is None
+    assert registry.model_for_key("other@000000000000/64x64/float32") is None
 
 
-def test_every_limit_that_is_broken_is_named(registry):
+def test_every_violated_limit_is_named(registry):
     job = JobInput(prompt="a cat", width=97, height=7, num_inference_steps=0, guidance_scale=99.0)
-    with pytest.raises(InvalidInput) as refused:
+    with pytest.raises(InvalidInput) as rejected:
         registry.resolve(job)
 
-    assert [(p.loc, p.code) for p in refused.value.problems] == [
+    assert [(p.loc, p.code) for p in rejected.value.problems] == [
         (("width",), "not_a_multiple"),
         (("height",), "out_of_range"),
         (("num_inference_steps",), "out_of_range"),

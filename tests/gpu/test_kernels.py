@@ -1,11 +1,12 @@
-"""The kernels of a GPU against the same in plain PyTorch, in single precision on a CPU."""
+"""The Triton kernels against plain PyTorch, in single precision on a CPU."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from engine.gpu import ops
-from engine.gpu.ops import Geglu, Norm
+from engine.gpu.norm import Norm
+from engine.gpu.ops import Geglu
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,7 +26,7 @@ def on_cpu(tensor: Tensor) -> Tensor:
 
 def assert_same(ours: Tensor, reference: Tensor, dtype: torch.dtype) -> None:
     apart = (on_cpu(ours) - reference).norm() / reference.norm()
-    assert apart <= TOLERANCE[dtype]  # also false for what is not a number
+    assert apart <= TOLERANCE[dtype]  # also false for NaN
 
 
 def norm_of(channels: int, groups: int, dtype: torch.dtype) -> tuple[Norm, Norm]:
@@ -56,7 +57,7 @@ def test_layer_norm(channels, tokens, dtype):
     assert_same(ours, ops.layer_norm(on_cpu(x), on_cpu(shift), reference), dtype)
 
 
-def test_the_rows_of_a_shorter_sum_come_in_turn(dtype):
+def test_the_rows_of_a_shorter_summand_repeat(dtype):
     one, other = (numbers(rows, 9, 7, 96, dtype=dtype) for rows in (2, 6))
     bias = numbers(96, dtype=dtype)
     reference = ops.add(on_cpu(one), on_cpu(other), on_cpu(bias))

@@ -16,7 +16,7 @@ from workers.maintenance.cleaner import Cleaner
 def clean(worker):
     def run(**options):
         options = {"retention_days": None, "orphan_age": timedelta(hours=24)} | options
-        cleaner = Cleaner(worker.sessions, worker.store, every=timedelta(1), **options)
+        cleaner = Cleaner(worker.sessions, worker.store, **options)
         pages = 1 + 1000 // 500
         for _ in range(pages):
             cleaner.clean()

@@ -33,7 +33,7 @@ class Row:
     """All columns of a draft, as attributes: whichever of them are its own."""
 
     def __init__(self, draft):
-        vars(self).update(draft.recipe.columns | draft._asdict())
+        vars(self).update(draft.template.columns | draft._asdict())
 
 
 def read(registry, text, kind=Format.CSV, *, expand=None, defaults=()):
@@ -377,7 +377,7 @@ def test_what_a_row_shares_with_others_does_not_change_its_verdict(registry, row
         made = [Row(draft) for draft in drafts]
         for row in made:
             row.seed = row.seed if fields.get("seed") is not None else "drawn"
-            row.recipe = None
+            row.template = None
         return [vars(row) for row in made]
 
     plan = ImportOptions(registry, POLICY)

@@ -1,21 +1,19 @@
 """Cancel, deadlines, retry and deletion, on real rows."""
 
 from datetime import timedelta
-from itertools import product
 
 import pytest
 from sqlalchemy import func, select, text, update
-from sqlalchemy.exc import IntegrityError
 
 from darkroom import batches
 from darkroom.db.tables import DEFAULT_TENANT, Event, Job
 from darkroom.errors import Deleted, JobNotFinished, NothingToRetry
 from darkroom.jobs import deletion, lifecycle, queries
 from darkroom.queue import dispatches
-from darkroom.queue.outcomes import Failed, SentBack
-from darkroom.status import FINISHED, TRANSITIONS, Status
-from tests.conftest import submission_of
-from tests.jobs.test_lifecycle import drawn, make_due, settle, sweep
+from darkroom.queue.outcomes import Failed, Requeued, RequeueReason
+from darkroom.status import Status
+from tests.conftest import new_job
+from tests.support.settling import end_backoffs, reap, settle, succeeded
 
 
 @pytest.fixture
@@ -31,10 +29,10 @@ def act(sessions):
 
 @pytest.fixture
 def queue_batch(sessions, registry):
-    """Queues a batch of that many jobs; its id."""
+    """Queues a batch of that many jobs and returns its id."""
 
     def queue(number, **fields):
-        made = [submission_of(registry, fields, row_number=n) for n in range(1, number + 1)]
+        made = [new_job(registry, fields, row_number=n) for n in range(1, number + 1)]
         with sessions.begin() as session:
             batch = batches.create(session, DEFAULT_TENANT, total=number, label="mine")
             lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)
@@ -44,8 +42,8 @@ def queue_batch(sessions, registry):
 
 
 @pytest.fixture
-def told(sessions):
-    """The types of all events of some subject, in order."""
+def events(sessions):
+    """Returns the types of a subject's events, in order."""
 
     def types(**subject):
         with sessions.begin() as session:
@@ -62,42 +60,42 @@ def counts_of(sessions, batch_id):
     return counts
 
 
-def pass_by(sessions, column):
-    """Let a moment of every job have come."""
+def let_pass(sessions, column):
+    """Let this deadline of every job pass."""
     with sessions.begin() as session:
         past = func.now() - timedelta(seconds=1)
         session.execute(update(Job).where(column.is_not(None)).values({column.key: past}))
 
 
-def test_a_queued_job_is_canceled_at_once_and_stays_so(queue_jobs, claim, act, told):
+def test_a_queued_job_is_canceled_at_once_and_stays_so(queue_jobs, claim, act, events):
     [job_id] = queue_jobs({})
 
     assert act(lifecycle.cancel, job_id).status == Status.CANCELED
     assert act(lifecycle.cancel, job_id).status == Status.CANCELED
     assert claim() == []
-    assert told(job_id=job_id) == ["job.canceled"]
+    assert events(job_id=job_id) == ["job.canceled"]
 
 
-@pytest.mark.parametrize("outcome", [drawn, lambda job: Failed(job.id, "x", "y")])
-def test_a_running_job_ends_as_canceled_whatever_came_of_it(
+@pytest.mark.parametrize("outcome", [succeeded, lambda job: Failed(job.id, "x", "y")])
+def test_a_running_job_ends_as_canceled_whatever_its_outcome(
     sessions, queue_jobs, claim, act, outcome
 ):
-    kept, withdrawn = queue_jobs({}, {})
-    jobs_ = claim()
-    dispatch_id = jobs_[0].dispatch_id
-    assert act(lifecycle.cancel, withdrawn).status == Status.RUNNING
+    kept, canceled = queue_jobs({}, {})
+    claimed = claim()
+    dispatch_id = claimed[0].dispatch_id
+    assert act(lifecycle.cancel, canceled).status == Status.RUNNING
     with sessions.begin() as session:
-        asked = dispatches.canceled_jobs(session, [dispatch_id])
-    assert asked == {dispatch_id: frozenset({withdrawn})}
-    settle(sessions, dispatch_id, *map(outcome, jobs_))
+        due = dispatches.canceled_jobs(session, [dispatch_id])
+    assert due == {dispatch_id: frozenset({canceled})}
+    settle(sessions, dispatch_id, *map(outcome, claimed))
 
-    assert act(queries.find, withdrawn).status == Status.CANCELED
-    assert act(queries.find, withdrawn).image_key is None
+    assert act(queries.find, canceled).status == Status.CANCELED
+    assert act(queries.find, canceled).image_key is None
     assert act(queries.find, kept).status in {Status.SUCCEEDED, Status.FAILED}
 
 
-def send_back(sessions, job):
-    settle(sessions, job.dispatch_id, SentBack(job.id))
+def requeue(sessions, job):
+    settle(sessions, job.dispatch_id, Requeued(job.id, RequeueReason.UNAVAILABLE))
 
 
 def crash(sessions, job):
@@ -105,18 +103,18 @@ def crash(sessions, job):
         dispatches.crash(session, job.dispatch_id, max_attempts=3)
 
 
-def go_silent(sessions, job):
+def lose_lease(sessions, job):
     del job
-    sweep(sessions)
+    reap(sessions)
 
 
-def leave(sessions, job):
+def stop(sessions, job):
     del job
     with sessions.begin() as session:
         dispatches.release(session, "worker")
 
 
-@pytest.mark.parametrize("fault", [send_back, crash, go_silent, leave])
+@pytest.mark.parametrize("fault", [requeue, crash, lose_lease, stop])
 def test_a_canceled_job_does_not_come_back_to_the_queue(sessions, queue_jobs, claim, act, fault):
     [job_id] = queue_jobs({})
     [job] = claim(lease=timedelta(seconds=-1))
@@ -126,39 +124,41 @@ def test_a_canceled_job_does_not_come_back_to_the_queue(sessions, queue_jobs, cl
     assert act(queries.find, job_id).status == Status.CANCELED
 
 
-def test_cancel_does_not_change_what_has_ended(sessions, queue_jobs, claim, act):
+def test_cancel_does_not_change_a_finished_job(sessions, queue_jobs, claim, act):
     [job_id] = queue_jobs({})
     [job] = claim()
-    settle(sessions, job.dispatch_id, drawn(job))
+    settle(sessions, job.dispatch_id, succeeded(job))
 
     assert act(lifecycle.cancel, job_id).status == Status.SUCCEEDED
 
 
-def test_a_canceled_batch_ends_once_its_running_jobs_have_let_go(
-    sessions, queue_batch, claim, act, told
-):
+def test_a_canceled_batch_finishes_with_its_running_jobs(sessions, queue_batch, claim, act, events):
     batch_id = queue_batch(20)
     running = claim()
     act(lifecycle.cancel_batch, batch_id)
     before = counts_of(sessions, batch_id)
-    settle(sessions, running[0].dispatch_id, *map(drawn, running))
+    settle(sessions, running[0].dispatch_id, *map(succeeded, running))
     after = counts_of(sessions, batch_id)
 
     assert before.status == after.status == "canceled"
     assert before.by_status == {"canceled": 12, "running": 8}
     assert after.by_status == {"canceled": 20}
-    assert told(job_id=None) == ["batch.canceled"]
+    assert events(job_id=None) == ["batch.canceled"]
     assert act(lifecycle.cancel_batch, batch_id).finished_at is not None
-    assert told(job_id=None) == ["batch.canceled"]
-    assert told(type="job.canceled") == ["job.canceled"] * 20
+    assert events(job_id=None) == ["batch.canceled"]
+    assert events(type="job.canceled") == ["job.canceled"] * 20
 
 
-def test_a_paused_batch_is_not_drawn_until_it_is_resumed(sessions, queue_batch, claim, act):
+def test_a_paused_batch_is_not_claimed_until_it_is_resumed(sessions, queue_batch, claim, act):
     batch_id = queue_batch(20)
     running = claim()
     act(lifecycle.pause_batch, batch_id)
-    settle(sessions, running[0].dispatch_id, *[SentBack(job.id) for job in running])
-    make_due(sessions)
+    settle(
+        sessions,
+        running[0].dispatch_id,
+        *[Requeued(job.id, RequeueReason.UNAVAILABLE) for job in running],
+    )
+    end_backoffs(sessions)
 
     assert claim() == []
     assert counts_of(sessions, batch_id).status == "paused"
@@ -175,34 +175,34 @@ def test_a_paused_batch_can_be_canceled(sessions, queue_batch, act):
     assert counts_of(sessions, batch_id).by_status == {"canceled": 3}
 
 
-def test_a_job_not_begun_in_time_expires(sessions, queue_jobs, claim, act, told):
-    [late, patient] = queue_jobs({"start_within_s": 5}, {})
-    pass_by(sessions, Job.expires_at)
+def test_a_job_that_is_not_started_in_time_expires(sessions, queue_jobs, claim, act, events):
+    [late, other] = queue_jobs({"start_within_s": 5}, {})
+    let_pass(sessions, Job.expires_at)
 
-    assert [job.id for job in claim()] == [patient]
+    assert [job.id for job in claim()] == [other]
     with sessions.begin() as session:
         assert lifecycle.expire_overdue(session) == 1
         assert lifecycle.expire_overdue(session) == 0
     assert act(queries.find, late).status == Status.EXPIRED
-    assert told(job_id=late) == ["job.expired"]
+    assert events(job_id=late) == ["job.expired"]
 
 
-def test_a_job_that_was_begun_in_time_may_take_longer(sessions, queue_jobs, claim, act):
+def test_a_job_that_was_started_in_time_may_take_longer(sessions, queue_jobs, claim, act):
     [job_id] = queue_jobs({"start_within_s": 5})
     [job] = claim()
-    pass_by(sessions, Job.expires_at)
-    settle(sessions, job.dispatch_id, drawn(job))
+    let_pass(sessions, Job.expires_at)
+    settle(sessions, job.dispatch_id, succeeded(job))
 
     assert act(queries.find, job_id).status == Status.SUCCEEDED
 
 
-def test_a_job_past_its_deadline_is_withdrawn_and_expires(sessions, queue_jobs, claim, act):
+def test_a_running_job_past_its_deadline_expires(sessions, queue_jobs, claim, act):
     [job_id] = queue_jobs({"deadline_s": 5})
     [job] = claim()
-    pass_by(sessions, Job.deadline_at)
+    let_pass(sessions, Job.deadline_at)
     with sessions.begin() as session:
         assert dispatches.canceled_jobs(session, [job.dispatch_id])
-    settle(sessions, job.dispatch_id, drawn(job))
+    settle(sessions, job.dispatch_id, succeeded(job))
 
     assert act(queries.find, job_id).status == Status.EXPIRED
 
@@ -214,8 +214,8 @@ def test_a_cancel_before_the_deadline_is_a_cancel(sessions, queue_jobs, claim, a
     with sessions.begin() as session:
         earlier = func.now() - timedelta(seconds=2)
         session.execute(update(Job).values(cancel_requested_at=earlier))
-    pass_by(sessions, Job.deadline_at)
-    settle(sessions, job.dispatch_id, drawn(job))
+    let_pass(sessions, Job.deadline_at)
+    settle(sessions, job.dispatch_id, succeeded(job))
 
     assert act(queries.find, job_id).status == Status.CANCELED
 
@@ -228,7 +228,7 @@ def test_the_deadline_counts_from_the_database_s_clock(sessions, queue_jobs):
     assert job.expires_at == job.deadline_at == job.created_at + timedelta(seconds=30)
 
 
-def test_a_retry_asks_for_the_same_and_is_one_job_however_often_asked(queue_jobs, act):
+def test_a_retry_has_the_same_input_and_is_one_job_however_often_requested(queue_jobs, act):
     [job_id] = queue_jobs({"seed": 7, "label": "mine", "metadata": {"a": "b"}, "deadline_s": 9})
     act(lifecycle.cancel, job_id)
     first, second = act(lifecycle.retry, job_id), act(lifecycle.retry, job_id)
@@ -239,12 +239,12 @@ def test_a_retry_asks_for_the_same_and_is_one_job_however_often_asked(queue_jobs
     assert first.deadline_at is None
 
 
-def test_what_has_not_ended_or_has_succeeded_is_not_retried(sessions, queue_jobs, claim, act):
+def test_an_unfinished_or_succeeded_job_is_not_retried(sessions, queue_jobs, claim, act):
     [job_id] = queue_jobs({})
     with pytest.raises(JobNotFinished):
         act(lifecycle.retry, job_id)
     [job] = claim()
-    settle(sessions, job.dispatch_id, drawn(job))
+    settle(sessions, job.dispatch_id, succeeded(job))
     with pytest.raises(NothingToRetry):
         act(lifecycle.retry, job_id)
 
@@ -254,7 +254,7 @@ def test_a_batch_is_retried_as_a_new_batch_of_its_failed_jobs(sessions, queue_ba
     with pytest.raises(NothingToRetry):
         act(lifecycle.retry_batch, batch_id)
     taken = claim()
-    ends = [drawn(job) if job.row_number % 2 else Failed(job.id, "x", "y") for job in taken]
+    ends = [succeeded(job) if job.row_number % 2 else Failed(job.id, "x", "y") for job in taken]
     settle(sessions, taken[0].dispatch_id, *ends)
     first, second = act(lifecycle.retry_batch, batch_id), act(lifecycle.retry_batch, batch_id)
 
@@ -264,16 +264,14 @@ def test_a_batch_is_retried_as_a_new_batch_of_its_failed_jobs(sessions, queue_ba
     assert counts_of(sessions, batch_id).outcome == "partial"
 
 
-def test_a_deleted_job_is_a_tombstone_without_a_word_of_its_client(
-    sessions, queue_jobs, claim, act
-):
+def test_a_deleted_job_is_a_tombstone_without_client_data(sessions, queue_jobs, claim, act):
     secret = "the unreleased logo"
     fields = {"prompt": secret, "negative_prompt": secret, "label": secret}
     [job_id] = queue_jobs(fields | {"metadata": {"note": secret}})
     with pytest.raises(JobNotFinished):
         act(deletion.delete, job_id)
     [job] = claim()
-    settle(sessions, job.dispatch_id, drawn(job, "t/j/1.png"))
+    settle(sessions, job.dispatch_id, succeeded(job, "t/j/1.png"))
 
     assert act(deletion.delete, job_id) == "t/j/1.png"
     with pytest.raises(Deleted):
@@ -286,43 +284,3 @@ def test_a_deleted_job_is_a_tombstone_without_a_word_of_its_client(
         deletion.forget_image(session, [job_id])
         assert deletion.unswept_images(session, limit=9) == {}
         assert queries.page(session, DEFAULT_TENANT, limit=9) == []
-
-
-WRITES = {
-    Status.QUEUED: "dispatch_id = NULL, finished_at = NULL, image_key = NULL, image_sha256 = NULL,"
-    " image_bytes = NULL, error_code = NULL, error_message = NULL, error_retryable = NULL",
-    Status.RUNNING: "dispatch_id = (SELECT max(id) FROM dispatch), finished_at = NULL,"
-    " image_key = NULL, image_sha256 = NULL, image_bytes = NULL,"
-    " error_code = NULL, error_message = NULL, error_retryable = NULL",
-    Status.SUCCEEDED: "finished_at = now(), image_key = 'k', image_sha256 = 'h', image_bytes = 1,"
-    " error_code = NULL, error_message = NULL, error_retryable = NULL",
-    Status.FAILED: "finished_at = now(), image_key = NULL, image_sha256 = NULL,"
-    " image_bytes = NULL, error_code = 'x', error_message = 'y', error_retryable = false",
-    Status.CANCELED: "finished_at = now(), image_key = NULL, image_sha256 = NULL,"
-    " image_bytes = NULL, error_code = NULL, error_message = NULL, error_retryable = NULL",
-}
-WRITES[Status.EXPIRED] = WRITES[Status.CANCELED]
-
-
-def test_the_database_refuses_every_move_that_the_table_of_transitions_does_not_know(
-    sessions, queue_jobs, claim
-):
-    queue_jobs({})
-    claim()
-    allowed = {(old, new) for old, onward in TRANSITIONS.items() for new in onward}
-    for old, new in product(Status, Status):
-        if old == new:
-            continue
-        with sessions.begin() as session:  # the trigger is for moves, this is a start
-            session.execute(text("ALTER TABLE job DISABLE TRIGGER job_moves"))
-            session.execute(text(f"UPDATE job SET status = '{old}', {WRITES[old]}"))
-            session.execute(text("ALTER TABLE job ENABLE TRIGGER job_moves"))
-        move = text(f"UPDATE job SET status = '{new}', {WRITES[new]}")
-        if (old, new) in allowed:
-            with sessions.begin() as session:
-                session.execute(move)
-            continue
-        refusal = pytest.raises(IntegrityError, match=f"cannot go from {old} to {new}")
-        with refusal, sessions.begin() as session:
-            session.execute(move)
-    assert not any(old in FINISHED for old, _ in allowed)

@@ -1,4 +1,4 @@
-"""Jobs that arrive together share a commit, and no more than that."""
+"""Jobs that arrive together share a commit and nothing else."""
 
 import asyncio
 from dataclasses import replace
@@ -11,28 +11,28 @@ from darkroom.db.tables import DEFAULT_TENANT, Job
 from darkroom.errors import Overloaded
 from darkroom.jobs import group_commit
 from darkroom.jobs.group_commit import GroupCommitter
-from tests.conftest import submission_of
+from tests.conftest import new_job
 
 
 @pytest.fixture
-def door(sessions):
+def committer(sessions):
     opened = GroupCommitter(sessions)
     yield opened
     opened.close()
 
 
-def submit(door, *submissions):
-    """What became of each, all submitted at once."""
+def submit(committer, *new_jobs):
+    """Submit all at once; return the job or the error of each."""
 
     async def together():
-        waiting = [door.submit(DEFAULT_TENANT, one) for one in submissions]
+        waiting = [committer.submit(DEFAULT_TENANT, one) for one in new_jobs]
         return await asyncio.gather(*waiting, return_exceptions=True)
 
     return asyncio.run(together())
 
 
-def test_jobs_that_arrive_together_are_committed_in_few_transactions(sessions, registry, door):
-    accepted = submit(door, *[submission_of(registry, {"seed": n}) for n in range(200)])
+def test_jobs_that_arrive_together_are_committed_in_few_transactions(sessions, registry, committer):
+    accepted = submit(committer, *[new_job(registry, {"seed": n}) for n in range(200)])
     with sessions.begin() as session:
         moments = session.scalar(select(func.count(Job.created_at.distinct())))
         stored = {job.id: job for job in session.scalars(select(Job))}
@@ -45,10 +45,11 @@ def test_jobs_that_arrive_together_are_committed_in_few_transactions(sessions, r
             assert getattr(job, name) == getattr(stored[job.id], name), name
 
 
-def test_one_that_the_database_refuses_does_not_fail_its_company(sessions, registry, door):
-    good = submission_of(registry, {})
-    bad = replace(good, params=good.params.model_copy(update={"width": 0}))
-    outcomes = submit(door, good, good, bad, good)
+def test_a_job_that_the_database_rejects_does_not_fail_its_group(sessions, registry, committer):
+    good = new_job(registry, {})
+    template = replace(good.template, columns={**good.template.columns, "width": 0})
+    bad = good._replace(template=template)
+    outcomes = submit(committer, good, good, bad, good)
 
     assert [isinstance(outcome, Job) for outcome in outcomes] == [True, True, False, True]
     assert isinstance(outcomes[2], DBAPIError)
@@ -56,30 +57,31 @@ def test_one_that_the_database_refuses_does_not_fail_its_company(sessions, regis
         assert session.scalar(select(func.count()).select_from(Job)) == 3
 
 
-def test_without_a_database_all_who_wait_are_told(registry, door, postgres_server):
+def test_without_a_database_all_pending_requests_fail(registry, committer, postgres_server):
     postgres_server.kill()
-    outcomes = submit(door, *[submission_of(registry, {})] * 5)
+    outcomes = submit(committer, *[new_job(registry, {})] * 5)
 
     assert all(isinstance(outcome, DBAPIError) for outcome in outcomes)
     postgres_server.restart()
-    assert isinstance(submit(door, submission_of(registry, {}))[0], Job)
+    assert isinstance(submit(committer, new_job(registry, {}))[0], Job)
 
 
-def test_more_than_can_wait_are_turned_away(registry, door, postgres_server):
+def test_requests_over_the_limit_are_rejected(registry, committer, postgres_server):
     postgres_server.freeze()
-    outcomes = submit_and_thaw(door, postgres_server, [submission_of(registry, {})] * 6000)
+    outcomes = submit_and_thaw(committer, postgres_server, [new_job(registry, {})] * 6000)
 
-    turned_away = sum(isinstance(outcome, Overloaded) for outcome in outcomes)
+    rejected = sum(isinstance(outcome, Overloaded) for outcome in outcomes)
     accepted = sum(isinstance(outcome, Job) for outcome in outcomes)
-    assert turned_away >= 6000 - group_commit.MAX_PENDING - group_commit.MAX_GROUP
-    assert turned_away + accepted == 6000
+    assert rejected >= 6000 - group_commit.MAX_PENDING - group_commit.MAX_GROUP
+    assert rejected + accepted == 6000
 
 
-def submit_and_thaw(door, server, submissions):
+def submit_and_thaw(committer, server, new_jobs):
     async def together():
-        waiting = [asyncio.ensure_future(door.submit(DEFAULT_TENANT, one)) for one in submissions]
+        submissions = [committer.submit(DEFAULT_TENANT, one) for one in new_jobs]
+        tasks = [asyncio.ensure_future(submission) for submission in submissions]
         await asyncio.sleep(0)
         server.thaw()
-        return await asyncio.gather(*waiting, return_exceptions=True)
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
     return asyncio.run(together())

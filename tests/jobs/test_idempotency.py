@@ -1,4 +1,4 @@
-"""A request that is sent again is carried out once."""
+"""A request that is sent twice is carried out once."""
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ from sqlalchemy import func, select, update
 from darkroom import idempotency
 from darkroom.db.connection import open_sessions
 from darkroom.db.tables import DEFAULT_TENANT, IdempotencyKey, Job, Tenant
-from darkroom.idempotency import KEPT, IdempotencyKeyReused
+from darkroom.idempotency import RETENTION, IdempotencyKeyReused
 from tests.support.api_server import CSV, assert_problem
 
 
@@ -39,19 +39,19 @@ def test_a_thousand_posts_with_one_key_make_one_job(http, key, api_database):
     assert made == 1
 
 
-def test_the_same_key_with_another_body_is_refused(http, key):
+def test_the_same_key_with_another_body_is_rejected(http, key):
     assert http.post("/v1/jobs", json={"prompt": "a"}, headers=key).status_code == 202
     again = http.post("/v1/jobs", json={"prompt": "b"}, headers=key)
 
     assert_problem(again, 409, "idempotency_key_reused")
 
 
-def test_a_refused_request_does_not_use_its_key_up(http, key):
+def test_a_rejected_request_does_not_use_up_its_key(http, key):
     assert http.post("/v1/jobs", json={"prompt": ""}, headers=key).status_code == 422
     assert http.post("/v1/jobs", json={"prompt": "a"}, headers=key).status_code == 202
 
 
-def test_a_batch_is_made_once_too(http, key):
+def test_a_batch_is_created_once_too(http, key):
     first = http.post("/v1/batches", content="prompt\na\n", headers=CSV | key)
     again = http.post("/v1/batches", content="prompt\na\n", headers=CSV | key)
     other = http.post("/v1/batches", content="prompt\nb\n", headers=CSV | key)
@@ -61,13 +61,13 @@ def test_a_batch_is_made_once_too(http, key):
     assert_problem(other, 409, "idempotency_key_reused")
 
 
-@pytest.mark.parametrize("nonsense", ["", "a b", "x" * 256, "caf\u00e9"])
-def test_what_cannot_be_a_key_is_refused(http, nonsense):
-    headers = [(b"Idempotency-Key", nonsense.encode("latin-1"))]
+@pytest.mark.parametrize("invalid", ["", "a b", "x" * 256, "caf\u00e9"])
+def test_an_invalid_key_is_rejected(http, invalid):
+    headers = [(b"Idempotency-Key", invalid.encode("latin-1"))]
     assert_problem(http.post("/v1/jobs", json={"prompt": "a"}, headers=headers), 422)
 
 
-def test_a_key_is_forgotten_after_its_day(sessions):
+def test_a_key_expires_after_a_day(sessions):
     def ask(request):
         with sessions.begin() as session:
             return idempotency.once(
@@ -78,7 +78,7 @@ def test_a_key_is_forgotten_after_its_day(sessions):
     with pytest.raises(IdempotencyKeyReused):
         ask(b"second")
     with sessions.begin() as session:
-        yesterday = func.now() - KEPT - timedelta(seconds=1)
+        yesterday = func.now() - RETENTION - timedelta(seconds=1)
         session.execute(update(IdempotencyKey).values(created_at=yesterday))
 
     assert ask(b"second").body == "second"
@@ -88,7 +88,7 @@ def test_a_key_is_forgotten_after_its_day(sessions):
         assert session.scalar(select(func.count()).select_from(IdempotencyKey)) == 0
 
 
-def test_a_request_that_did_not_commit_leaves_no_answer_behind(sessions):
+def test_a_request_that_did_not_commit_stores_no_response(sessions):
     def act():
         raise ZeroDivisionError
 
@@ -99,7 +99,7 @@ def test_a_request_that_did_not_commit_leaves_no_answer_behind(sessions):
     assert not answer.replayed
 
 
-def test_a_key_is_one_tenants_own(sessions):
+def test_a_key_belongs_to_one_tenant(sessions):
     with sessions.begin() as session:
         session.add(Tenant(id="ten_other", name="other"))
     for tenant, said in ((DEFAULT_TENANT, "mine"), ("ten_other", "theirs")):

@@ -1,11 +1,10 @@
-"""The life of jobs under any interleaving of the verbs: the rows against a model in memory.
+"""Stateful test of a job's life: the rows against a model in memory, for any order of actions.
 
-Each rule calls a real verb in a transaction of its own, and says in the model what must follow.
-After every step all rows, events and batches are compared with it.
+Each rule runs one action in a transaction of its own and applies its effect to the model. After
+every step all rows, events and batches are compared with the model.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import settings
@@ -27,66 +26,18 @@ from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.errors import Deleted, JobNotFinished, NothingToRetry
 from darkroom.jobs import deletion, lifecycle
 from darkroom.queue import claims, dispatches
-from darkroom.queue.outcomes import Failed, SentBack, Succeeded
 from darkroom.status import FINISHED
-from tests.conftest import LEASE, LIMITS, submission_of
+from tests.conftest import LEASE, LIMITS, new_job
+from tests.support.expected_jobs import ExpectedBatch, ExpectedJob, outcome_of
 
 MAX_ATTEMPTS = 3
-SEATS = LIMITS["darkroom-demo"]
+MAX_MICROBATCH = LIMITS["darkroom-demo"]
 WORKERS = ("one", "two", "three")
-KINDS = ("drawn", "failed", "sent back")
-
-
-@dataclass
-class KnownBatch:
-    id: str
-    jobs: list["Known"] = field(default_factory=list)
-    paused: bool = False
-    canceled: bool = False
-    finished: bool = False
-
-
-@dataclass
-class Known:
-    """A job as it must be now."""
-
-    id: str
-    width: int
-    batch: KnownBatch | None
-    has_start: bool
-    has_deadline: bool
-    status: str = "queued"
-    attempt: int = 0
-    isolation_group: str = ""
-    dispatch: int | None = None
-    paused: bool = False
-    backing_off: bool = False
-    cancel_asked: bool = False
-    time_is_up: bool = False
-    ends: int = 0
-    deleted: bool = False
-    retried_as: str | None = None
-
-    @property
-    def claimable(self) -> bool:
-        waits = self.paused or self.backing_off or (self.time_is_up and self.expires)
-        return self.status == "queued" and not waits
-
-    @property
-    def expires(self) -> bool:
-        return self.has_start or self.has_deadline
-
-    @property
-    def withdrawn(self) -> str | None:
-        """How it ends when its dispatch is closed, whatever was drawn."""
-        if self.has_deadline and self.time_is_up:
-            return "expired"
-        canceled = self.cancel_asked or (self.batch is not None and self.batch.canceled)
-        return "canceled" if canceled else None
+KINDS = ("succeeded", "failed", "requeued")
 
 
 class JobLife(RuleBasedStateMachine):
-    """Verbs in any order; `known` is what must be true."""
+    """Actions in any order; `known` holds the expected jobs."""
 
     sessions = None
     registry = None
@@ -96,23 +47,23 @@ class JobLife(RuleBasedStateMachine):
 
     @initialize()
     def begin(self):
-        self.known: dict[str, Known] = {}
-        self.batches: dict[str, KnownBatch] = {}
+        self.known: dict[str, ExpectedJob] = {}
+        self.batches: dict[str, ExpectedBatch] = {}
         self.dispatched: dict[int, list[str]] = {}  #: jobs of each dispatch ever opened
         self.workers: dict[int, str] = {}
         self.open: set[int] = set()
 
-    def act(self, verb, *arguments, **named):
+    def act(self, action, *arguments, **named):
         with self.sessions.begin() as session:
-            return verb(session, *arguments, **named)
+            return action(session, *arguments, **named)
 
     # --- the client -----------------------------------------------------------------------------
 
     @rule(target=job, width=st.sampled_from([64, 128]), start=st.booleans(), end=st.booleans())
     def submit(self, width, start, end):
-        made = [self.submission(width, start=start, end=end)]
+        made = [self.new_job(width, start=start, end=end)]
         [job_id] = self.act(lifecycle.submit, DEFAULT_TENANT, made)
-        self.known[job_id] = Known(job_id, width, None, start, end)
+        self.known[job_id] = ExpectedJob(job_id, width, None, start, end)
         return job_id
 
     @rule(
@@ -122,29 +73,30 @@ class JobLife(RuleBasedStateMachine):
     )
     def submit_batch(self, widths, end):
         made = [
-            self.submission(width, end=end, row_number=row)
+            self.new_job(width, end=end, row_number=row)
             for row, width in enumerate(widths, start=1)
         ]
         with self.sessions.begin() as session:
             batch = batches.create(session, DEFAULT_TENANT, total=len(made), label=None)
             ids = lifecycle.submit(session, DEFAULT_TENANT, made, batch_id=batch.id)
-        self.learn_batch(batch.id, zip(ids, widths, strict=True), end=end)
+        self.expect_batch(batch.id, zip(ids, widths, strict=True), end=end)
         return batch.id
 
-    def submission(self, width, *, start=False, end=False, **where):
+    def new_job(self, width, *, start=False, end=False, **where):
         limits = {"start_within_s": 600 if start else None, "deadline_s": 600 if end else None}
-        return submission_of(self.registry, {"width": width, "height": 64} | limits, **where)
+        return new_job(self.registry, {"width": width, "height": 64} | limits, **where)
 
-    def learn_batch(self, batch_id, made, *, end=False):
-        batch = self.batches[batch_id] = KnownBatch(batch_id)
+    def expect_batch(self, batch_id, made, *, end=False):
+        batch = self.batches[batch_id] = ExpectedBatch(batch_id)
         for job_id, width in made:
-            self.known[job_id] = Known(job_id, width, batch, has_start=False, has_deadline=end)
-            batch.jobs.append(self.known[job_id])
+            job = ExpectedJob(job_id, width, batch, has_start=False, has_deadline=end)
+            self.known[job_id] = job
+            batch.jobs.append(job)
 
-    @rule(target=job, batch_id=batch, place=st.integers(0, 9))
-    def name_one_of(self, batch_id, place):
+    @rule(target=job, batch_id=batch, index=st.integers(0, 9))
+    def pick_one_of(self, batch_id, index):
         members = self.batches[batch_id].jobs
-        return members[place % len(members)].id
+        return members[index % len(members)].id
 
     @rule(job_id=job)
     def cancel(self, job_id):
@@ -157,7 +109,7 @@ class JobLife(RuleBasedStateMachine):
         if job.status == "queued":
             self.end(job, "canceled")
         elif job.status == "running":
-            job.cancel_asked = True
+            job.cancel_requested = True
 
     @rule(batch_id=batch)
     def cancel_batch(self, batch_id):
@@ -191,26 +143,28 @@ class JobLife(RuleBasedStateMachine):
     @rule(target=job, job_id=job)
     def retry(self, job_id):
         old = self.known[job_id]
-        refused = Deleted if old.deleted else None if old.status in FINISHED else JobNotFinished
-        if refused is None and old.status == "succeeded":
-            refused = NothingToRetry
-        if refused is not None:
-            with pytest.raises(refused):
+        rejected = Deleted if old.deleted else None if old.status in FINISHED else JobNotFinished
+        if rejected is None and old.status == "succeeded":
+            rejected = NothingToRetry
+        if rejected is not None:
+            with pytest.raises(rejected):
                 self.act(lifecycle.retry, DEFAULT_TENANT, job_id)
             return multiple()
         again = self.act(lifecycle.retry, DEFAULT_TENANT, job_id).id
         assert old.retried_as in {None, again}
         if old.retried_as is None:
             old.retried_as = again
-            self.known[again] = Known(again, old.width, None, has_start=False, has_deadline=False)
+            self.known[again] = ExpectedJob(
+                again, old.width, None, has_start=False, has_deadline=False
+            )
         return again
 
     @rule(job_id=job)
     def delete(self, job_id):
         job = self.known[job_id]
-        refused = Deleted if job.deleted else None if job.status in FINISHED else JobNotFinished
-        if refused is not None:
-            with pytest.raises(refused):
+        rejected = Deleted if job.deleted else None if job.status in FINISHED else JobNotFinished
+        if rejected is not None:
+            with pytest.raises(rejected):
                 self.act(deletion.delete, DEFAULT_TENANT, job_id)
             return
         self.act(deletion.delete, DEFAULT_TENANT, job_id)
@@ -226,11 +180,11 @@ class JobLife(RuleBasedStateMachine):
             assert could == []
             return multiple()
         [(width, isolation_group)] = {(job.width, job.isolation_group) for job in taken}
-        company = {
+        batch = {
             job.id for job in could if (job.width, job.isolation_group) == (width, isolation_group)
         }
-        assert {job.id for job in taken} <= company
-        assert len(taken) == min(SEATS, len(company))
+        assert {job.id for job in taken} <= batch
+        assert len(taken) == min(MAX_MICROBATCH, len(batch))
         [dispatch_id] = {job.dispatch_id for job in taken}
         assert dispatch_id > max(self.dispatched, default=0)  # a fencing token only ever grows
         self.dispatched[dispatch_id] = [job.id for job in taken]
@@ -250,17 +204,17 @@ class JobLife(RuleBasedStateMachine):
 
     @rule(
         dispatch_id=dispatch,
-        kinds=st.lists(st.sampled_from(KINDS), min_size=SEATS, max_size=SEATS),
+        kinds=st.lists(st.sampled_from(KINDS), min_size=MAX_MICROBATCH, max_size=MAX_MICROBATCH),
     )
     def settle(self, dispatch_id, kinds):
-        """Also of dispatches that were closed long ago: a worker that wakes from the dead."""
-        ended = dict(zip(self.dispatched[dispatch_id], kinds, strict=False))
-        outcomes = [_outcome(job_id, dispatch_id, kind) for job_id, kind in ended.items()]
-        moved = self.act(dispatches.settle, dispatch_id, outcomes)
+        """Settle a dispatch, even one that was closed long ago."""
+        kind_of = dict(zip(self.dispatched[dispatch_id], kinds, strict=False))
+        outcomes = [outcome_of(job_id, dispatch_id, kind) for job_id, kind in kind_of.items()]
+        moved = self.act(_settle_with_long_backoff, dispatch_id, outcomes)
         assert moved == (dispatch_id in self.open)
         for job in self.close(dispatch_id):
-            match ended[job.id]:
-                case "drawn":
+            match kind_of[job.id]:
+                case "succeeded":
                     self.end(job, "succeeded")
                 case "failed":
                     self.end(job, "failed")
@@ -286,7 +240,7 @@ class JobLife(RuleBasedStateMachine):
     # --- time -----------------------------------------------------------------------------------
 
     @rule(dispatch_ids=st.lists(dispatch, max_size=3))
-    def leases_run_out(self, dispatch_ids):
+    def leases_lapse(self, dispatch_ids):
         silent = self.open & set(dispatch_ids)
         past = "UPDATE dispatch SET leased_until = now() - interval '1 s' WHERE id = ANY(:ids)"
         with self.sessions.begin() as session:
@@ -295,8 +249,8 @@ class JobLife(RuleBasedStateMachine):
         for dispatch_id in sorted(silent):
             self.suspect(dispatch_id)
 
-    @rule(job_id=job, swept=st.booleans())
-    def time_runs_out(self, job_id, swept):
+    @rule(job_id=job, reaped=st.booleans())
+    def deadlines_pass(self, job_id, reaped):
         job = self.known[job_id]
         past = """UPDATE job SET
             expires_at = CASE WHEN expires_at IS NOT NULL THEN timestamptz '2000-01-01' END,
@@ -304,41 +258,41 @@ class JobLife(RuleBasedStateMachine):
             WHERE id = :id"""
         with self.sessions.begin() as session:
             session.execute(text(past), {"id": job_id})
-        job.time_is_up = True
-        if swept:
-            self.sweep()
+        job.overdue = True
+        if reaped:
+            self.reap()
 
-    def sweep(self):
+    def reap(self):
         self.act(lifecycle.expire_overdue)
         for job in self.known.values():
-            if job.status == "queued" and job.expires and job.time_is_up:
+            if job.status == "queued" and job.expires and job.overdue:
                 self.end(job, "expired")
 
     @precondition(lambda self: any(job.backing_off for job in self.known.values()))
     @rule()
-    def backoffs_are_over(self):
+    def backoffs_end(self):
         with self.sessions.begin() as session:
             session.execute(text("UPDATE job SET scheduled_at = now() - interval '1 s'"))
         for job in self.known.values():
             job.backing_off = False
 
-    # --- what follows ---------------------------------------------------------------------------
+    # --- effects --------------------------------------------------------------------------------
 
     def close(self, dispatch_id):
-        """Its jobs that are still wanted; nobody's when it was closed before."""
+        """Close a dispatch; return its jobs that were not canceled, none if it was closed."""
         if dispatch_id not in self.open:
             return []
         self.open.discard(dispatch_id)
         running = [self.known[job_id] for job_id in self.dispatched[dispatch_id]]
         for job in running:
-            if job.withdrawn:
-                self.end(job, job.withdrawn)
+            if job.ends_as:
+                self.end(job, job.ends_as)
         return sorted((job for job in running if job.status == "running"), key=lambda job: job.id)
 
     def suspect(self, dispatch_id):
         suspects = self.close(dispatch_id)
-        for place, job in enumerate(suspects):
-            half = "a" if place < (len(suspects) + 1) // 2 else "b"
+        for index, job in enumerate(suspects):
+            half = "a" if index < (len(suspects) + 1) // 2 else "b"
             if job.attempt >= MAX_ATTEMPTS:
                 self.end(job, "failed")
             else:
@@ -357,7 +311,7 @@ class JobLife(RuleBasedStateMachine):
         if job.batch is not None:
             job.batch.finished = all(each.status in FINISHED for each in job.batch.jobs)
 
-    # --- what must hold -------------------------------------------------------------------------
+    # --- invariants -----------------------------------------------------------------------------
 
     @invariant()
     def rows_are_as_known(self):
@@ -372,11 +326,11 @@ class JobLife(RuleBasedStateMachine):
         assert sorted(map(tuple, rows)) == sorted(expected)
 
     @invariant()
-    def each_end_is_told_once(self):
-        ends = """SELECT job_id, type FROM event
+    def each_finished_job_has_one_event(self):
+        query = """SELECT job_id, type FROM event
             WHERE job_id IS NOT NULL AND type <> 'job.started'"""
         with self.sessions.begin() as session:
-            told = Counter(map(tuple, session.execute(text(ends))))
+            events = Counter(map(tuple, session.execute(text(query))))
         expected = Counter(
             {
                 (job.id, f"job.{job.status}"): job.ends
@@ -384,18 +338,18 @@ class JobLife(RuleBasedStateMachine):
                 if job.ends
             }
         )
-        assert told == expected
-        assert set(told.values()) <= {1}
+        assert events == expected
+        assert set(events.values()) <= {1}
 
     @invariant()
-    def batches_end_once_and_count_right(self):
-        ends = "SELECT batch_id, type FROM event WHERE job_id IS NULL"
+    def batches_finish_once_and_count_right(self):
+        query = "SELECT batch_id, type FROM event WHERE job_id IS NULL"
         with self.sessions.begin() as session:
-            told = sorted(map(tuple, session.execute(text(ends))))
+            events = sorted(map(tuple, session.execute(text(query))))
             found = [batches.find(session, DEFAULT_TENANT, each) for each in self.mine()]
             counted = batches.count(session, found)
         known = [self.batches[batch.id] for batch in found]
-        assert told == sorted(
+        assert events == sorted(
             (batch.id, "batch.canceled" if batch.canceled else "batch.completed")
             for batch in known
             if batch.finished
@@ -412,18 +366,17 @@ class JobLife(RuleBasedStateMachine):
             session.execute(text("TRUNCATE event, job, dispatch, batch, fair_share CASCADE"))
 
 
-def _outcome(job_id, dispatch_id, kind):
-    match kind:
-        case "drawn":
-            return Succeeded(job_id, f"a/{job_id}/{dispatch_id}.png", "0" * 64, 10, 5, 1)
-        case "failed":
-            return Failed(job_id, "not_finite", "not a number")
-    return SentBack(job_id)
+def _settle_with_long_backoff(session, dispatch_id, outcomes):
+    """Settle, and prolong the backoff of 0.5 s or more, which could end on a busy machine."""
+    moved = dispatches.settle(session, dispatch_id, outcomes)
+    prolong = "UPDATE job SET scheduled_at = scheduled_at + interval '1 h'"
+    session.execute(text(f"{prolong} WHERE scheduled_at > now()"))
+    return moved
 
 
 @pytest.fixture
 def life(sessions, registry):
-    """The machine on an empty database of its own, which need not survive a power cut."""
+    """Returns the machine on an empty database that need not survive a power failure."""
     with sessions.begin() as session:
         name = session.scalar(text("SELECT current_database()"))
         session.execute(text(f"ALTER DATABASE {name} SET synchronous_commit = off"))
@@ -431,8 +384,8 @@ def life(sessions, registry):
     return type("JobLife", (JobLife,), {"sessions": sessions, "registry": registry})
 
 
-@pytest.mark.timeout(600)  # 20 s when all is well; shrinking what is wrong takes longer
-def test_whatever_happens_in_whatever_order_each_job_ends_once(life):
+@pytest.mark.timeout(600)  # 20 s on success; shrinking a failure takes longer
+def test_each_job_finishes_once_whatever_the_order_of_actions(life):
     run_state_machine_as_test(
         life, settings=settings(max_examples=30, stateful_step_count=40, derandomize=True)
     )
@@ -440,5 +393,5 @@ def test_whatever_happens_in_whatever_order_each_job_ends_once(life):
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
-def test_the_same_at_length(life):
+def test_each_job_finishes_once_in_long_runs(life):
     run_state_machine_as_test(life, settings=settings(max_examples=600, stateful_step_count=60))

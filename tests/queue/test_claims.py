@@ -1,4 +1,4 @@
-"""Who is drawn next, and with whom: fairness among tenants, turns among classes."""
+"""Which jobs are claimed next and together: fairness among tenants, turns among priorities."""
 
 from collections import Counter
 from datetime import timedelta
@@ -11,14 +11,14 @@ from darkroom.db.tables import Job, PriorityClass, Tenant
 from darkroom.jobs import lifecycle
 from darkroom.queue import claims, dispatches, fairness
 from darkroom.queue.outcomes import Failed
-from tests.conftest import LEASE, LIMITS, plan_of, submission_of
+from tests.conftest import LEASE, LIMITS, new_job, plan_of
 
 ONE_STEP = {"width": 64, "height": 64, "num_inference_steps": 1}
 
 
 @pytest.fixture
 def tenant(sessions):
-    """Makes a tenant of some weight, and returns its id."""
+    """Creates a tenant of some weight and returns its id."""
 
     def make(tenant_id, weight=1.0):
         with sessions.begin() as session:
@@ -30,10 +30,10 @@ def tenant(sessions):
 
 @pytest.fixture
 def queue_for(sessions, registry):
-    """Queues a number of like jobs for a tenant, in one transaction; their ids."""
+    """Queues equal jobs of a tenant in one transaction and returns their ids."""
 
     def queue(tenant_id, number, **fields):
-        made = [submission_of(registry, ONE_STEP | fields)] * number
+        made = [new_job(registry, ONE_STEP | fields)] * number
         with sessions.begin() as session:
             return lifecycle.submit(session, tenant_id, made)
 
@@ -42,7 +42,7 @@ def queue_for(sessions, registry):
 
 @pytest.fixture
 def take(sessions):
-    """Claims, and ends what was claimed; its jobs."""
+    """Claims a microbatch, fails its jobs and returns them."""
 
     def claimed(**options):
         with sessions.begin() as session:
@@ -73,11 +73,11 @@ def test_an_interactive_job_is_in_the_next_microbatch_after_ten_thousand_bulk_on
     assert [job.id for job in take()] == [job_id]
 
 
-@pytest.mark.parametrize("apart", [True, False])
-def test_weights_of_one_and_two_share_one_to_two(tenant, queue_for, take, apart):
+@pytest.mark.parametrize("distinct", [True, False])
+def test_weights_of_one_and_two_share_one_to_two(tenant, queue_for, take, distinct):
     light, heavy = tenant("ten_light"), tenant("ten_heavy", weight=2)
     queue_for(light, 300, num_inference_steps=2)
-    queue_for(heavy, 300, **({"width": 128} if apart else {"num_inference_steps": 2}))
+    queue_for(heavy, 300, **({"width": 128} if distinct else {"num_inference_steps": 2}))
 
     served = Counter(job.tenant_id for _ in range(36) for job in take())
 
@@ -94,7 +94,7 @@ def test_a_share_is_of_the_work_and_not_of_the_number_of_jobs(tenant, queue_for,
     assert served[quick] / served[slow] == pytest.approx(5, rel=0.1)
 
 
-def test_who_was_away_comes_back_to_the_present_and_not_to_the_past(tenant, queue_for, take):
+def test_a_tenant_that_returns_starts_at_the_present_and_not_in_the_past(tenant, queue_for, take):
     busy, away = tenant("ten_busy"), tenant("ten_away")
     queue_for(away, 1)
     queue_for(busy, 400)
@@ -108,20 +108,20 @@ def test_who_was_away_comes_back_to_the_present_and_not_to_the_past(tenant, queu
 
 
 def test_canceled_jobs_are_not_charged(sessions, tenant, queue_for, take):
-    rash, other = tenant("ten_rash"), tenant("ten_other")
-    regretted = queue_for(rash, 40)
+    canceler, other = tenant("ten_canceler"), tenant("ten_other")
+    canceled = queue_for(canceler, 40)
     with sessions.begin() as session:
-        for job_id in regretted:
-            lifecycle.cancel(session, rash, job_id)
+        for job_id in canceled:
+            lifecycle.cancel(session, canceler, job_id)
     queue_for(other, 40)
-    queue_for(rash, 40)
+    queue_for(canceler, 40)
 
     served = Counter(job.tenant_id for _ in range(5) for job in take())
 
-    assert served[rash] == pytest.approx(served[other], abs=2)
+    assert served[canceler] == pytest.approx(served[other], abs=2)
 
 
-def test_bulk_jobs_fill_the_seats_that_interactive_ones_leave(tenant, queue_for, take):
+def test_bulk_jobs_fill_a_microbatch_of_interactive_ones(tenant, queue_for, take):
     bulk = queue_for(tenant("ten_a"), 20, priority="bulk")
     urgent = queue_for(tenant("ten_b"), 2, priority="interactive")
 
@@ -132,7 +132,7 @@ def test_bulk_jobs_fill_the_seats_that_interactive_ones_leave(tenant, queue_for,
 
 
 def wait(sessions, priority, seconds):
-    """Let a class have waited for so long."""
+    """Let a priority class have waited for so long."""
     with sessions.begin() as session:
         session.execute(
             update(PriorityClass)
@@ -155,7 +155,7 @@ def test_a_class_that_has_waited_long_goes_once_before_the_others(
     assert {job.priority for job in take()} == {0}
 
 
-def test_a_worker_stays_with_its_key_but_not_for_ever(tenant, queue_for, take):
+def test_a_worker_keeps_its_key_but_not_forever(tenant, queue_for, take):
     one, other = tenant("ten_one"), tenant("ten_other")
     queue_for(one, 160, num_inference_steps=2)
     queue_for(other, 160, width=128)
@@ -164,15 +164,15 @@ def test_a_worker_stays_with_its_key_but_not_for_ever(tenant, queue_for, take):
         last = taken[0].microbatch_key
         keys.append(last)
 
-    turns = [1]
+    runs = [1]
     for before, after in pairwise(keys):
-        turns = [*turns[:-1], turns[-1] + 1] if before == after else [*turns, 1]
+        runs = [*runs[:-1], runs[-1] + 1] if before == after else [*runs, 1]
     assert len(keys) == 40
-    assert 2 <= len(turns) < 20
-    assert max(turns[:-1]) <= 2 * (claims.AFFINITY_MICROBATCHES + 1)
+    assert 2 <= len(runs) < 20
+    assert max(runs[:-1]) <= 2 * (claims.AFFINITY_MICROBATCHES + 1)
 
 
-def test_a_microbatch_with_empty_seats_lingers_while_the_worker_is_busy(
+def test_a_microbatch_that_is_not_full_lingers_while_the_worker_is_busy(
     sessions, tenant, queue_for, take
 ):
     [job_id] = queue_for(tenant("ten_a"), 1)
@@ -189,7 +189,7 @@ def test_a_full_microbatch_does_not_linger(tenant, queue_for, take):
     assert len(take(idle=False)) == LIMITS["darkroom-demo"]
 
 
-def test_jobs_of_an_unknown_model_are_left_alone(sessions, tenant, queue_for, take):
+def test_jobs_of_an_unknown_model_are_not_claimed(sessions, tenant, queue_for, take):
     queue_for(tenant("ten_a"), 3)
     with sessions.begin() as session:
         session.execute(update(Job).values(model="retired"))
@@ -216,14 +216,14 @@ def test_a_claim_reads_its_indexes_and_no_more_however_long_the_queue_is(
         )
         session.execute(text("ANALYZE job"))
         head = plan_of(session, claims.first_queued(Job.priority == 2))
-        company = plan_of(
+        candidates = plan_of(
             session,
             claims.candidates_query(
                 Job.microbatch_key == "key 7", Job.isolation_group == "", Job.priority == 2
             ).limit(8),
         )
     assert "job_next" in head
-    assert "job_claim" in company
-    for plan in (head, company):
+    assert "job_claim" in candidates
+    for plan in (head, candidates):
         assert "Seq Scan" not in plan, plan
         assert "Sort" not in plan, plan

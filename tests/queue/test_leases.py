@@ -26,7 +26,7 @@ class Call:
 
 
 @pytest.fixture
-def leases(sessions):
+def heartbeat(sessions):
     beating = LeaseHeartbeat(sessions, lease=LEASE)
     beating.start()
     yield beating
@@ -41,10 +41,10 @@ def open_dispatches(sessions):
         return set(found)
 
 
-def test_a_dispatch_is_kept_while_it_is_held_and_no_longer(sessions, queue_jobs, claim, leases):
+def test_a_dispatch_is_kept_while_it_is_held_and_no_longer(sessions, queue_jobs, claim, heartbeat):
     queue_jobs({})
     dispatch_id = claim(lease=LEASE)[0].dispatch_id
-    with leases.holding(dispatch_id):
+    with heartbeat.keep(dispatch_id):
         time.sleep(2 * LEASE.total_seconds())
         assert open_dispatches(sessions) == {dispatch_id}
     time.sleep(1.5 * LEASE.total_seconds())
@@ -52,22 +52,22 @@ def test_a_dispatch_is_kept_while_it_is_held_and_no_longer(sessions, queue_jobs,
     assert open_dispatches(sessions) == set()
 
 
-def test_a_dispatch_whose_pump_fell_over_runs_out(sessions, queue_jobs, claim, leases):
+def test_a_dispatch_whose_pump_fell_over_runs_out(sessions, queue_jobs, claim, heartbeat):
     queue_jobs({})
     dispatch_id = claim(lease=LEASE)[0].dispatch_id
-    with pytest.raises(ZeroDivisionError), leases.holding(dispatch_id):
+    with pytest.raises(ZeroDivisionError), heartbeat.keep(dispatch_id):
         raise ZeroDivisionError
     time.sleep(1.5 * LEASE.total_seconds())
 
     assert open_dispatches(sessions) == set()
-    assert leases.healthy()
+    assert heartbeat.healthy()
 
 
-def test_the_holder_is_told_that_its_dispatch_was_lost(sessions, queue_jobs, claim, leases):
+def test_the_holder_is_told_that_its_dispatch_was_lost(sessions, queue_jobs, claim, heartbeat):
     queue_jobs({})
     dispatch_id = claim(lease=LEASE)[0].dispatch_id
     call = Call()
-    with leases.holding(dispatch_id) as hold, hold.drawing(call, ["job"]):
+    with heartbeat.keep(dispatch_id) as in_flight, in_flight.generating(call, ["job"]):
         with sessions.begin() as session:
             lost = update(Dispatch).values(status="expired", finished_at=func.now())
             session.execute(lost)
@@ -75,33 +75,33 @@ def test_the_holder_is_told_that_its_dispatch_was_lost(sessions, queue_jobs, cla
 
 
 @pytest.mark.parametrize("fault", [Server.kill, Server.freeze])
-def test_what_cannot_be_renewed_is_given_up(leases, postgres_server, fault):
+def test_what_cannot_be_renewed_is_given_up(heartbeat, postgres_server, fault):
     call = Call()
-    with leases.holding(1) as hold, hold.drawing(call, ["job"]):
+    with heartbeat.keep(1) as in_flight, in_flight.generating(call, ["job"]):
         fault(postgres_server)
         assert call.canceled.wait(10)
-    assert not leases.healthy()
+    assert not heartbeat.healthy()
 
 
-def test_what_is_claimed_after_the_retirement_is_given_up_at_once(leases):
-    leases.retire()
+def test_what_is_claimed_after_the_retirement_is_given_up_at_once(heartbeat):
+    heartbeat.stop_accepting()
     call = Call()
-    with leases.holding(1) as hold, hold.drawing(call, ["job"]):
+    with heartbeat.keep(1) as in_flight, in_flight.generating(call, ["job"]):
         assert call.canceled.is_set()
 
 
-def test_who_waits_for_idleness_waits_for_the_last_hold(leases):
-    assert leases.idle_within(0)
-    with leases.holding(1):
-        assert not leases.idle_within(0.05)
-    assert leases.idle_within(0)
+def test_who_waits_for_idleness_waits_for_the_last_hold(heartbeat):
+    assert heartbeat.wait_idle(0)
+    with heartbeat.keep(1):
+        assert not heartbeat.wait_idle(0.05)
+    assert heartbeat.wait_idle(0)
 
 
-def test_without_a_database_it_is_unhealthy_and_recovers(leases, postgres_server):
-    assert leases.healthy()
+def test_without_a_database_it_is_unhealthy_and_recovers(heartbeat, postgres_server):
+    assert heartbeat.healthy()
     postgres_server.kill()
     time.sleep(LEASE.total_seconds())
-    assert not leases.healthy()
+    assert not heartbeat.healthy()
     postgres_server.restart()
     time.sleep(LEASE.total_seconds())
-    assert leases.healthy()
+    assert heartbeat.healthy()

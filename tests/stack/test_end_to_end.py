@@ -176,7 +176,7 @@ def test_a_worker_that_stops_requeues_its_unfinished_jobs(stack):
 def test_jobs_of_a_killed_worker_run_again_after_its_lease(stack):
     ids = [stack.submit(num_inference_steps=50, width=256, height=256) for _ in range(2)]
     stack.wait_until_running(ids)
-    for worker in stack.find("-m workers"):
+    for worker in stack.find("-m workers run"):
         if "serve" not in " ".join(worker.cmdline()):
             worker.kill()
     began = time.monotonic()
@@ -311,7 +311,7 @@ def test_jobs_outlive_their_replica(stack):
 @pytest.mark.chaos
 def test_replicas_follow_the_work_from_none_to_the_most_and_back(stack):
     steps = ["0:0", "3:1", "50:2", "4:1", "0:0"]
-    [deployer] = stack.find("workers.deploy.serve")
+    [deployer] = stack.find("-m workers serve")
     environment = deployer.environ()
     driver = subprocess.run(
         [
@@ -338,7 +338,7 @@ def test_an_engine_is_replaced_only_if_it_generates_the_same_images(stack, tmp_p
 
     refused = replaced(stack, registry.models["darkroom-demo-v1"].folder, golden)
     assert refused.returncode == 1, refused.stderr
-    assert "DRIFTED" in refused.stdout
+    assert "DIFFERS" in refused.stdout
     assert not stack.find("ServeReplica", "~green")
 
     broken = tmp_path / "broken"
@@ -358,11 +358,11 @@ def test_an_engine_is_replaced_only_if_it_generates_the_same_images(stack, tmp_p
 
 
 def replaced(stack, folder, golden):
-    """Run `python -m workers.deploy.replace` in the environment of the deploying process."""
-    [deployer] = stack.find("workers.deploy.serve")
+    """Run `python -m workers replace` in the environment of the deploying process."""
+    [deployer] = stack.find("-m workers serve")
     return subprocess.run(
         [
-            *(sys.executable, "-m", "workers.deploy.replace", "darkroom-demo"),
+            *(sys.executable, "-m", "workers", "replace", "darkroom-demo"),
             *("--folder", folder, "--golden", golden),
         ],
         env=deployer.environ(),

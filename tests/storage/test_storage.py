@@ -8,12 +8,12 @@ from darkroom.errors import StorageUnavailable
 from tests.support.servers import store_of
 
 
-def test_what_was_put_is_read_back_through_a_presigned_url(s3_settings):
+def test_a_stored_object_is_read_through_a_presigned_url(s3_settings):
     store = store_of(s3_settings)
-    store.put("a/b/1.png", b"picture", "image/png")
+    store.put("a/b/1.png", b"image", "image/png")
     answer = httpx2.get(store.presign("a/b/1.png", ttl_s=60))
 
-    assert (answer.status_code, answer.content) == (200, b"picture")
+    assert (answer.status_code, answer.content) == (200, b"image")
     assert answer.headers["content-type"] == "image/png"
 
 
@@ -27,12 +27,12 @@ def test_a_url_opens_nothing_but_its_own_object(s3_settings):
     assert httpx2.get(url.partition("?")[0]).status_code in {400, 403}
 
 
-def test_clients_are_given_the_public_address(s3_settings):
+def test_presigned_urls_have_the_public_address(s3_settings):
     store = store_of(s3_settings, s3_public_url="https://images.example")
     assert store.presign("a/1.png", ttl_s=60).startswith("https://images.example/")
 
 
-def test_a_wrong_key_or_bucket_is_told_from_success(s3_settings):
+def test_a_wrong_key_or_bucket_is_an_error(s3_settings):
     for wrong in ({"s3_secret_access_key": SecretStr("wrong")}, {"s3_bucket": "nowhere"}):
         store = store_of(s3_settings, **wrong)
         with pytest.raises(StorageUnavailable):
@@ -41,7 +41,7 @@ def test_a_wrong_key_or_bucket_is_told_from_success(s3_settings):
             store.put("a", b"x", "image/png")
 
 
-def test_a_store_that_is_gone_is_noticed_and_found_again(s3_settings, s3_server):
+def test_an_outage_of_the_store_is_reported_and_ends(s3_settings, s3_server):
     store = store_of(s3_settings)
     store.check()
     s3_server.kill()

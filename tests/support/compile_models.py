@@ -1,7 +1,7 @@
 """Runs `python -m compile` for several models in one process, for tests.
 
-Loading PyTorch and its exporter takes longer than a tiny model. Its argument: each run's words, as
-JSON. It prints what each of them said, as JSON too, and leaves with 1 at the first that failed.
+Loading PyTorch and its exporter takes longer than a tiny model. The argument is each run's command
+line, as JSON. Prints the output of each, as JSON too; exits with 1 at the first failure.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ import sys
 from compile.__main__ import main
 
 
-def said_by(words: list[str]) -> str:
-    """What one run said."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = main(words)
+def output_of(arguments: list[str]) -> str:
+    """Return the output of one run."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        code = main(arguments)
     if code:
-        sys.exit(f"{words} left with {code}:\n{said.getvalue()}")
-    return said.getvalue()
+        sys.exit(f"{arguments} exited with {code}:\n{output.getvalue()}")
+    return output.getvalue()
 
 
 if __name__ == "__main__":
-    os.nice(10)  # minutes of work: tests with deadlines, beside it, go first
-    json.dump([said_by(words) for words in json.loads(sys.argv[1])], sys.stdout)
+    os.nice(10)  # minutes of work: tests with deadlines take precedence
+    json.dump([output_of(arguments) for arguments in json.loads(sys.argv[1])], sys.stdout)

@@ -1,7 +1,7 @@
-"""Three models through the whole command, once a run: `pytest_plugins = ["compiled"]`.
+"""Three models compiled by the whole command, once a run.
 
 Like Stable Diffusion 1.5, like XL (in half precision), and the demo model. The builder is TensorRT
-for RTX's, which needs no GPU; what it built cannot be executed here.
+for RTX's, which needs no GPU; its plans cannot be executed here.
 """
 
 import json
@@ -20,16 +20,16 @@ FLAGS = ["--builder", "tensorrt-rtx", "--threads", "1"]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of the command for one model."""
+class CompileArguments:
+    """Arguments of the command for one model."""
 
     precision: str
     rows: tuple[int, int, int]
     sizes: list[tuple[int, int]]
     parts: tuple[str, ...] = ("text_encoder", "unet", "vae_decoder")
 
-    def words(self, model: Path, output: Path) -> list[str]:
-        """Its arguments."""
+    def command_line(self, model: Path, output: Path) -> list[str]:
+        """Return them as strings."""
         return [
             *(str(model), "--precision", self.precision, "--compute-capability", "8.9", *FLAGS),
             *("--rows", ",".join(map(str, self.rows)), "--output", str(output)),
@@ -37,64 +37,69 @@ class Asked:
         ]
 
 
-ASKED = {
-    "sd": Asked("fp32", (2, 4, 16), [(64, 64), (96, 64)]),
-    "xl": Asked(
+ARGUMENTS = {
+    "sd": CompileArguments("fp32", (2, 4, 16), [(64, 64), (96, 64)]),
+    "xl": CompileArguments(
         "fp16", (1, 2, 8), [(64, 64)], ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
     ),
-    "demo": Asked("fp32", (1, 8, 16), [(128, 128)]),
+    "demo": CompileArguments("fp32", (1, 8, 16), [(128, 128)]),
 }
-#: one process each, as there are two cores
-TOGETHER = [["sd", "xl"], ["demo"]]
+#: one process each, for two cores
+PROCESSES = [["sd", "xl"], ["demo"]]
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """A model that went through the command."""
+class CompiledModel:
+    """A model that was compiled by the command."""
 
     name: str
     model: Path
     repository: Path
-    said: str
+    output: str
 
     @property
-    def asked(self) -> Asked:
-        """What the command was told."""
-        return ASKED[self.name]
+    def arguments(self) -> CompileArguments:
+        """The arguments it was compiled with."""
+        return ARGUMENTS[self.name]
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
-    """All of them. Processes that share the tests share these, too."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompiledModel]:
+    """Compile all models. The test processes share them."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
-    models = {name: folder / name for name in ASKED} | {"demo": DEMO}
-    plans = {name: folder / f"{name}-plans" for name in ASKED}
+    models = {name: folder / name for name in ARGUMENTS} | {"demo": DEMO}
+    plans = {name: folder / f"{name}-plans" for name in ARGUMENTS}
     kept = folder / "compiled.json"
     with FileLock(folder / "compiled.lock"):
         if not kept.exists():
             kept.write_text(json.dumps(_compile(models, plans)))
-        said = json.loads(kept.read_text())
-    return {name: Compiled(name, models[name], plans[name], said[name]) for name in ASKED}
+        outputs = json.loads(kept.read_text())
+    return {
+        name: CompiledModel(name, models[name], plans[name], outputs[name]) for name in ARGUMENTS
+    }
 
 
 def _compile(models: dict[str, Path], plans: dict[str, Path]) -> dict[str, str]:
-    """What the command said of each."""
+    """Return the command's output for each."""
     from tests.support.tiny_models import tiny_sd, tiny_xl
 
     tiny_sd(models["sd"])
     tiny_xl(models["xl"])
-    runs = [_started([ASKED[n].words(models[n], plans[n]) for n in names]) for names in TOGETHER]
+    runs = [
+        _started([ARGUMENTS[n].command_line(models[n], plans[n]) for n in names])
+        for names in PROCESSES
+    ]
     try:
-        said = [run.communicate(timeout=600)[0] for run in runs]
+        outputs = [run.communicate(timeout=600)[0] for run in runs]
     finally:
         for run in runs:
             run.kill()
-    assert all(run.returncode == 0 for run in runs), said
+    assert all(run.returncode == 0 for run in runs), outputs
     return {
         name: text
-        for names, texts in zip(TOGETHER, said, strict=True)
+        for names, texts in zip(PROCESSES, outputs, strict=True)
         for name, text in zip(names, json.loads(texts), strict=True)
     }
 

@@ -1,4 +1,4 @@
-"""Rows to be drawn, and what became of them: for the tests of the engine."""
+"""Rows to generate, and helpers to read their events: for the tests of the engine."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from engine.generate import generate
-from engine.requests import Event, Image, Pixels, Row, RowFailed
-from engine.runner import NetworkRunner
+from engine.requests import Canceled, Image, Pixels, Row, RowEvent, RowFailed
+from engine.runner import Decoding, NetworkRunner
 
 DEMO = Path(__file__).parents[2] / "models/darkroom-demo"
 
@@ -29,33 +29,37 @@ def row(prompt: str = "a lighthouse", **changed: object) -> Row:
     return dataclasses.replace(plain, **changed)  # type: ignore[arg-type]
 
 
-def events(runner: NetworkRunner, *rows: Row, max_unet_rows: int = 64) -> list[Event]:
+def events(runner: NetworkRunner, *rows: Row, max_unet_rows: int = 64) -> list[RowEvent]:
     return list(generate(runner, rows, max_unet_rows=max_unet_rows))
 
 
-def pictures(happened: Iterable[Event]) -> dict[int, Pixels]:
+def images(happened: Iterable[RowEvent]) -> dict[int, Pixels]:
     return {event.index: event.pixels for event in happened if isinstance(event, Image)}
 
 
-def mishaps(happened: Iterable[Event]) -> dict[int, str]:
+def failures(happened: Iterable[RowEvent]) -> dict[int, str]:
     return {event.index: event.code for event in happened if isinstance(event, RowFailed)}
 
 
+def canceled_rows(happened: Iterable[RowEvent]) -> list[int]:
+    return [event.index for event in happened if isinstance(event, Canceled)]
+
+
 def alone(runner: NetworkRunner, wanted: Row) -> Pixels:
-    """The picture of a row that nobody else is drawn with."""
-    return pictures(events(runner, wanted))[0]
+    """Return the image of a row generated without other rows."""
+    return images(events(runner, wanted))[0]
 
 
 def by_diffusers(pipeline: Any, wanted: Row) -> Pixels:
-    """The same row, drawn by a pipeline of diffusers from the same noise.
+    """Generate the same row with a pipeline of diffusers from the same noise.
 
-    The noise is made here: PyTorch does not promise that a seed means the same numbers in halves,
+    The noise is made here: PyTorch does not promise that a seed gives the same numbers in float16,
     and on some processors it does not.
     """
     scale = pipeline.vae_scale_factor
     shape = (1, pipeline.unet.config.in_channels, wanted.height // scale, wanted.width // scale)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(wanted.seed))
-    drawn = pipeline(
+    output = pipeline(
         wanted.prompt,
         negative_prompt=wanted.negative_prompt,
         num_inference_steps=wanted.num_inference_steps,
@@ -64,7 +68,7 @@ def by_diffusers(pipeline: Any, wanted: Row) -> Pixels:
         height=wanted.height,
         latents=noise.to(pipeline.device, pipeline.unet.dtype),
     )
-    return np.asarray(drawn.images[0])
+    return np.asarray(output.images[0])
 
 
 def levels_apart(one: Pixels, other: Pixels) -> int:
@@ -72,13 +76,13 @@ def levels_apart(one: Pixels, other: Pixels) -> int:
 
 
 def psnr_db(one: Pixels, other: Pixels) -> float:
-    """Peak signal-to-noise ratio of two pictures of 255 levels; infinite for the same."""
+    """Return the peak signal-to-noise ratio of two 8-bit images; infinite for the same."""
     error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
-class Counting:
-    """The real networks, with a note of how many rows each UNet batch held."""
+class CountingRunner:
+    """The real networks, recording the number of rows of each UNet batch."""
 
     def __init__(self, runner: NetworkRunner) -> None:
         self.noise_schedule = runner.noise_schedule
@@ -93,3 +97,22 @@ class Counting:
     def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         self.batches.append(len(embeddings))
         return self.runner.unet(latents, timesteps, embeddings)
+
+
+class LimitedMemoryRunner(CountingRunner):
+    """The real networks with memory for so many rows of the UNet, or of the decoder."""
+
+    def __init__(self, runner: NetworkRunner, *, unet_rows: int, decoded: int = 8) -> None:
+        super().__init__(runner)
+        self._unet_rows, self._decoded = unet_rows, decoded
+        self.decode = self._decode
+
+    def unet(self, latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        if len(embeddings) > self._unet_rows:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return super().unet(latents, timesteps, embeddings)
+
+    def _decode(self, latents: Tensor) -> Decoding:
+        if len(latents) > self._decoded:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return self.runner.decode(latents)

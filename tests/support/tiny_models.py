@@ -28,7 +28,7 @@ def tiny_sd(folder):
 
 
 def tiny_xl(folder):
-    """Like SDXL: two text encoders, and a UNet that is also told the size."""
+    """Like SDXL: two text encoders, and a UNet that also reads the size."""
     torch.manual_seed(2)
     _text_encoder(CLIPTextModel, 32).save_pretrained(folder / "text_encoder")
     _text_encoder(CLIPTextModelWithProjection, 64).save_pretrained(folder / "text_encoder_2")

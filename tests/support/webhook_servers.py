@@ -15,7 +15,7 @@ PRIVATE = {"DARKROOM_WEBHOOK_ALLOW_PRIVATE": "1"}
 
 
 class SenderProcess:
-    """Process of `python -m workers.webhooks.app` that can be killed and started again."""
+    """Process of `python -m workers send-webhooks` that can be killed and started again."""
 
     def __init__(self, environment, folder):
         self._environment = environment
@@ -27,7 +27,7 @@ class SenderProcess:
         self._ready.unlink(missing_ok=True)
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers.webhooks.app"],
+                [sys.executable, "-m", "workers", "send-webhooks"],
                 env=self._environment | {"DARKROOM_READY_FILE": str(self._ready)} | environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -27,158 +27,159 @@ from workers.generation.progress_publisher import ProgressPublisher
 LEASE = timedelta(seconds=30)
 
 
-class ByHand:
-    """A generator that answers what the test says: drawings, happenings, or an error to raise."""
+class FakeGenerator:
+    """Generator that answers what the test says: results, events, or an error to raise."""
 
     def __init__(self, answer):
         self.answer = answer
-        self.calls = []  #: how many jobs each held
-        self.alone = []  #: which of them nobody else might be drawn with
+        self.calls = []  #: number of jobs of each call
+        self.alone = []  #: whether each call was to run alone
 
     def connect(self):
-        """Nobody is far."""
+        pass
 
-    def begin(self, microbatch, *, alone=False):
+    def start(self, microbatch, *, alone=False):
         self.calls.append(len(microbatch))
         self.alone.append(alone)
-        return Answer(self.answer, microbatch)
+        return FakeCall(self.answer, microbatch)
 
 
-class Answer:
+class FakeCall:
     def __init__(self, answer, microbatch):
         self._answer, self._microbatch = answer, microbatch
 
-    def happenings(self, *, timeout_s, step_timeout_s):  # noqa: ARG002  # nothing here takes long
+    def events(self, *, timeout_s, step_timeout_s):  # noqa: ARG002  # nothing here takes long
         yield Accepted()
         yield Started()
         answer = self._answer(self._microbatch)
-        places = itertools.count()
-        for said in [answer] if isinstance(answer, Exception) else answer:
-            if isinstance(said, Exception):
-                raise said
-            drawing = not isinstance(said, (Progress, Finished))
-            yield Finished(next(places), said) if drawing else said
+        indices = itertools.count()
+        for item in [answer] if isinstance(answer, Exception) else answer:
+            if isinstance(item, Exception):
+                raise item
+            is_event = isinstance(item, (Progress, Finished))
+            yield item if is_event else Finished(next(indices), item)
 
     def cancel(self):
-        """There is nothing to stop."""
+        pass
 
-    def withdraw(self, indices):
-        raise AssertionError(f"nobody asked for that: {indices}")
+    def cancel_rows(self, indices):
+        raise AssertionError(f"canceled without a request: {indices}")
 
 
-class Patient:
-    """A generator that draws a job when the test says so, and leaves out what is withdrawn."""
+class SlowGenerator:
+    """Generator that finishes a job when the test says so, and leaves out canceled ones."""
 
     def __init__(self):
-        self._happened = threading.Condition()
-        self._wanted, self._drawn = set(), set()
+        self._changed = threading.Condition()
+        self._wanted, self._finished = set(), set()
         self.microbatch = None
-        self.withdrawn = set()
+        self.canceled_rows = set()
         self.canceled = False
 
     def connect(self):
-        """Nobody is far."""
+        pass
 
-    def begin(self, microbatch, *, alone=False):  # noqa: ARG002  # it draws one at a time
-        with self._happened:
+    def start(self, microbatch, *, alone=False):  # noqa: ARG002  # it runs one call at a time
+        with self._changed:
             self.microbatch = microbatch
-            self.withdrawn, self.canceled = set(), False
-            self._happened.notify_all()
+            self.canceled_rows, self.canceled = set(), False
+            self._changed.notify_all()
         return self
 
-    def happenings(self, *, timeout_s, step_timeout_s):  # noqa: ARG002  # the test has the time
+    def events(self, *, timeout_s, step_timeout_s):  # noqa: ARG002  # the test decides
         yield Accepted()
         yield Started()
         left = set(range(len(self.microbatch)))
         deadline = time.monotonic() + 30
         while left:
             assert time.monotonic() < deadline
-            with self._happened:
-                self._happened.wait_for(lambda: self.canceled or left & self._due(), 0.05)
+            with self._changed:
+                self._changed.wait_for(lambda: self.canceled or left & self._due(), 0.05)
                 due = left & self._due()
             if self.canceled:
                 raise MicrobatchCanceled
             if not due:
                 yield Progress(dict.fromkeys(left, (1, 9)))
                 continue
-            place = min(due)
-            left.remove(place)
-            drawn = pictures_of(self.microbatch)[place]
-            yield Finished(place, Canceled() if place in self.withdrawn else drawn)
-            with self._happened:  # asked for the next, so this one was taken
-                self._drawn.add(place)
-                self._happened.notify_all()
+            index = min(due)
+            left.remove(index)
+            image = images_of(self.microbatch)[index]
+            yield Finished(index, Canceled() if index in self.canceled_rows else image)
+            with self._changed:  # asked for the next, so the consumer has this one
+                self._finished.add(index)
+                self._changed.notify_all()
 
     def _due(self):
-        return self._wanted | self.withdrawn
+        return self._wanted | self.canceled_rows
 
-    def draw(self, *places):
-        """From now on these are drawn."""
-        with self._happened:
-            self._wanted |= set(places)
-            self._happened.notify_all()
+    def finish(self, *indices):
+        """Finish these rows."""
+        with self._changed:
+            self._wanted |= set(indices)
+            self._changed.notify_all()
 
-    def withdraw(self, indices):
-        with self._happened:
-            self.withdrawn |= set(indices)
-            self._happened.notify_all()
+    def cancel_rows(self, indices):
+        with self._changed:
+            self.canceled_rows |= set(indices)
+            self._changed.notify_all()
 
     def cancel(self):
-        with self._happened:
+        with self._changed:
             self.canceled = True
-            self._happened.notify_all()
+            self._changed.notify_all()
 
-    def left_out(self, place):
-        """Whether it is, soon."""
-        with self._happened:
-            return self._happened.wait_for(lambda: place in self.withdrawn, 20)
+    def wait_canceled(self, index):
+        """Return whether the row is canceled, after a moment if need be."""
+        with self._changed:
+            return self._changed.wait_for(lambda: index in self.canceled_rows, 20)
 
-    def has_drawn(self, place):
-        """Whether it has, soon."""
-        with self._happened:
-            return self._happened.wait_for(lambda: place in self._drawn, 20)
+    def wait_finished(self, index):
+        """Return whether the row is finished, after a moment if need be."""
+        with self._changed:
+            return self._changed.wait_for(lambda: index in self._finished, 20)
 
-    def wait_until_begun(self):
-        with self._happened:
-            assert self._happened.wait_for(lambda: self.microbatch is not None, 20)
+    def wait_started(self):
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.microbatch is not None, 20)
 
 
-def pictures_of(microbatch):
+def images_of(microbatch):
     return [Image(np.zeros((p.height, p.width, 3), np.uint8), 1) for p in microbatch]
 
 
 @pytest.fixture
 def ctx(sessions, registry, s3_settings, redis_url):
     settings = Settings(redis_url=SecretStr(redis_url))
-    notifier, board = WorkNotifier(settings), ProgressPublisher(open_progress_redis(settings))
-    leases = LeaseHeartbeat(sessions, lease=LEASE)
-    leases.start()
+    notifier = WorkNotifier(settings)
+    publisher = ProgressPublisher(open_progress_redis(settings))
+    heartbeat = LeaseHeartbeat(sessions, lease=LEASE)
+    heartbeat.start()
     with ThreadPoolExecutor(4) as encoders:
         yield WorkerContext(
             worker_id="worker",
             sessions=sessions,
             registry=registry,
-            generator=ByHand(pictures_of),
+            generator=FakeGenerator(images_of),
             store=store_of(s3_settings),
-            leases=leases,
+            heartbeat=heartbeat,
             notifier=notifier,
-            board=board,
-            seats=MemoryLimits(),
+            progress=publisher,
+            memory_limits=MemoryLimits(),
             encoders=encoders,
             lease=LEASE,
             microbatch_timeout_s=5,
             step_timeout_s=5,
             max_attempts=3,
         )
-    leases.close()
-    board.close()
+    heartbeat.close()
+    publisher.close()
     notifier.close()
 
 
 @pytest.fixture
-def patient_shop(ctx):
-    """The worker_context, with a generator that draws when the test says so."""
-    return replace(ctx, generator=Patient())
+def slow_ctx(ctx):
+    """Worker context whose generator finishes a job when the test says so."""
+    return replace(ctx, generator=SlowGenerator())
 
 
 def job(ctx, job_id):

@@ -15,7 +15,7 @@ from darkroom.webhooks import deliveries, endpoints, payloads
 from darkroom.webhooks.deliveries import Result
 from darkroom.webhooks.payload_models import MESSAGES
 from darkroom.webhooks.secret_box import SecretBox
-from tests.conftest import submission_of
+from tests.conftest import new_job
 
 LEASE = timedelta(seconds=60)
 SECRET_BOX = SecretBox("a key")
@@ -46,7 +46,7 @@ def queue_batch(sessions, registry):
 
     def queue(count, *, total=None, webhook_url=None, **fields):
         rows = [
-            submission_of(registry, {"seed": number} | fields, row_number=number)
+            new_job(registry, {"seed": number} | fields, row_number=number)
             for number in range(1, count + 1)
         ]
         with sessions.begin() as session:

@@ -26,7 +26,7 @@ from darkroom.settings import Settings
 from darkroom.webhooks import delivery_log, endpoints
 from darkroom.webhooks.secret_box import SecretBox
 from darkroom.webhooks.url_policy import policy_of
-from tests.conftest import submission_of
+from tests.conftest import new_job
 from tests.support.many_receivers import many_receivers
 from tests.support.webhook_servers import SenderProcess
 from workers.webhooks.circuit_breaker import DestinationLimiter
@@ -364,7 +364,7 @@ def endpoint_reason(session, endpoint_id):
 def finish_jobs(sessions, registry, dice, count):
     """Generates, fails and cancels jobs as workers do; counts them by status."""
     with sessions.begin() as session:
-        made = [submission_of(registry, {"seed": number}) for number in range(count)]
+        made = [new_job(registry, {"seed": number}) for number in range(count)]
         ids = lifecycle.submit(session, DEFAULT_TENANT, made)
     cancel(sessions, dice.sample(ids, count // 20))
     while True:

@@ -1,4 +1,4 @@
-"""Jobs that nobody wants any more leave the microbatch that they are being drawn in."""
+"""Canceled and overdue jobs leave the microbatch in which they are being generated."""
 
 import threading
 import time
@@ -9,123 +9,123 @@ from sqlalchemy import func, update
 from darkroom.db.tables import Job
 from darkroom.queue import dispatches
 from tests.support.worker_context import cancel, job
-from workers.generation.cancellation import CancellationWatcher
+from workers.generation.cancellation import cancellation_watcher
 from workers.generation.microbatch import claim, run_microbatch
 
 
 @pytest.fixture
-def withdrawals(ctx):
-    listening = CancellationWatcher(ctx.sessions, ctx.leases)
-    listening.start()
-    yield listening
-    listening.close()
+def watcher(ctx):
+    task = cancellation_watcher(ctx.sessions, ctx.heartbeat)
+    task.start()
+    yield task
+    task.close()
 
 
 @pytest.fixture
-def drawing(patient_shop, queue_jobs, withdrawals):  # noqa: ARG001  # it listens
-    """Three jobs under way, a pump that draws them in a thread, and how to wait for its end."""
+def running(slow_ctx, queue_jobs, watcher):  # noqa: ARG001  # it watches
+    """Three running jobs, a thread that runs their microbatch, and how to wait for its end."""
+    ctx = slow_ctx
     ids = queue_jobs(*[{}] * 3)
-    pump = threading.Thread(target=lambda: run_microbatch(ctx, claim(ctx, None)))
-    ctx = patient_shop
-    pump.start()
-    ctx.generator.wait_until_begun()
+    thread = threading.Thread(target=lambda: run_microbatch(ctx, claim(ctx, None)))
+    thread.start()
+    ctx.generator.wait_started()
 
-    def ended():
-        pump.join(30)
-        assert not pump.is_alive()
+    def statuses_at_end():
+        thread.join(30)
+        assert not thread.is_alive()
         return [job(ctx, job_id).status for job_id in ids]
 
-    yield ctx, ids, ended
+    yield ctx, ids, statuses_at_end
     ctx.generator.cancel()
-    pump.join(30)
+    thread.join(30)
 
 
-def becomes(ctx, job_id, status):
+def wait_status(ctx, job_id, status):
     deadline = time.monotonic() + 20
     while job(ctx, job_id).status != status:
         assert time.monotonic() < deadline, job(ctx, job_id).status
         time.sleep(0.05)
 
 
-def test_a_canceled_job_ends_while_its_company_is_still_drawn(drawing):
-    ctx, ids, ended = drawing
+def test_a_canceled_job_finishes_while_the_others_are_still_generated(running):
+    ctx, ids, statuses_at_end = running
     cancel(ctx, ids[1])
-    becomes(ctx, ids[1], "canceled")
+    wait_status(ctx, ids[1], "canceled")
     assert [job(ctx, job_id).status for job_id in ids] == ["running", "canceled", "running"]
 
-    ctx.generator.draw(0, 2)
-    assert ended() == ["succeeded", "canceled", "succeeded"]
+    ctx.generator.finish(0, 2)
+    assert statuses_at_end() == ["succeeded", "canceled", "succeeded"]
 
 
-def test_a_job_that_is_drawn_succeeds_while_its_company_is_still_drawn(drawing, s3_objects):
-    ctx, ids, ended = drawing
-    ctx.generator.draw(2)
-    becomes(ctx, ids[2], "succeeded")
+def test_a_generated_job_succeeds_while_the_others_are_still_generated(running, s3_objects):
+    ctx, ids, statuses_at_end = running
+    ctx.generator.finish(2)
+    wait_status(ctx, ids[2], "succeeded")
     assert [job(ctx, job_id).status for job_id in ids] == ["running", "running", "succeeded"]
     assert s3_objects() == [job(ctx, ids[2]).image_key]
 
-    ctx.generator.draw(0, 1)
-    assert ended() == ["succeeded"] * 3
+    ctx.generator.finish(0, 1)
+    assert statuses_at_end() == ["succeeded"] * 3
 
 
-def test_a_dispatch_that_others_took_is_given_up_when_something_was_to_be_settled(drawing):
-    ctx, _, ended = drawing
+def test_a_lost_dispatch_is_stopped_when_a_job_is_settled_early(running):
+    ctx, _, statuses_at_end = running
     with ctx.sessions.begin() as session:
         dispatches.release(session, ctx.worker_id)
-    ctx.generator.draw(2)
+    ctx.generator.finish(2)
 
-    assert ended() == ["queued"] * 3
+    assert statuses_at_end() == ["queued"] * 3
     assert ctx.generator.canceled
 
 
-def test_a_canceled_job_leaves_and_its_company_is_drawn(drawing, s3_objects):
-    ctx, ids, ended = drawing
+def test_a_canceled_job_leaves_and_the_others_are_generated(running, s3_objects):
+    ctx, ids, statuses_at_end = running
     cancel(ctx, ids[1])
-    assert ctx.generator.left_out(1)
-    ctx.generator.draw(0, 2)
+    assert ctx.generator.wait_canceled(1)
+    ctx.generator.finish(0, 2)
 
-    assert ended() == ["succeeded", "canceled", "succeeded"]
+    assert statuses_at_end() == ["succeeded", "canceled", "succeeded"]
     assert len(s3_objects()) == 2
     assert not ctx.generator.canceled
 
 
-def test_when_all_are_canceled_the_call_is(drawing):
-    ctx, ids, ended = drawing
+def test_when_all_jobs_are_canceled_the_call_is(running):
+    ctx, ids, statuses_at_end = running
     cancel(ctx, *ids)
 
-    assert ended() == ["canceled"] * 3
+    assert statuses_at_end() == ["canceled"] * 3
     assert ctx.generator.canceled
 
 
-def test_when_all_that_is_left_is_canceled_the_call_is(drawing):
-    ctx, ids, ended = drawing
-    ctx.generator.draw(0)
-    becomes(ctx, ids[0], "succeeded")
+def test_when_all_unfinished_jobs_are_canceled_the_call_is(running):
+    ctx, ids, statuses_at_end = running
+    ctx.generator.finish(0)
+    wait_status(ctx, ids[0], "succeeded")
     cancel(ctx, *ids[1:])
 
-    assert ended() == ["succeeded", "canceled", "canceled"]
+    assert statuses_at_end() == ["succeeded", "canceled", "canceled"]
 
 
-def test_a_job_whose_deadline_passes_leaves_too(drawing):
-    ctx, ids, ended = drawing
+def test_a_job_whose_deadline_passes_leaves_too(running):
+    ctx, ids, statuses_at_end = running
     with ctx.sessions.begin() as session:
         session.execute(
             update(Job)
             .where(Job.id == ids[0])
             .values(expires_at=func.now(), deadline_at=func.now())
         )
-    assert ctx.generator.left_out(0)
-    ctx.generator.draw(1, 2)
+    assert ctx.generator.wait_canceled(0)
+    ctx.generator.finish(1, 2)
 
-    assert ended() == ["expired", "succeeded", "succeeded"]
+    assert statuses_at_end() == ["expired", "succeeded", "succeeded"]
 
 
-def test_a_database_that_is_away_for_a_while_delays_it_only(drawing, postgres_server):
-    ctx, ids, ended = drawing
+def test_a_database_outage_only_delays_a_cancellation(running, postgres_server):
+    ctx, ids, statuses_at_end = running
     postgres_server.kill()
     postgres_server.restart()
     cancel(ctx, ids[1])
-    assert ctx.generator.left_out(1)
-    ctx.generator.draw(0, 2)
+    assert ctx.generator.wait_canceled(1)
+    ctx.generator.finish(0, 2)
 
-    assert ended() == ["succeeded", "canceled", "succeeded"]
+    assert statuses_at_end() == ["succeeded", "canceled", "succeeded"]

@@ -1,4 +1,4 @@
-"""A worker that is told to stop: what is nearly drawn is finished, others go on with the rest."""
+"""A worker that stops finishes what it can in its grace period; the other jobs are requeued."""
 
 import threading
 import time
@@ -10,30 +10,30 @@ from redis import Redis
 from sqlalchemy import select
 
 from darkroom.db.tables import Dispatch
-from tests.support.worker_context import ByHand, Patient, job, pictures_of
+from tests.support.worker_context import FakeGenerator, SlowGenerator, images_of, job
 from workers.app import WorkerProcess, drain
 from workers.generation.microbatch import claim, process_queue, run_microbatch
 
 
 @pytest.fixture
-def crew(patient_shop):
-    return WorkerProcess(patient_shop, helpers=[], grace_s=0)
+def process(slow_ctx):
+    return WorkerProcess(slow_ctx, background=[], grace_s=0)
 
 
 @pytest.fixture
-def drawing(crew, queue_jobs):
-    """Three jobs that a pump of the crew draws in a thread."""
+def running(process, queue_jobs):
+    """Three running jobs, and the thread that runs their microbatch."""
     ids = queue_jobs(*[{}] * 3)
-    thread = threading.Thread(target=lambda: run_microbatch(crew.ctx, claim(crew.ctx, None)))
+    thread = threading.Thread(target=lambda: run_microbatch(process.ctx, claim(process.ctx, None)))
     thread.start()
-    crew.ctx.generator.wait_until_begun()
+    process.ctx.generator.wait_started()
     yield ids, thread
-    crew.ctx.generator.cancel()
+    process.ctx.generator.cancel()
     thread.join(30)
 
 
 def successor(ctx):
-    return replace(ctx, worker_id="successor", generator=ByHand(pictures_of))
+    return replace(ctx, worker_id="successor", generator=FakeGenerator(images_of))
 
 
 def dispatches(ctx):
@@ -41,82 +41,80 @@ def dispatches(ctx):
         return session.scalars(select(Dispatch).order_by(Dispatch.id)).all()
 
 
-def test_others_go_on_at_once_with_what_was_not_drawn(crew, drawing):
-    ids, thread = drawing
-    drain(crew)
-    assert [job(crew.ctx, job_id).status for job_id in ids] == ["queued"] * 3
-    process_queue(successor(crew.ctx), stopping=lambda: False)
+def test_another_worker_claims_the_unfinished_jobs_at_once(process, running):
+    ids, thread = running
+    drain(process)
+    assert [job(process.ctx, job_id).status for job_id in ids] == ["queued"] * 3
+    process_queue(successor(process.ctx), stopping=lambda: False)
 
-    again = [job(crew.ctx, job_id) for job_id in ids]
+    again = [job(process.ctx, job_id) for job_id in ids]
     assert {(one.status, one.attempt, one.requeue_count) for one in again} == {("succeeded", 1, 0)}
-    handed, taken = dispatches(crew.ctx)
-    assert taken.created_at - handed.finished_at < timedelta(seconds=1)
+    released, taken = dispatches(process.ctx)
+    assert taken.created_at - released.finished_at < timedelta(seconds=1)
     thread.join(30)
     assert not thread.is_alive()
 
 
-def test_what_was_drawn_before_is_kept(crew, drawing):
-    ids, _ = drawing
-    crew.ctx.generator.draw(1)
-    assert crew.ctx.generator.has_drawn(1)
-    drain(crew)
+def test_jobs_finished_before_the_stop_succeed(process, running):
+    ids, _ = running
+    process.ctx.generator.finish(1)
+    assert process.ctx.generator.wait_finished(1)
+    drain(process)
 
-    assert [job(crew.ctx, job_id).status for job_id in ids] == ["queued", "succeeded", "queued"]
+    assert [job(process.ctx, job_id).status for job_id in ids] == ["queued", "succeeded", "queued"]
 
 
-def test_what_can_be_finished_in_time_is(crew, drawing):
-    ids, thread = drawing
-    crew.grace_s = 30
-    leaving = threading.Thread(target=drain, args=[crew])
+def test_jobs_that_finish_within_the_grace_period_succeed(process, running):
+    ids, thread = running
+    process.grace_s = 30
+    leaving = threading.Thread(target=drain, args=[process])
     leaving.start()
-    crew.ctx.generator.draw(0, 1, 2)
+    process.ctx.generator.finish(0, 1, 2)
     leaving.join(30)
     thread.join(30)
 
-    assert {job(crew.ctx, job_id).status for job_id in ids} == {"succeeded"}
-    assert not crew.ctx.generator.canceled
+    assert {job(process.ctx, job_id).status for job_id in ids} == {"succeeded"}
+    assert not process.ctx.generator.canceled
 
 
-def test_what_is_claimed_while_it_stops_is_handed_over_too(crew, queue_jobs):
+def test_jobs_claimed_while_the_worker_stops_are_requeued(process, queue_jobs):
     [job_id] = queue_jobs({})
-    claimed = claim(crew.ctx, None)
-    drain(crew)
-    run_microbatch(crew.ctx, claimed)
+    claimed = claim(process.ctx, None)
+    drain(process)
+    run_microbatch(process.ctx, claimed)
 
-    assert job(crew.ctx, job_id).status == "queued"
+    assert job(process.ctx, job_id).status == "queued"
 
 
-class Deaf(Patient):
-    """It hears no cancel."""
-
+class UncancelableGenerator(SlowGenerator):
     def cancel(self):
-        """Go on."""
+        pass
 
 
-def test_a_replica_that_does_not_let_go_keeps_nobody_waiting(crew, queue_jobs):
+def test_a_replica_that_ignores_the_cancel_does_not_delay_the_requeue(process, queue_jobs):
     ids = queue_jobs(*[{}] * 2)
-    deaf = Deaf()
-    ctx = replace(crew.ctx, generator=deaf)
-    crew.ctx = ctx
+    uncancelable = UncancelableGenerator()
+    ctx = replace(process.ctx, generator=uncancelable)
+    process.ctx = ctx
     thread = threading.Thread(target=lambda: run_microbatch(ctx, claim(ctx, None)))
     thread.start()
-    deaf.wait_until_begun()
-    drain(crew)
+    uncancelable.wait_started()
+    drain(process)
     assert {job(ctx, job_id).status for job_id in ids} == {"queued"}
     process_queue(successor(ctx), stopping=lambda: False)
-    deaf.draw(0, 1)
+    uncancelable.finish(0, 1)
     thread.join(30)
 
-    ended = [job(ctx, job_id) for job_id in ids]
-    assert {(one.status, one.attempt) for one in ended} == {("succeeded", 1)}
+    jobs = [job(ctx, job_id) for job_id in ids]
+    assert {(one.status, one.attempt) for one in jobs} == {("succeeded", 1)}
     assert len(dispatches(ctx)) == 2
 
 
-@pytest.mark.usefixtures("drawing")
-def test_the_bell_is_rung_for_who_goes_on(crew, redis_url):
+@pytest.mark.usefixtures("running")
+def test_other_workers_are_woken(process, redis_url):
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
-        drain(crew)
+        drain(process)
         deadline = time.monotonic() + 20
         while not redis.llen("darkroom:generate"):
             assert time.monotonic() < deadline

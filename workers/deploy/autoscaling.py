@@ -1,8 +1,8 @@
-"""How many replicas a model has: as many as its queued work asks for.
+"""Autoscaling: a model has as many replicas as its backlog needs.
 
-What waits is in the database, and what decides runs in Ray Serve's controller, which must not hold
-a secret. So the workers, which have both, say every second how much there is to draw, and the
-controller reads it from the cluster's own key-value store.
+The backlog is in the database, and the policy runs in Ray Serve's controller, which must not hold
+a secret. So the workers, which have both, write the backlog to the cluster's key-value store every
+second, and the policy reads it there.
 """
 
 import json
@@ -15,40 +15,40 @@ from ray.serve.config import AutoscalingContext
 
 from workers.ray_cluster import kv
 
-_STALE_S: Final = 15.0  #: so old, it says nothing any more
+_STALE_S: Final = 15.0  #: older backlogs are ignored
 
 
-def publish(found: Mapping[str, int]) -> None:
-    """Tell the controller. Needs a connection to the cluster."""
-    for model, microbatches in found.items():
-        told = json.dumps({"at": time.time(), "microbatches": microbatches})
-        kv.write(f"demand:{model}", told)
+def publish(backlog: Mapping[str, int]) -> None:
+    """Write how many microbatches each model has. Needs a connection to the cluster."""
+    for model, microbatches in backlog.items():
+        value = json.dumps({"at": time.time(), "microbatches": microbatches})
+        kv.write(f"demand:{model}", value)
 
 
 def published(model: str) -> int | None:
-    """What was last told of the model; None when that was long ago, or never."""
-    told = kv.read(f"demand:{model}")
-    if told is None:
+    """Return the model's microbatches as last written; None if that is too old or missing."""
+    value = kv.read(f"demand:{model}")
+    if value is None:
         return None
-    content = json.loads(told)
+    content = json.loads(value)
     if time.time() - content["at"] > _STALE_S:
         return None
     return int(content["microbatches"])
 
 
 class BacklogAutoscaler:
-    """A policy of Ray Serve: a replica for each `per_replica` microbatches, at least one for any.
+    """Policy of Ray Serve: one replica for each `per_replica` microbatches, at least one for any.
 
-    Serve keeps the result within the deployment's bounds, and waits its delays. While nobody says
-    what is queued, the number stays what it is.
+    Serve keeps the result within the deployment's bounds and applies its delays. Without a recent
+    backlog the number of replicas stays.
     """
 
     def __init__(self, model: str, per_replica: float) -> None:
         self._model, self._per_replica = model, per_replica
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-        """(replicas wanted, what to remember: nothing)."""
-        found = published(self._model)
-        if found is None:
+        """Return the replicas wanted, and no state."""
+        microbatches = published(self._model)
+        if microbatches is None:
             return float(context.target_num_replicas), {}
-        return float(math.ceil(found / self._per_replica)), {}
+        return float(math.ceil(microbatches / self._per_replica)), {}

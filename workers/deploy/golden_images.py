@@ -1,4 +1,4 @@
-"""How far the pictures of one engine are from those of another, for the same prompts and seeds."""
+"""Golden images: how much two engines differ for the same prompts and seeds."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from workers.generation.generator import Finished, Image, ImageGenerator
 
 Pixels = npt.NDArray[np.uint8]
 
-#: One of each kind that engines have got wrong: plain, long, guided hard, unguided, small, wide.
+#: One of each kind that engines got wrong: plain, long, high guidance, none, few steps, many.
 GOLDEN: Final[tuple[dict[str, object], ...]] = (
     {"prompt": "a red apple", "seed": 1},
     {"prompt": "a lighthouse on a cliff at night, stars above it, waves below", "seed": 2},
@@ -26,35 +26,35 @@ GOLDEN: Final[tuple[dict[str, object], ...]] = (
 
 
 class GoldenImagesFailed(DarkroomError):
-    """A golden prompt could not be drawn at all."""
+    """An engine generated no image for a golden prompt."""
 
 
 @dataclass(frozen=True)
 class ImageDifference:
-    """One golden prompt, and how alike both pictures of it are."""
+    """Similarity of both engines' images of one golden prompt."""
 
     prompt: str
-    psnr_db: float  #: infinite where they are equal
+    psnr_db: float  #: infinite if they are equal
 
 
 def golden_jobs(
     registry: ModelRegistry, model: str, jobs: Sequence[Mapping[str, object]] = GOLDEN
 ) -> list[GenerationParams]:
-    """The jobs with the model's defaults. Raises InvalidInput, and pydantic's ValidationError."""
-    asked = (JobInput.model_validate({**fields, "model": model}) for fields in jobs)
-    return [registry.resolve(job) for job in asked]
+    """Return the jobs with the model's defaults. Raises InvalidInput, and pydantic's errors."""
+    inputs = (JobInput.model_validate({**fields, "model": model}) for fields in jobs)
+    return [registry.resolve(job) for job in inputs]
 
 
 def difference(
     prompts: Sequence[GenerationParams], before: ImageGenerator, after: ImageGenerator
 ) -> list[ImageDifference]:
-    """Draw all with both. Raises GoldenNotDrawn, and what a generator raises."""
+    """Generate all prompts with both. Raises GoldenImagesFailed and the errors of a generator."""
     pairs = zip(prompts, _generate(prompts, before), _generate(prompts, after), strict=True)
     return [ImageDifference(params.prompt, psnr_db(one, other)) for params, one, other in pairs]
 
 
 def psnr_db(one: Pixels, other: Pixels) -> float:
-    """Peak signal to noise of 8-bit pictures; 0 where their sizes differ."""
+    """Return the peak signal-to-noise ratio of 8-bit images; 0 if their sizes differ."""
     if one.shape != other.shape:
         return 0.0
     error = float(np.square(one.astype(np.float64) - other).mean())
@@ -62,12 +62,12 @@ def psnr_db(one: Pixels, other: Pixels) -> float:
 
 
 def _generate(prompts: Sequence[GenerationParams], generator: ImageGenerator) -> Iterator[Pixels]:
-    """One call for each prompt: what is compared is the engine, not its company."""
+    """Generate each prompt in a call of its own, so that only the engines are compared."""
     for params in prompts:
-        call = generator.begin([params])
-        for happening in call.happenings(timeout_s=600, step_timeout_s=120):
-            match happening:
+        call = generator.start([params])
+        for event in call.events(timeout_s=600, step_timeout_s=120):
+            match event:
                 case Finished(_, Image(pixels)):
                     yield pixels
-                case Finished(_, mishap):
-                    raise GoldenImagesFailed(f"{params.prompt!r} was not drawn: {mishap}")
+                case Finished(_, failure):
+                    raise GoldenImagesFailed(f"no image of {params.prompt!r}: {failure}")

@@ -1,7 +1,7 @@
-"""Replace the engine of a model: `python -m workers.deploy.replace MODEL --folder FOLDER`.
+"""`python -m workers replace MODEL --folder FOLDER`: a new engine for a model.
 
-Blue and green: the new engine starts beside the one that draws, both draw the golden prompts, and
-only if the pictures agree do the jobs go to the new one. The old one ends what it has begun.
+Blue-green deployment: the new engine starts beside the old one, both generate the golden images,
+and jobs go to the new one only if these agree. The old one finishes its microbatches.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from workers.generation.ray_generator import RayGenerator
 from workers.ray_cluster import routing
 from workers.ray_cluster.connection import connect_to_ray
 
-LEAST_PSNR_DB: Final = 35.0  #: fp16 against fp32 of one model is 40 and more; other weights are 10
+LEAST_PSNR_DB: Final = 35.0  #: fp16 and fp32 of one model agree to 40 or more; other weights to 10
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ def replace(
     *,
     least_psnr_db: float,
 ) -> bool:
-    """Whether the new engine draws now; if not, it is gone again and the old one goes on."""
-    blue = routing.application_of(model.name)
+    """Return whether the new engine is in use; if not, it was removed and the old one stays."""
+    blue = routing.application_for(model.name)
     green = _other_name(model.name, blue)
     agrees = False
     try:
@@ -55,10 +55,10 @@ def replace(
         if not agrees:
             serve.delete(green)
     if agrees:
-        routing.move(model.name, green)
+        routing.route(model.name, green)
         time.sleep(2 * routing.FRESH_S)  # until every worker has read it
-        serve.delete(blue)  # once it has drawn what it has begun
-        logger.info("%s is drawn by %s, from %s", model.name, green, green_model.folder)
+        serve.delete(blue)  # after it has finished its microbatches
+        logger.info("model %s now runs as %s, from %s", model.name, green, green_model.folder)
     return agrees
 
 
@@ -68,26 +68,28 @@ def _other_name(model: str, blue: str) -> str:
 
 def _report(found: Sequence[ImageDifference], least_psnr_db: float) -> None:
     for one in found:
-        verdict = "agrees" if one.psnr_db >= least_psnr_db else "DRIFTED"
-        print(f"{one.psnr_db:6.1f} dB  {verdict:<8} {one.prompt}")
+        result = "agrees" if one.psnr_db >= least_psnr_db else "DIFFERS"
+        print(f"{one.psnr_db:6.1f} dB  {result:<8} {one.prompt}")
 
 
 def _jobs(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0: the new engine draws. 1: it drifted, or could not draw; the old one goes on. 2: usage."""
-    parser = argparse.ArgumentParser(prog="python -m workers.replace", description=__doc__)
-    parser.add_argument("model", help="its name in the registry")
-    parser.add_argument("--folder", type=Path, required=True, help="the model folder to draw from")
+def main(arguments: Sequence[str]) -> int:
+    """Return 0 if the new engine is in use, 1 if it differs or fails and the old one stays."""
+    parser = argparse.ArgumentParser(prog="python -m workers replace", description=__doc__)
+    parser.add_argument("model", help="name of the model in the registry")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder of the new engine's model"
+    )
     parser.add_argument(
         "--least-psnr", type=float, default=LEAST_PSNR_DB, metavar="DB",
-        help="of the golden pictures, each (default: %(default)s)",
+        help="least agreement of each golden image (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--golden", type=Path, metavar="FILE",
-        help="jobs to compare by, as JSON lines (default: six that engines have got wrong)",
+        help="jobs to compare, as JSON lines (default: six that engines got wrong)",
     )  # fmt: skip
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -104,13 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     connect_to_ray(settings.ray_address)
     try:
         agrees = replace(settings, model, green_model, prompts, least_psnr_db=asked.least_psnr)
-    except (DarkroomError, RuntimeError) as error:  # Serve says RuntimeError of what does not start
-        print(f"error: {asked.folder} could not draw: {error}", file=sys.stderr)
+    except (DarkroomError, RuntimeError) as error:  # Serve's, if a replica does not start
+        print(f"error: the engine in {asked.folder} failed: {error}", file=sys.stderr)
         agrees = False
     if not agrees:
-        print(f"{model.name} goes on being drawn by what drew it before", file=sys.stderr)
+        print(f"{model.name} was not replaced: its old engine stays", file=sys.stderr)
     return 0 if agrees else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What Ray Serve is told of each model: its options, its size, and all of it as one config file."""
+"""Configuration of Ray Serve for each model: options, scale, and all of it as one config file."""
 
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ DEPLOYMENT: Final = "Replica"
 
 
 def worker_options(settings: Settings, model: Model) -> TritonWorkerOptions:
-    """Nothing secret: Ray keeps and shows it."""
+    """Return the options of the model's replicas. Nothing secret: Ray stores and shows them."""
     return TritonWorkerOptions(
         model=model,
         triton_mode=settings.triton_mode,
@@ -20,16 +20,16 @@ def worker_options(settings: Settings, model: Model) -> TritonWorkerOptions:
         runner=settings.runner,
         compiled_models=settings.compiled_models,
         threads=settings.torch_threads,
-        replicas=most_replicas(settings, model),
+        replicas=max_replicas(settings, model),
         timeout_s=settings.microbatch_timeout_s,
         step_timeout_s=settings.step_timeout_s,
     )
 
 
 def scale(settings: Settings, model: Model) -> dict[str, Any]:
-    """How many replicas, and what each takes of its node; as `Deployment.options` has them."""
-    least, most = least_replicas(settings, model), most_replicas(settings, model)
-    options: dict[str, Any] = {"ray_actor_options": _share_of_a_node(settings, model)}
+    """Return the number of replicas and their resources, for `Deployment.options`."""
+    least, most = min_replicas(settings, model), max_replicas(settings, model)
+    options: dict[str, Any] = {"ray_actor_options": _node_resources(settings, model)}
     if least == most:
         return options | {"num_replicas": least}
     return options | {
@@ -49,26 +49,26 @@ def scale(settings: Settings, model: Model) -> dict[str, Any]:
     }
 
 
-def least_replicas(settings: Settings, model: Model) -> int:
-    """None of a model that is drawn with on demand."""
+def min_replicas(settings: Settings, model: Model) -> int:
+    """Return 0 for a model on demand, else the setting."""
     return 0 if model.on_demand else settings.min_replicas
 
 
-def most_replicas(settings: Settings, model: Model) -> int:
-    """One of a model that is drawn with on demand, unless the settings allow more of each."""
+def max_replicas(settings: Settings, model: Model) -> int:
+    """Return the setting; unset, it is 1 for a model on demand, else the minimum."""
     if model.on_demand:
         return settings.max_replicas or 1
     return max(settings.min_replicas, settings.max_replicas or 0)
 
 
-def _share_of_a_node(settings: Settings, model: Model) -> dict[str, Any]:
-    """On a CPU, a model on demand takes turns with the others instead of waiting for a core."""
+def _node_resources(settings: Settings, model: Model) -> dict[str, Any]:
+    """Return a replica's share of its node. On a CPU, a model on demand reserves no core."""
     on_gpu = settings.device == "cuda"
     return {"num_cpus": 0 if model.on_demand and not on_gpu else 1, "num_gpus": int(on_gpu)}
 
 
 def config_file(settings: Settings, registry: ModelRegistry) -> dict[str, Any]:
-    """All models as `serve deploy` and KubeRay's `serveConfigV2` take them."""
+    """Return all models as `serve deploy` and KubeRay's `serveConfigV2` take them."""
     return {
         "proxy_location": "Disabled",
         "applications": [_application(settings, model) for model in registry.models.values()],

@@ -1,53 +1,37 @@
-"""Learns which of the jobs that are being drawn nobody wants any more, and says so to who draws."""
+"""Cancellation of jobs in flight: on request of the client, or past their deadline."""
 
-import logging
-import threading
+from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from darkroom.db.connection import Sessions
+from darkroom.periodic import PeriodicTask
 from darkroom.queue import dispatches
 from workers.generation.heartbeat import LeaseHeartbeat
 
-POLL_S: Final = 0.5  #: one indexed query; how long a canceled job is drawn on at most, and a step
+#: One indexed query; a canceled job is generated for so long at most, and one step.
+POLL: Final = timedelta(seconds=0.5)
 
-logger = logging.getLogger(__name__)
+
+def cancellation_watcher(sessions: Sessions, heartbeat: LeaseHeartbeat) -> PeriodicTask:
+    """Return the task that looks for canceled jobs among those in flight."""
+    return PeriodicTask(
+        "cancellation",
+        partial(cancel_requested, sessions, heartbeat),
+        interval=POLL,
+        transient=(DBAPIError, PoolTimeout),
+    )
 
 
-class CancellationWatcher:
-    """A thread that asks the database twice a second while anything is held."""
-
-    def __init__(self, sessions: Sessions, leases: LeaseHeartbeat) -> None:
-        self._sessions = sessions
-        self._leases = leases
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="withdrawals", daemon=True)
-
-    def start(self) -> None:
-        """Begin to ask."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop asking."""
-        self._closing.set()
-        self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while not self._closing.wait(POLL_S):
-            try:
-                self._ask()
-            except (DBAPIError, PoolTimeout) as error:
-                logger.warning("could not ask which jobs were canceled, will again: %s", error)
-            except Exception:  # whatever it was: a thread that ends silently is worse
-                logger.exception("could not ask which jobs were canceled, will again")
-
-    def _ask(self) -> None:
-        held = self._leases.held()
-        if not held:
-            return
-        with self._sessions.begin() as session:
-            unwanted = dispatches.canceled_jobs(session, held.keys())
-        for dispatch_id, job_ids in unwanted.items():
-            held[dispatch_id].withdraw(job_ids)
+def cancel_requested(sessions: Sessions, heartbeat: LeaseHeartbeat) -> None:
+    """Cancel the jobs in flight whose image is no longer wanted."""
+    in_flight = heartbeat.in_flight()
+    if not in_flight:
+        return
+    with sessions.begin() as session:
+        canceled = dispatches.canceled_jobs(session, in_flight.keys())
+    for dispatch_id, job_ids in canceled.items():
+        in_flight[dispatch_id].cancel(job_ids)

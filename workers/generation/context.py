@@ -1,4 +1,4 @@
-"""What a worker process works with."""
+"""Context of a worker process."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from workers.generation.progress_publisher import ProgressPublisher
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Everything that is made once and used for each microbatch."""
+    """Resources and limits that are the same for each microbatch."""
 
     worker_id: str
     sessions: Sessions
     registry: ModelRegistry
     generator: ImageGenerator
     store: ImageStore
-    leases: LeaseHeartbeat
+    heartbeat: LeaseHeartbeat
     notifier: WorkNotifier
-    board: ProgressPublisher
-    seats: MemoryLimits
+    progress: ProgressPublisher
+    memory_limits: MemoryLimits
     encoders: ThreadPoolExecutor
     lease: timedelta
     microbatch_timeout_s: float

@@ -1,4 +1,4 @@
-"""The seam between a worker and whatever draws."""
+"""Seam between a worker and the models that generate."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Image:
-    """One drawn image: `pixels` are uint8 [height, width, 3]."""
+    """Generated image: `pixels` are uint8 [height, width, 3]."""
 
     pixels: "npt.NDArray[np.uint8]"
     inference_ms: int
@@ -22,7 +22,7 @@ class Image:
 
 @dataclass(frozen=True)
 class RowFailed:
-    """Why one job of the microbatch could not be drawn; the others are not affected."""
+    """Failure of one job; the others of its microbatch are not affected."""
 
     code: str
     message: str
@@ -30,12 +30,12 @@ class RowFailed:
 
 @dataclass(frozen=True)
 class Canceled:
-    """It was left out, as asked by `GenerateCall.withdraw`."""
+    """Job left out, as asked by `GenerateCall.cancel_rows`."""
 
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """There was not enough memory for so many together; fewer may fit."""
+    """Job for which there was not enough memory beside the others; fewer may fit."""
 
 
 RowResult: TypeAlias = Image | RowFailed | Canceled | OutOfMemory
@@ -43,62 +43,62 @@ RowResult: TypeAlias = Image | RowFailed | Canceled | OutOfMemory
 
 @dataclass(frozen=True)
 class Accepted:
-    """A replica has the microbatch; another one may have to be drawn before it."""
+    """A replica has the microbatch, and may have to generate another one first."""
 
 
 @dataclass(frozen=True)
 class Started:
-    """The microbatch's turn has come: what happens to the replica now may be its jobs' doing.
+    """Generation has started: a crash of the replica may be due to these jobs from now on.
 
-    Said again now and then while none of its jobs has a seat beside those who are drawn already.
+    Repeated now and then while none of the jobs has a row beside those generated already.
     """
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the jobs are by now, by their place in the microbatch; those that have moved."""
+    """Steps done, by index in the microbatch, of the jobs that have advanced."""
 
     steps: Mapping[int, Steps]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The job at this place of the microbatch is done with."""
+    """Result of the job at this index of the microbatch."""
 
     index: int
-    drawing: RowResult
+    result: RowResult
 
 
 GenerationEvent: TypeAlias = Accepted | Started | Progress | Finished
 
 
 class GenerateCall(Protocol):
-    """A microbatch under way. Every method but `happenings` may be called from any thread."""
+    """Microbatch being generated. Any thread may call any method but `events`."""
 
-    def happenings(self, *, timeout_s: float, step_timeout_s: float) -> Iterator[GenerationEvent]:
-        """What becomes of the jobs, as it happens: exactly one Finished for each, in any order.
+    def events(self, *, timeout_s: float, step_timeout_s: float) -> Iterator[GenerationEvent]:
+        """Yield events as they happen: exactly one Finished for each job, in any order.
 
-        `timeout_s` bounds the waiting for its turn, and then the drawing, from the last Begun on;
-        `step_timeout_s` the time between two happenings of the drawing. Raises GeneratorUnavailable
-        when it was not drawn through no fault of the jobs, MicrobatchCrashed when one of those not
-        yet finished may have killed the replica or hung it, and MicrobatchCanceled after `cancel`.
+        `timeout_s` bounds the wait for Started, and then the generation from the last Started on;
+        `step_timeout_s` the time between two events of the generation. Raises GeneratorUnavailable
+        for a failure that is not the jobs', MicrobatchCrashed when one of the unfinished jobs may
+        have killed or hung the replica, and MicrobatchCanceled after `cancel`.
         """
 
-    def withdraw(self, indices: Collection[int]) -> None:
-        """Do not draw these any further. May come too early or be lost: say it until it is so."""
+    def cancel_rows(self, indices: Collection[int]) -> None:
+        """Cancel some jobs. A call may come too early or be lost: repeat it until they finish."""
 
     def cancel(self) -> None:
-        """Stop drawing; nobody wants the result any more."""
+        """Cancel the whole microbatch."""
 
 
 class ImageGenerator(Protocol):
-    """Draws microbatches. All jobs of one call have the same microbatch key."""
+    """Generator of microbatches. All jobs of one call have the same microbatch key."""
 
     def connect(self) -> None:
-        """Once, in the main thread, before the first call. Raises when nobody can be reached."""
+        """Connect, in the main thread, before the first call. Raises if that fails."""
 
-    def begin(self, microbatch: Sequence[GenerationParams], *, alone: bool = False) -> GenerateCall:
-        """Hand the microbatch over. Raises GeneratorUnavailable.
+    def start(self, microbatch: Sequence[GenerationParams], *, alone: bool = False) -> GenerateCall:
+        """Send the microbatch to a replica. Raises GeneratorUnavailable.
 
-        `alone`: it must not be drawn beside others, because one of its jobs may be deadly.
+        `alone`: generate it beside no other, because one of its jobs may crash the replica.
         """

@@ -1,4 +1,4 @@
-"""The heartbeat: renews the dispatches that are being worked on, and notices when one was lost."""
+"""Heartbeat: renews the leases of dispatches in flight, and stops those whose lease is lost."""
 
 import logging
 import threading
@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
 from darkroom.db.connection import Sessions
+from darkroom.periodic import PeriodicTask
 from darkroom.queue import dispatches
 from workers.generation.in_flight import InFlightDispatch
 
@@ -15,100 +19,91 @@ logger = logging.getLogger(__name__)
 
 
 class LeaseHeartbeat:
-    """A thread that renews what is held, three times a lease, while the process lives.
+    """Renewal of the dispatches in flight, three times a lease, while the process lives.
 
-    Only what is held: a dispatch whose pump fell over must run out, or its jobs would stay
-    `running` for as long as this process lives. Another thread watches the first, which may hang
-    in the database: what could not be renewed for two thirds of a lease is given up.
+    Only of those in flight: if the thread that runs a dispatch fails, its lease must lapse, or its
+    jobs would stay `running` as long as this process lives. A second thread watches the first,
+    which may hang in the database: without a renewal for two thirds of a lease all are stopped.
     """
 
     def __init__(self, sessions: Sessions, *, lease: timedelta) -> None:
         self._sessions = sessions
         self._lease = lease
-        self._held: dict[int, InFlightDispatch] = {}
+        self._in_flight: dict[int, InFlightDispatch] = {}
         self._lock = threading.Lock()
-        self._let_go = threading.Condition(self._lock)
-        self._retired = False
-        self._closing = threading.Event()
+        self._released = threading.Condition(self._lock)
+        self._accepting = True
         self._renewed_at = time.monotonic()
-        self._threads = [
-            threading.Thread(target=self._run, name="heartbeat", daemon=True),
-            threading.Thread(target=self._watch, name="heartbeat-watch", daemon=True),
+        transient = (DBAPIError, PoolTimeout)
+        self._tasks = [
+            PeriodicTask("heartbeat", self._renew, interval=lease / 3, transient=transient),
+            PeriodicTask("heartbeat-watch", self._watch, interval=lease / 30),
         ]
 
     def start(self) -> None:
-        """Begin to beat."""
-        for thread in self._threads:
-            thread.start()
+        """Start to renew."""
+        for task in self._tasks:
+            task.start()
 
     def close(self) -> None:
-        """Stop beating; what is still held runs out by itself."""
-        self._closing.set()
-        for thread in self._threads:
-            thread.join(timeout=5)
+        """Stop renewing; the leases of dispatches still in flight lapse."""
+        for task in self._tasks:
+            task.close()
 
     def healthy(self) -> bool:
-        """False once two thirds of a lease passed without a renewal: claim nothing then."""
+        """Return False after two thirds of a lease without a renewal: claim nothing then."""
         return time.monotonic() - self._renewed_at < self._lease.total_seconds() * 2 / 3
 
     def busy(self) -> bool:
-        """Whether anything is held."""
-        return bool(self._held)
+        """Return whether a dispatch is in flight."""
+        return bool(self._in_flight)
 
-    def held(self) -> dict[int, InFlightDispatch]:
-        """What is held now, by dispatch."""
+    def in_flight(self) -> dict[int, InFlightDispatch]:
+        """Return the dispatches in flight, by id."""
         with self._lock:
-            return dict(self._held)
+            return dict(self._in_flight)
 
-    def idle_within(self, seconds: float) -> bool:
-        """Wait until nothing is held. False when there still is something after that time."""
-        with self._let_go:
-            return self._let_go.wait_for(lambda: not self._held, seconds)
+    def wait_idle(self, seconds: float) -> bool:
+        """Wait until no dispatch is in flight; return False if one still is after that time."""
+        with self._released:
+            return self._released.wait_for(lambda: not self._in_flight, seconds)
 
-    def retire(self) -> None:
-        """Have every pump stop drawing what it holds, and what it may still claim."""
+    def stop_accepting(self) -> None:
+        """Stop all dispatches in flight, and those that are still to be kept."""
         with self._lock:
-            self._retired = True
-        self._give_up()
+            self._accepting = False
+        self._stop_all()
 
-    def _give_up(self) -> None:
-        for hold in self.held().values():
-            hold.give_up()
+    def _stop_all(self) -> None:
+        for in_flight in self.in_flight().values():
+            in_flight.stop()
 
     @contextmanager
-    def holding(self, dispatch_id: int) -> Iterator[InFlightDispatch]:
-        """While the block runs, the dispatch is renewed."""
-        hold = InFlightDispatch()
+    def keep(self, dispatch_id: int) -> Iterator[InFlightDispatch]:
+        """Renew the dispatch while the block runs."""
+        in_flight = InFlightDispatch()
         with self._lock:
-            self._held[dispatch_id] = hold
-            retired = self._retired
-        if retired:
-            hold.give_up()
+            self._in_flight[dispatch_id] = in_flight
+            accepting = self._accepting
+        if not accepting:
+            in_flight.stop()
         try:
-            yield hold
+            yield in_flight
         finally:
-            with self._let_go:
-                del self._held[dispatch_id]
-                self._let_go.notify_all()
+            with self._released:
+                del self._in_flight[dispatch_id]
+                self._released.notify_all()
 
-    def _run(self) -> None:
-        while not self._closing.wait(self._lease.total_seconds() / 3):
-            try:
-                self._beat()
-            except Exception:  # whatever it was: a thread that ends silently is worse
-                logger.exception("heartbeat failed, will try again")
-
-    def _beat(self) -> None:
-        before = self.held()
+    def _renew(self) -> None:
+        before = self.in_flight()
         with self._sessions.begin() as session:
-            ours = dispatches.renew(session, before.keys(), lease=self._lease)
+            renewed = dispatches.renew(session, before.keys(), lease=self._lease)
         self._renewed_at = time.monotonic()
         with self._lock:
-            lost = [hold for key, hold in before.items() if key in self._held and key not in ours]
-        for hold in lost:
-            hold.give_up()
+            lost = before.keys() & self._in_flight.keys() - renewed
+        for dispatch_id in lost:
+            before[dispatch_id].stop()
 
     def _watch(self) -> None:
-        while not self._closing.wait(self._lease.total_seconds() / 30):
-            if not self.healthy():
-                self._give_up()
+        if not self.healthy():
+            self._stop_all()

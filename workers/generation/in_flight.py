@@ -1,4 +1,4 @@
-"""A dispatch while a pump works on it, and what other threads may do to it meanwhile."""
+"""Dispatch in flight: what other threads may do to it while one thread runs it."""
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -8,22 +8,22 @@ from workers.generation.generator import GenerateCall
 
 
 class InFlightDispatch:
-    """Which call draws which of the dispatch's jobs now, and which of them are still wanted."""
+    """Jobs of a dispatch: which call generates them now, and which are canceled."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._call: GenerateCall | None = None
-        self._places: dict[str, int] = {}  #: in the call, of the jobs that it still draws
-        self._unwanted: frozenset[str] = frozenset()
-        self._given_up = False
+        self._indices: dict[str, int] = {}  #: in the call, of the jobs it has not finished
+        self._canceled: frozenset[str] = frozenset()
+        self._stopped = False
 
     @contextmanager
-    def drawing(self, call: GenerateCall, job_ids: Sequence[str]) -> Iterator[None]:
-        """While the block runs, the call draws these jobs; if it fails, the call ends as well."""
+    def generating(self, call: GenerateCall, job_ids: Sequence[str]) -> Iterator[None]:
+        """Let the call be canceled by other threads while the block runs, and by its failure."""
         with self._lock:
-            self._call, self._places = call, {job_id: at for at, job_id in enumerate(job_ids)}
-            given_up = self._given_up
-        if given_up:
+            self._call, self._indices = call, {job_id: at for at, job_id in enumerate(job_ids)}
+            stopped = self._stopped
+        if stopped:
             call.cancel()
         try:
             yield
@@ -32,34 +32,34 @@ class InFlightDispatch:
             raise
         finally:
             with self._lock:
-                self._call, self._places = None, {}
+                self._call, self._indices = None, {}
 
-    def finished(self, job_id: str) -> None:
-        """The call is done with this one."""
+    def finish(self, job_id: str) -> None:
+        """Note that the call has finished this job."""
         with self._lock:
-            self._places.pop(job_id, None)
+            self._indices.pop(job_id, None)
 
-    def wants(self, job_id: str) -> bool:
-        """False once it was withdrawn."""
-        return job_id not in self._unwanted
+    def is_canceled(self, job_id: str) -> bool:
+        """Return whether the job was canceled."""
+        return job_id in self._canceled
 
-    def withdraw(self, job_ids: Collection[str]) -> None:
-        """Nobody wants these any more. To be said again until the dispatch is settled."""
+    def cancel(self, job_ids: Collection[str]) -> None:
+        """Mark jobs as canceled. Idempotent; call again until the dispatch is settled."""
         with self._lock:
-            self._unwanted |= frozenset(job_ids)
-            call, drawn = self._call, len(self._places)
-            gone = [place for job_id, place in self._places.items() if job_id in self._unwanted]
+            self._canceled |= frozenset(job_ids)
+            call, unfinished = self._call, len(self._indices)
+            gone = [index for job_id, index in self._indices.items() if job_id in self._canceled]
         if call is None or not gone:
             return
-        if len(gone) == drawn:
-            call.cancel()  # also where it only waits for its turn, behind others
+        if len(gone) == unfinished:
+            call.cancel()  # also where it only waits for other microbatches
         else:
-            call.withdraw(gone)
+            call.cancel_rows(gone)
 
-    def give_up(self) -> None:
-        """Draw no more of it: others have these jobs, or are to have them."""
+    def stop(self) -> None:
+        """Generate no more of the dispatch: other workers have its jobs, or will."""
         with self._lock:
-            self._given_up = True
+            self._stopped = True
             call = self._call
         if call is not None:
             call.cancel()

@@ -1,16 +1,15 @@
-"""The heart: claim a microbatch, have it drawn, store the images, settle it."""
+"""Executor of microbatches: claim, generate, store, settle, notify."""
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from darkroom import fault_points
 from darkroom.db.tables import Job
 from darkroom.errors import (
     GeneratorUnavailable,
@@ -18,71 +17,79 @@ from darkroom.errors import (
     MicrobatchCrashed,
     StorageUnavailable,
 )
+from darkroom.fault_points import fault_point
 from darkroom.queue import claims, dispatches
-from darkroom.queue.outcomes import HandedBack, Outcome, SentBack
+from darkroom.queue.outcomes import Outcome, Requeued, RequeueReason
 from workers.generation.context import WorkerContext
 from workers.generation.generate import MicrobatchRun, generate
 
 _LINGER_POLL_S: Final = 0.04
 _SETTLE_RETRY_S: Final = 1.0
-_SETTLE_PATIENCE_S: Final = 300.0  # drawn and stored: worth waiting for a database restart
+_SETTLE_TIMEOUT_S: Final = 300.0  # generated and stored: worth waiting for a database restart
+
+_Close: TypeAlias = Callable[[Session, int, Sequence[Outcome]], bool]
 
 logger = logging.getLogger(__name__)
 
 
 def process_queue(ctx: WorkerContext, *, stopping: Callable[[], bool]) -> int:
-    """Draw microbatches until nothing is left to claim; how many were drawn."""
-    ctx.store.check()  # nothing is drawn that could not be stored
-    drawn, last_key = 0, None
-    while not stopping() and ctx.leases.healthy():
-        claimed = claim(ctx, last_key)
-        if not claimed or not run_microbatch(ctx, claimed):
+    """Run microbatches until none can be claimed; return how many were run."""
+    ctx.store.check()  # nothing is generated that could not be stored
+    done, last_key = 0, None
+    while not stopping() and ctx.heartbeat.healthy():
+        jobs = claim(ctx, last_key)
+        if not jobs or not run_microbatch(ctx, jobs):
             break
-        drawn, last_key = drawn + 1, claimed[0].microbatch_key
-    return drawn
+        done, last_key = done + 1, jobs[0].microbatch_key
+    return done
 
 
-def run_microbatch(ctx: WorkerContext, claimed: Sequence[Job]) -> bool:
-    """One microbatch from claimed to settled. False when some of it went back to the queue."""
-    fault_points.fault_point("after-claim")
-    ctx.notifier.notify_workers()  # there may be more, and other slots asleep
-    ctx.notifier.notify_webhook_senders()  # somebody may want to know that they have started
-    dispatch_id = claimed[0].dispatch_id
+def run_microbatch(ctx: WorkerContext, jobs: Sequence[Job]) -> bool:
+    """Generate, store and settle one claimed microbatch.
+
+    Return False if a job was requeued because the store or a replica was unavailable.
+    """
+    fault_point("after-claim")
+    ctx.notifier.notify_workers()  # other slots may be idle while more is queued
+    ctx.notifier.notify_webhook_senders()  # job.started may have subscribers
+    dispatch_id = jobs[0].dispatch_id
     assert dispatch_id is not None  # the CHECK running_has_dispatch
-    with ctx.leases.holding(dispatch_id) as hold:
-        work = MicrobatchRun(dispatch_id, claimed, hold)
+    with ctx.heartbeat.keep(dispatch_id) as in_flight:
+        run = MicrobatchRun(dispatch_id, jobs, in_flight)
         try:
-            generate(ctx, work)
+            generate(ctx, run)  # stores each image as it comes
         except MicrobatchCrashed as error:
-            logger.warning("dispatch %d crashed: %s", dispatch_id, error)
-            crash(ctx, work)
+            logger.warning(
+                "dispatch %d crashed: %s; its jobs run in halves next", dispatch_id, error
+            )
+            settle_as_crashed(ctx, run)
             return True
         except MicrobatchCanceled:
-            return settle(ctx, dispatch_id, work.outcomes(otherwise=HandedBack))
+            return settle(ctx, run, otherwise=RequeueReason.RELEASED)
         except GeneratorUnavailable:
-            settle(ctx, dispatch_id, work.outcomes(otherwise=SentBack))
+            settle(ctx, run, otherwise=RequeueReason.UNAVAILABLE)
             raise
-        return settle(ctx, dispatch_id, work.outcomes())
+        return settle(ctx, run)
 
 
 def claim(ctx: WorkerContext, last_key: str | None) -> Sequence[Job]:
-    """The next microbatch in a dispatch of ours, committed; empty when nothing waits.
+    """Claim the next microbatch and commit; return no jobs if none can be claimed.
 
-    While this worker draws something else there is time for a microbatch to fill.
+    While this worker generates another one, wait for the microbatch to fill.
     """
     until = time.monotonic() + max(claims.LINGER).total_seconds()
     while True:
-        idle = not ctx.leases.busy() or time.monotonic() > until
-        claimed = _claim(ctx, last_key, idle=idle)
-        if claimed or idle:
-            return claimed
+        idle = not ctx.heartbeat.busy() or time.monotonic() > until
+        jobs = _claim(ctx, last_key, idle=idle)
+        if jobs or idle:
+            return jobs
         time.sleep(_LINGER_POLL_S)
 
 
 def _claim(ctx: WorkerContext, last_key: str | None, *, idle: bool) -> Sequence[Job]:
     limits = {model.name: model.max_microbatch for model in ctx.registry.models.values()}
     with ctx.sessions.begin() as session:
-        claimed = claims.claim(
+        jobs = claims.claim(
             session,
             ctx.worker_id,
             max_microbatch=limits,
@@ -90,55 +97,78 @@ def _claim(ctx: WorkerContext, last_key: str | None, *, idle: bool) -> Sequence[
             last_key=last_key,
             idle=idle,
         )
-        if claimed:
-            fault_points.fault_point("before-claim-commit")
-    return claimed
+        if jobs:
+            fault_point("before-claim-commit")
+    return jobs
 
 
-def settle(ctx: WorkerContext, dispatch_id: int, outcomes: Sequence[Outcome]) -> bool:
-    """Commit the outcomes, unless others have the jobs. False when some went back to the queue."""
-    _commit(ctx, dispatch_id, outcomes, dispatches.settle)
-    return not any(isinstance(outcome, SentBack) for outcome in outcomes)
+def settle(ctx: WorkerContext, run: MicrobatchRun, otherwise: RequeueReason | None = None) -> bool:
+    """Commit all outcomes. Return False if a job was requeued because something was unavailable.
+
+    Jobs without an outcome are requeued for the reason `otherwise`.
+    """
+    outcomes = run.outcomes(otherwise)
+    _close(ctx, run, outcomes, dispatches.settle)
+    return not any(
+        isinstance(outcome, Requeued) and outcome.reason is RequeueReason.UNAVAILABLE
+        for outcome in outcomes
+    )
 
 
-def crash(ctx: WorkerContext, work: MicrobatchRun) -> None:
-    """Commit what was done before the crash; the others may be why."""
-    close = partial(dispatches.crash, max_attempts=ctx.max_attempts)
-    _commit(ctx, work.dispatch_id, work.outcomes(), close)
+def settle_as_crashed(ctx: WorkerContext, run: MicrobatchRun) -> None:
+    """Commit the outcomes from before the crash; the other jobs become suspects."""
+    crash = partial(dispatches.crash, max_attempts=ctx.max_attempts)
+    _close(ctx, run, run.outcomes(), crash)
+
+
+def _close(
+    ctx: WorkerContext, run: MicrobatchRun, outcomes: Sequence[Outcome], close: _Close
+) -> None:
+    """Close the dispatch, then notify webhook senders and remove images that no job refers to."""
+    closed, unused = _commit(ctx, run.dispatch_id, outcomes, close)
+    if closed:
+        ctx.notifier.notify_webhook_senders()
+    else:
+        logger.warning(
+            "dispatch %d lost its lease; its jobs were requeued and its images are discarded",
+            run.dispatch_id,
+        )
+    for key in unused:
+        _remove(ctx, key)
 
 
 def _commit(
-    ctx: WorkerContext,
-    dispatch_id: int,
-    outcomes: Sequence[Outcome],
-    close: Callable[[Session, int, Sequence[Outcome]], bool],
-) -> None:
-    """Close the dispatch in one transaction, waiting for the database if need be."""
-    deadline = time.monotonic() + _SETTLE_PATIENCE_S
+    ctx: WorkerContext, dispatch_id: int, outcomes: Sequence[Outcome], close: _Close
+) -> tuple[bool, Sequence[str]]:
+    """Close the dispatch in one transaction, waiting for the database if need be.
+
+    Return whether it was still open, and the keys of images that no job refers to.
+    """
+    deadline = time.monotonic() + _SETTLE_TIMEOUT_S
     while True:
         try:
             with ctx.sessions.begin() as session:
                 closed = close(session, dispatch_id, outcomes)
                 unused = dispatches.unused_images(session, outcomes)
-                fault_points.fault_point("before-settle-commit")
-            fault_points.fault_point("after-settle-commit")
-            break
+                fault_point("before-settle-commit")
         except (DBAPIError, PoolTimeout) as error:
             if time.monotonic() > deadline:
                 raise
-            logger.warning("dispatch %d cannot be settled yet: %s", dispatch_id, error)
+            logger.warning(
+                "could not settle dispatch %d: %s; retrying in %.0f s",
+                dispatch_id,
+                error,
+                _SETTLE_RETRY_S,
+            )
             time.sleep(_SETTLE_RETRY_S)
-    if closed:
-        ctx.notifier.notify_webhook_senders()
-    else:
-        logger.warning("dispatch %d was fenced out: its lease ran out, others drew it", dispatch_id)
-    _remove(ctx, unused)
+        else:
+            fault_point("after-settle-commit")
+            return closed, unused
 
 
-def _remove(ctx: WorkerContext, image_keys: Sequence[str]) -> None:
-    """Images that nobody refers to: of jobs that were canceled, or that others drew."""
-    for key in image_keys:
-        try:
-            ctx.store.delete(key)
-        except StorageUnavailable as error:
-            logger.warning("%s stays in the store, unused: %s", key, error)
+def _remove(ctx: WorkerContext, key: str) -> None:
+    """Remove an image: its job was canceled, or requeued and generated elsewhere."""
+    try:
+        ctx.store.delete(key)
+    except StorageUnavailable as error:
+        logger.warning("could not remove unused image %s: %s; the cleaner will", key, error)

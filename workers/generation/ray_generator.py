@@ -1,4 +1,4 @@
-"""An ImageGenerator that has Ray Serve's replicas draw."""
+"""Image generator whose replicas run on Ray Serve."""
 
 import asyncio
 import contextlib
@@ -26,15 +26,15 @@ from workers.ray_cluster.connection import connect_to_ray
 from workers.ray_cluster.routing import RoutingCache
 
 _ACCEPTED_WITHIN_S: Final = 60.0  # longer than a replica takes to be replaced
-_STARTED_WITHIN_S: Final = 300.0  # a replica that is not there before there is work for it
-_WITHDRAWN_WITHIN_S: Final = 2.0  # 5 ms measured; a frozen replica does not answer
+_STARTED_WITHIN_S: Final = 300.0  # where a model has no replica until there is work for it
+_CANCELED_WITHIN_S: Final = 2.0  # 5 ms measured; a frozen replica does not answer
 
 
 class RayGenerator:
     """Ray Serve handles, one for each model's application.
 
     Replies come as a stream over gRPC, and not as objects of Ray's store: there, a caller that
-    freezes keeps the replica from answering anybody else.
+    freezes keeps the replica from answering any other.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class RayGenerator:
         on_demand: Collection[str] = (),
         application: Callable[[str], str] | None = None,
     ) -> None:
-        """`on_demand`: the models that have no replica until there is work for one.
+        """Connect to nothing yet.
 
-        `application`: the name of the one that draws for a model; else as
-        `workers.ray_cluster.routing` says.
+        `on_demand`: the models that have no replica until there is work for one.
+        `application`: returns the name of a model's application; default: `RoutingCache`.
         """
         self._address = address
         self._application = application or RoutingCache()
@@ -56,18 +56,16 @@ class RayGenerator:
         self._lock = threading.Lock()
 
     def connect(self) -> None:
-        """See ImageGenerator."""
         connect_to_ray(self._address)
 
-    def begin(self, microbatch: Sequence[GenerationParams], *, alone: bool = False) -> GenerateCall:
-        """See ImageGenerator."""
+    def start(self, microbatch: Sequence[GenerationParams], *, alone: bool = False) -> GenerateCall:
         model = microbatch[0].model
-        patience_s = _STARTED_WITHIN_S if model in self._on_demand else _ACCEPTED_WITHIN_S
+        timeout_s = _STARTED_WITHIN_S if model in self._on_demand else _ACCEPTED_WITHIN_S
         try:
             handle = self._handle(model)
-            return _RayCall(handle, microbatch, alone=alone, accepted_within_s=patience_s)
+            return _RayCall(handle, microbatch, alone=alone, accept_timeout_s=timeout_s)
         except (RayServeException, RayError, TimeoutError) as error:
-            raise GeneratorUnavailable(f"could not reach the replica: {error}") from error
+            raise GeneratorUnavailable(f"could not reach a replica: {error}") from error
 
     def _handle(self, model: str) -> Any:
         name = self._application(model)
@@ -85,10 +83,10 @@ class _RayCall:
         microbatch: Sequence[GenerationParams],
         *,
         alone: bool,
-        accepted_within_s: float,
+        accept_timeout_s: float,
     ) -> None:
         self._handle = handle
-        self._accepted_within_s = accepted_within_s
+        self._accept_timeout_s = accept_timeout_s
         self._call_id = uuid4().hex
         self._response = handle.options(stream=True).generate.remote(
             self._call_id, list(microbatch), alone=alone
@@ -96,64 +94,64 @@ class _RayCall:
         self._stage: Accepted | Started | None = None
         self._canceled = False
 
-    def happenings(self, *, timeout_s: float, step_timeout_s: float) -> Iterator[GenerationEvent]:
+    def events(self, *, timeout_s: float, step_timeout_s: float) -> Iterator[GenerationEvent]:
         deadline = time.monotonic() + timeout_s
-        patience_s = self._accepted_within_s
-        with asyncio.Runner() as runner:  # Ray's own iteration knows no timeout
-            while happening := self._next(runner, min(patience_s, deadline - time.monotonic())):
-                match happening:
+        next_timeout_s = self._accept_timeout_s
+        with asyncio.Runner() as runner:  # Ray's own iteration has no timeout
+            while event := self._next(runner, min(next_timeout_s, deadline - time.monotonic())):
+                match event:
                     case Accepted():
-                        self._stage, patience_s = happening, timeout_s
+                        self._stage, next_timeout_s = event, timeout_s
                     case Started():
-                        self._stage, patience_s = happening, step_timeout_s
+                        self._stage, next_timeout_s = event, step_timeout_s
                         deadline = time.monotonic() + timeout_s
-                yield happening
+                yield event
 
-    def _next(self, runner: asyncio.Runner, patience_s: float) -> GenerationEvent | None:
-        """None when that was all."""
+    def _next(self, runner: asyncio.Runner, timeout_s: float) -> GenerationEvent | None:
+        """Wait for the next event; return None after the last."""
         try:
-            happening: GenerationEvent | None = runner.run(self._awaited(patience_s))
-        except (GeneratorUnavailable, MicrobatchCrashed):  # in the replica's own words
+            event: GenerationEvent | None = runner.run(self._receive(timeout_s))
+        except (GeneratorUnavailable, MicrobatchCrashed):  # raised by the replica itself
             raise
         except TimeoutError as error:
-            self._response.cancel()  # the timeout ends the waiting, not the drawing
-            raise self._overdue(patience_s) from error
+            self._response.cancel()  # the timeout ends the wait, not the generation
+            raise self._timed_out(timeout_s) from error
         except (asyncio.CancelledError, Exception) as error:
-            raise self._translated(error) from error
-        return happening
+            raise self._translate(error) from error
+        return event
 
-    async def _awaited(self, patience_s: float) -> GenerationEvent | None:
-        async with asyncio.timeout(patience_s):
-            happening: GenerationEvent | None = await anext(self._response, None)
-        return happening
+    async def _receive(self, timeout_s: float) -> GenerationEvent | None:
+        async with asyncio.timeout(timeout_s):
+            event: GenerationEvent | None = await anext(self._response, None)
+        return event
 
-    def _overdue(self, waited_s: float) -> GeneratorUnavailable | MicrobatchCrashed:
+    def _timed_out(self, timeout_s: float) -> GeneratorUnavailable | MicrobatchCrashed:
         match self._stage:
-            case None:  # what an old handle says of a new cluster, for ever
-                return GeneratorGone(f"no replica took it within {waited_s:.0f} s")
+            case None:  # what an old handle gets from a new cluster, for ever
+                return GeneratorGone(f"no replica accepted the microbatch within {timeout_s:.0f} s")
             case Accepted():
-                return GeneratorUnavailable(f"its turn did not come within {waited_s:.0f} s")
+                return GeneratorUnavailable(f"generation did not start within {timeout_s:.0f} s")
             case Started():
-                return MicrobatchCrashed(f"the replica said nothing for {waited_s:.0f} s")
+                return MicrobatchCrashed(f"the replica sent nothing for {timeout_s:.0f} s")
 
-    def _translated(self, error: BaseException) -> DarkroomError:
+    def _translate(self, error: BaseException) -> DarkroomError:
         match error:
             case RequestCancelledError() | asyncio.CancelledError() if self._canceled:
                 return MicrobatchCanceled()
             case ActorDiedError() | ActorUnavailableError() if isinstance(self._stage, Started):
                 return MicrobatchCrashed("the replica died")
-            case RayTaskError():  # a RayError, but of what runs there
+            case RayTaskError():  # a RayError, but of code in the replica
                 return MicrobatchCrashed(f"the replica failed: {error.cause!r}")
             case RayError() | RayServeException() | grpc.RpcError() | asyncio.CancelledError():
                 return GeneratorUnavailable(f"{type(error).__name__}: {error}")
             case _:
                 return MicrobatchCrashed(f"the replica failed: {error!r}")
 
-    def withdraw(self, indices: Collection[int]) -> None:
-        # To all replicas, because nobody says which one has it.
-        told = self._handle.broadcast("withdraw", self._call_id, sorted(indices))
+    def cancel_rows(self, indices: Collection[int]) -> None:
+        # To all replicas, because Serve does not say which one has the call.
+        responses = self._handle.broadcast("cancel_rows", self._call_id, sorted(indices))
         with contextlib.suppress(RayServeException, RayError, TimeoutError):
-            told.results(timeout_s=_WITHDRAWN_WITHIN_S, return_exceptions=True)
+            responses.results(timeout_s=_CANCELED_WITHIN_S, return_exceptions=True)
 
     def cancel(self) -> None:
         self._canceled = True

@@ -1,4 +1,4 @@
-"""Connection."""
+"""Connection to the Ray cluster."""
 
 import socket
 
@@ -6,11 +6,11 @@ import ray
 
 
 def connect_to_ray(address: str) -> None:
-    """Make this process a driver of the cluster. Raises ConnectionError and its like at once."""
+    """Make this process a driver of the cluster. Raises ConnectionError and similar at once."""
     ray.init(address=address, namespace="serve", log_to_driver=False, configure_logging=False)
 
 
 def check_ray(address: str) -> None:
-    """Raises OSError unless something listens at the cluster's address."""
+    """Raise OSError unless a server listens at the cluster's address."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=2).close()

@@ -1,6 +1,7 @@
-"""Which application of the cluster draws for a model, where it is not the one of its name.
+"""Routing from a model to the Ray Serve application that generates for it.
 
-A note in the cluster: workers read it, `workers.deploy.replace` writes it.
+The application has the model's name, unless `workers.deploy.replace` wrote another one to the
+cluster's key-value store.
 """
 
 import logging
@@ -12,28 +13,28 @@ from ray.exceptions import RayError
 
 from workers.ray_cluster import kv
 
-FRESH_S: Final = 1.0  #: so long a worker goes on with what it read
+FRESH_S: Final = 1.0  #: how long a worker uses what it read
 
 logger = logging.getLogger(__name__)
 
 
-def application_of(model: str) -> str:
-    """The name of the application that draws for the model. Raises as `cluster_notes.read`."""
+def application_for(model: str) -> str:
+    """Return the name of the model's application. Raises as `kv.read`."""
     return kv.read(f"serving:{model}") or model
 
 
-def move(model: str, application: str) -> None:
-    """From now on, this one draws for the model."""
+def route(model: str, application: str) -> None:
+    """Send the model's microbatches to this application from now on."""
     kv.write(f"serving:{model}", application)
 
 
 class RoutingCache:
-    """What was read, kept for a second: each microbatch asks. Threads may share it.
+    """Routes read within the last second. Threads may share it.
 
-    While the cluster does not answer, the last known application is the one to try.
+    While the cluster does not answer, the last known application is returned.
     """
 
-    def __init__(self, read: Callable[[str], str] = application_of) -> None:
+    def __init__(self, read: Callable[[str], str] = application_for) -> None:
         self._read = read
         self._known: dict[str, tuple[str, float]] = {}
 
@@ -43,6 +44,6 @@ class RoutingCache:
             try:
                 application = self._read(model)
             except (RayError, RuntimeError, TimeoutError) as error:
-                logger.debug("cannot read who draws for %s: %s", model, error)
+                logger.debug("could not read the route of %s: %s; keeping the last", model, error)
             self._known[model] = (application, time.monotonic() + FRESH_S)
         return application

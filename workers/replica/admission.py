@@ -1,4 +1,4 @@
-"""Whose turn it is with the model: a few microbatches at a time, or one that wants to be alone."""
+"""Admission to the model: a few microbatches at a time, or one that must be alone."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,23 +6,23 @@ from contextlib import asynccontextmanager
 
 
 class AdmissionGate:
-    """Places, given in the order in which they were asked for. For one event loop."""
+    """Slots, given in the order in which they are requested. For one event loop."""
 
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._free = asyncio.Semaphore(places)
-        self._line = asyncio.Lock()  # so that nobody overtakes who waits for all places
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._free = asyncio.Semaphore(slots)
+        self._line = asyncio.Lock()  # so that none overtakes a microbatch that waits for all slots
 
     @asynccontextmanager
-    async def taken(self, *, alone: bool) -> AsyncIterator[None]:
-        """While the block runs, a place is taken; all of them by who is `alone`."""
-        taken = 0
+    async def admitted(self, *, alone: bool) -> AsyncIterator[None]:
+        """Hold one slot while the block runs, or all of them if `alone`."""
+        acquired = 0
         try:
             async with self._line:
-                for _ in range(self._places if alone else 1):
+                for _ in range(self._slots if alone else 1):
                     await self._free.acquire()
-                    taken += 1
+                    acquired += 1
             yield
         finally:
-            for _ in range(taken):
+            for _ in range(acquired):
                 self._free.release()

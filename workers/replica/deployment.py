@@ -1,4 +1,4 @@
-"""The replica: a Ray Serve deployment around a painter."""
+"""Ray Serve deployment of a TritonWorker."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -18,7 +18,7 @@ GRACEFUL_SHUTDOWN_S: Final = 60
 
 
 @serve.deployment(
-    # Two dispatches of one worker, and room: for others, and to be told what to leave out.
+    # Two dispatches of one worker, and room for other workers' and for cancellations.
     max_ongoing_requests=16,
     health_check_period_s=2,
     health_check_timeout_s=10,
@@ -26,36 +26,36 @@ GRACEFUL_SHUTDOWN_S: Final = 60
     graceful_shutdown_timeout_s=GRACEFUL_SHUTDOWN_S,
 )
 class Replica:
-    """One Triton with one model. It knows nothing of jobs, tenants or storage."""
+    """Replica of one model. It has no access to jobs, tenants or storage."""
 
     async def __init__(self, options: TritonWorkerOptions) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._painter = TritonWorker(options)
-        await self._painter.start()
+        self._worker = TritonWorker(options)
+        await self._worker.start()
 
     async def generate(
         self, call_id: str, microbatch: Sequence[GenerationParams], *, alone: bool = False
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """See Painter.draw."""
-        drawing = self._painter.draw(call_id, microbatch, alone=alone)
-        async with aclosing(drawing) as happenings:
-            async for happening in happenings:
-                yield happening
+        """See TritonWorker.generate."""
+        generation = self._worker.generate(call_id, microbatch, alone=alone)
+        async with aclosing(generation) as events:
+            async for event in events:
+                yield event
 
-    async def withdraw(self, call_id: str, indices: Sequence[int]) -> bool:
-        """See Painter.withdraw."""
-        return self._painter.withdraw(call_id, indices)
+    async def cancel_rows(self, call_id: str, indices: Sequence[int]) -> bool:
+        """See TritonWorker.cancel_rows."""
+        return self._worker.cancel_rows(call_id, indices)
 
     async def check_health(self) -> None:
-        """Ray replaces a replica whose painter is down. Raises TritonUnavailable."""
-        await self._painter.check()
+        """Raise TritonUnavailable if Triton is down: Ray then replaces the replica."""
+        await self._worker.check()
 
     async def __del__(self) -> None:
-        """Serve calls this once, when the replica has drained."""
-        await self._painter.stop()
+        """Stop Triton. Serve calls this once, when the replica has drained."""
+        await self._worker.stop()
 
 
 def application(arguments: dict[str, Any]) -> Application:
-    """What a config file names: the model in `folder` on the node, and the painter's options."""
+    """Build the application of a config file: the model in `folder` on the node, and options."""
     model = load_model(Path(arguments.pop("folder")))
     options = {"threads": None, **arguments}
     return Replica.bind(TritonWorkerOptions(model=model, **options))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Inprocess host."""
+"""Host that runs Triton as a library of this process."""
 
 import asyncio
 import gc
@@ -18,11 +18,11 @@ from workers.replica.model_host import (
     TritonTimeouts,
     TritonUnavailable,
 )
-from workers.replica.triton_config import _python_backend, has_tritonserver
+from workers.replica.triton_config import has_tritonserver, python_backend_config
 from workers.replica.triton_runtime import (
     owned_prefix,
+    remove_leftovers,
     stubs_of,
-    sweep_leftovers,
 )
 
 
@@ -34,87 +34,93 @@ class InProcessHost:
         repository: Path,
         env: Mapping[str, str],
         *,
-        patience: TritonTimeouts,
+        timeouts: TritonTimeouts,
         backends: Path = Path("/opt/tritonserver/backends"),
     ) -> None:
         if not has_tritonserver():
-            raise SetupError("tritonserver cannot be imported; it comes with NVIDIA's Triton image")
+            raise SetupError(
+                "tritonserver cannot be imported; use NVIDIA's Triton image, which has it"
+            )
         self._repository, self._env, self._backends = repository, env, backends
-        self._patience = patience
+        self._timeouts = timeouts
         self._models = LoadedModels()
         self._prefix = owned_prefix()
         self._server: Any = None
 
     async def start(self) -> None:
+        """See ModelHost."""
         import tritonserver
 
         os.environ.update(self._env)  # the models' processes are forked from this one
-        sweep_leftovers()
+        remove_leftovers()
         self._server = tritonserver.Server(
             model_repository=str(self._repository),
             model_control_mode=tritonserver.ModelControlMode.EXPLICIT,
             strict_model_config=True,
             exit_on_error=False,
-            exit_timeout=self._patience.exit_s,
+            exit_timeout=self._timeouts.exit_s,
             log_warn=True,
             log_error=True,
             backend_directory=str(self._backends),
-            backend_configuration={"python": _python_backend(self._prefix)},
+            backend_configuration={"python": python_backend_config(self._prefix)},
         )
         try:
             await asyncio.to_thread(self._server.start, wait_until_ready=True)
-        except tritonserver.TritonError as failure:
-            raise TritonUnavailable(str(failure)) from None
+        except tritonserver.TritonError as error:
+            raise TritonUnavailable(str(error)) from None
 
     async def load(self, name: str) -> None:
+        """See ModelHost."""
         import tritonserver
 
         before = stubs_of(os.getpid())
         try:
             model = await asyncio.to_thread(self._server.load, name)
-        except tritonserver.TritonError as failure:
-            raise ModelFailed(str(failure)) from None
-        self._models.loaded(name, model.config(), stubs_of(os.getpid()) - before)
+        except tritonserver.TritonError as error:
+            raise ModelFailed(str(error)) from None
+        self._models.add(name, model.config(), stubs_of(os.getpid()) - before)
 
     async def unload(self, name: str) -> None:
+        """See ModelHost."""
         import tritonserver
 
-        self._models.unloaded(name)
-        gc.collect()  # requests that somebody's caught error holds would keep the model
+        self._models.remove(name)
+        gc.collect()  # a request that a caught error refers to would keep the model
         try:
             await asyncio.to_thread(
-                self._server.unload, name, wait_until_unloaded=True, timeout=self._patience.unload_s
+                self._server.unload, name, wait_until_unloaded=True, timeout=self._timeouts.unload_s
             )
-        except tritonserver.TritonError as failure:
-            raise TritonUnavailable(f"{name} does not unload: {failure}") from None
+        except tritonserver.TritonError as error:
+            raise TritonUnavailable(f"{name} does not unload: {error}") from None
 
     async def infer(
         self, name: str, inputs: Tensors
     ) -> AsyncGenerator[dict[str, NDArray[Any]], None]:
+        """See ModelHost."""
         self._models.validate(name, inputs)
         responses = self._server.model(name).async_infer(inputs=dict(inputs), raise_on_error=False)
-        error, over = None, False
+        error, is_final = None, False
         try:
             async for response in responses:
-                over = response.final
-                error = error or self._error_of(response)  # then on to the end, as over the socket
-                outputs = {key: _taken_out(tensor) for key, tensor in response.outputs.items()}
-                del response  # while it is held, the model cannot be unloaded
+                is_final = response.final
+                error = error or self._error_of(response)  # read on to the end, as over the socket
+                outputs = {key: _copy(tensor) for key, tensor in response.outputs.items()}
+                del response  # a reference to it keeps the model from unloading
                 if outputs and error is None:
                     yield outputs
             if error is not None:
                 raise error
         finally:
-            if not over:
+            if not is_final:
                 responses.cancel()
-            # What is raised holds this frame: it must not be held by it in turn. In such a circle
-            # the request stays, and with it the model, until Python looks for circles.
+            # The raised error refers to this frame, which must not refer to it: such a cycle keeps
+            # the request, and with it the model, until Python collects garbage.
             error = None
 
     def _error_of(self, response: Any) -> DarkroomError | None:
-        """What the response says went wrong, taken apart from it.
+        """Return the response's error, detached from it.
 
-        The two hold each other: left so, a caught error keeps its model from unloading.
+        The two refer to each other: otherwise a caught error keeps its model from unloading.
         """
         error, response.error = response.error, None
         if error is None:
@@ -124,6 +130,7 @@ class InProcessHost:
         return self._models.failure(message)
 
     async def check(self) -> None:
+        """See ModelHost."""
         self._models.check(os.getpid())
         if self._server is None or not self._server.live():
             raise TritonUnavailable("Triton is not live")
@@ -132,9 +139,11 @@ class InProcessHost:
                 raise TritonUnavailable(f"{name} is not ready")
 
     def kill(self) -> None:
+        """See ModelHost."""
         self._models.kill(os.getpid())
 
     async def stop(self) -> None:
+        """See ModelHost."""
         import tritonserver
 
         server, self._server = self._server, None
@@ -143,13 +152,13 @@ class InProcessHost:
         gc.collect()
         try:
             await asyncio.to_thread(server.stop)
-        except tritonserver.TritonError:  # a model that does not let go, after its exit timeout
+        except tritonserver.TritonError:  # a model is still in use after the exit timeout
             self.kill()
-        sweep_leftovers(self._prefix)
+        remove_leftovers(self._prefix)
 
 
-def _taken_out(tensor: Any) -> NDArray[Any]:
-    """A copy of an in-process output: a view would keep its model from unloading."""
+def _copy(tensor: Any) -> NDArray[Any]:
+    """Copy an in-process output: a view would keep its model from unloading."""
     if tensor.data_type.name == "BYTES":
         return np.asarray(tensor.to_bytes_array())
     return np.array(np.from_dlpack(tensor))

@@ -1,4 +1,4 @@
-"""Hosts Triton behind one small interface: inside this process, or as a child over a socket."""
+"""Choice of the host: Triton inside this process, or as a child process over a socket."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +15,13 @@ def open_host(
     repository: Path,
     env: Mapping[str, str],
     *,
-    patience: TritonTimeouts = TritonTimeouts(),  # noqa: B008  # frozen
+    timeouts: TritonTimeouts = TritonTimeouts(),  # noqa: B008  # frozen
 ) -> ModelHost:
-    """A host that is not started yet. `env` is added to the environment of the models.
+    """Return a host that is not started yet. `env` is added to the models' environment.
 
-    "auto" is in process where `import tritonserver` works. Raises SetupError, saying what to
+    "auto" is in process where `import tritonserver` works. Raises SetupError, which names what to
     install.
     """
     if kind == "inprocess" or (kind == "auto" and has_tritonserver()):
-        return InProcessHost(repository, env, patience=patience)
-    return SubprocessHost(repository, env, patience=patience)
+        return InProcessHost(repository, env, timeouts=timeouts)
+    return SubprocessHost(repository, env, timeouts=timeouts)

@@ -1,4 +1,4 @@
-"""Subprocess host."""
+"""Host that runs Triton as a child process, over gRPC."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from workers.replica.model_host import (
     TritonTimeouts,
     TritonUnavailable,
 )
-from workers.replica.triton_config import _python_backend
+from workers.replica.triton_config import python_backend_config
 from workers.replica.triton_runtime import (
     LAUNCHER,
     bundle_environment,
@@ -29,24 +29,24 @@ from workers.replica.triton_runtime import (
     has_exited,
     lay_out_backends,
     owned_prefix,
+    remove_leftovers,
     stubs_of,
-    sweep_leftovers,
 )
 
 
 class SubprocessHost:
-    """The Triton that nvidia-pytriton carries, as a child of this process, reached by gRPC.
+    """The Triton in nvidia-pytriton, as a child of this process, reached by gRPC.
 
-    Its socket lies in a folder that only this user can enter: the bundled release is old, and
-    whoever can talk to it can run code in it. The child dies with the *thread* that calls `start`,
-    so that must be one that lives as long as the host, as an event loop's thread does.
+    Its socket is in a folder that only this user can enter: the bundled release is old, and each
+    of its clients can run code in it. The child dies with the *thread* that calls `start`, which
+    must live as long as the host, as an event loop's thread does.
     """
 
     def __init__(
-        self, repository: Path, env: Mapping[str, str], *, patience: TritonTimeouts
+        self, repository: Path, env: Mapping[str, str], *, timeouts: TritonTimeouts
     ) -> None:
         self._bundle = find_bundle()
-        self._repository, self._env, self._patience = repository, env, patience
+        self._repository, self._env, self._timeouts = repository, env, timeouts
         self._models = LoadedModels()
         self._prefix = owned_prefix()
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,9 +54,10 @@ class SubprocessHost:
         self._client: Any = None
 
     async def start(self) -> None:
+        """See ModelHost."""
         import tritonclient.grpc.aio as triton_grpc
 
-        await asyncio.to_thread(sweep_leftovers)
+        await asyncio.to_thread(remove_leftovers)
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self._prefix}-"))
         self._process = self._spawn(self._folder)
         self._client = triton_grpc.InferenceServerClient(
@@ -64,19 +65,19 @@ class SubprocessHost:
             channel_args=[
                 ("grpc.max_receive_message_length", -1),
                 ("grpc.max_send_message_length", -1),
-                # the default waits a second and more before it looks for the socket again
+                # by default it waits a second or more before it tries the socket again
                 ("grpc.initial_reconnect_backoff_ms", 50),
                 ("grpc.max_reconnect_backoff_ms", 200),
             ],
         )
         try:
-            async with asyncio.timeout(self._patience.start_s):
-                while not await self._answers():  # noqa: ASYNC110  # Triton rings no notifier
+            async with asyncio.timeout(self._timeouts.start_s):
+                while not await self._is_ready():  # noqa: ASYNC110  # Triton sends no notification
                     await asyncio.sleep(0.05)
         except TimeoutError:
             await self.stop()
             raise TritonUnavailable(
-                f"Triton did not come up in {self._patience.start_s} s"
+                f"Triton did not start within {self._timeouts.start_s} s"
             ) from None
         except TritonUnavailable:
             await self.stop()
@@ -93,7 +94,7 @@ class SubprocessHost:
             f"--cache-directory={self._bundle.caches}",
             *(
                 f"--backend-config=python,{key}={value}"
-                for key, value in _python_backend(self._prefix).items()
+                for key, value in python_backend_config(self._prefix).items()
             ),
             f"--grpc-address=unix:{folder}/socket",
             "--grpc-port=1",  # Triton appends it to the socket's name
@@ -101,7 +102,7 @@ class SubprocessHost:
             "--allow-metrics=false",
             "--pinned-memory-pool-byte-size=0",
             "--log-info=false",
-            f"--exit-timeout-secs={self._patience.exit_s}",
+            f"--exit-timeout-secs={self._timeouts.exit_s}",
         ]
         return subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid()), *command],
@@ -110,36 +111,38 @@ class SubprocessHost:
             start_new_session=True,
         )
 
-    async def _answers(self) -> bool:
-        """Whether Triton is up. Raises TritonUnavailable when its process is not."""
+    async def _is_ready(self) -> bool:
+        """Return whether Triton is ready. Raises TritonUnavailable if its process has exited."""
         import grpc
         from tritonclient.utils import InferenceServerException
 
         if self._has_exited():
-            raise TritonUnavailable("Triton has exited; its last words are in the log")
+            raise TritonUnavailable("Triton has exited; the log has its last message")
         try:
             return bool(await self._client.is_server_ready())
         except (InferenceServerException, grpc.RpcError):
             return False
 
     async def load(self, name: str) -> None:
+        """See ModelHost."""
         before = stubs_of(self._pid)
         await self._call(self._client.load_model(name))
         reply = await self._call(self._client.get_model_config(name, as_json=True))
-        self._models.loaded(name, reply["config"], stubs_of(self._pid) - before)
+        self._models.add(name, reply["config"], stubs_of(self._pid) - before)
 
     async def unload(self, name: str) -> None:
-        self._models.unloaded(name)
+        """See ModelHost."""
+        self._models.remove(name)
         await self._call(self._client.unload_model(name))
         try:
-            async with asyncio.timeout(self._patience.unload_s):
-                while name in await self._standing():  # noqa: ASYNC110  # Triton rings no notifier
+            async with asyncio.timeout(self._timeouts.unload_s):
+                while name in await self._present():  # noqa: ASYNC110  # Triton sends no notification
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise TritonUnavailable(f"{name} does not unload") from None
 
-    async def _standing(self) -> set[str]:
-        """The models that are loaded, or on their way in or out."""
+    async def _present(self) -> set[str]:
+        """Return the models that are loaded, loading or unloading."""
         reply = await self._call(self._client.get_model_repository_index(as_json=True))
         return {
             entry["name"]
@@ -150,55 +153,59 @@ class SubprocessHost:
     async def infer(
         self, name: str, inputs: Tensors
     ) -> AsyncGenerator[dict[str, NDArray[Any]], None]:
+        """See ModelHost."""
         import grpc
 
         self._models.validate(name, inputs)
-        wanted = [output["name"] for output in self._models.configs[name]["output"]]
+        names = [output["name"] for output in self._models.configs[name]["output"]]
         responses = self._client.stream_infer(_one_request(name, inputs))
         error = None
         try:
             async for response, failure in responses:
-                # To the end also after an error: 2.51 never lets go of a model whose stream is
-                # cancelled between its error and its final response.
+                # To the end also after an error: 2.51 never unloads a model whose stream is
+                # canceled between its error and its final response.
                 error = error or failure
-                if error is None and (outputs := _copied(response, wanted)):
+                if error is None and (outputs := _copied(response, names)):
                     yield outputs
             if error is not None:
                 raise self._models.failure(error.message())
-        except grpc.RpcError as broken:
-            raise TritonUnavailable(f"the stream broke: {broken.details()}") from None
+        except grpc.RpcError as disconnect:
+            raise TritonUnavailable(f"the stream broke: {disconnect.details()}") from None
         finally:
             responses.cancel()
 
     async def check(self) -> None:
+        """See ModelHost."""
         if self._process is None or self._has_exited():
             raise TritonUnavailable("Triton is not running")
         self._models.check(self._pid)
         try:
-            async with asyncio.timeout(self._patience.check_s):
+            async with asyncio.timeout(self._timeouts.check_s):
                 live = await self._call(self._client.is_server_live())
         except TimeoutError:
             raise TritonUnavailable(
-                f"Triton has not answered for {self._patience.check_s} s"
+                f"Triton has not answered for {self._timeouts.check_s} s"
             ) from None
         if not live:
             raise TritonUnavailable("Triton is not live")
 
     def kill(self) -> None:
+        """See ModelHost."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
+        """See ModelHost."""
         self._models = LoadedModels()
         if self._client is not None:
             client, self._client = self._client, None
             await client.close()
         if self._process is not None:
-            patience = self._patience
-            await end_process(self._process, grace_s=patience.exit_s + patience.tidy_s)
+            timeouts = self._timeouts
+            await end_process(self._process, grace_s=timeouts.exit_s + timeouts.kill_s)
             self._process = None
-        sweep_leftovers(self._prefix)
+        remove_leftovers(self._prefix)
 
     @property
     def _pid(self) -> int:
@@ -234,6 +241,6 @@ async def _one_request(name: str, inputs: Tensors) -> AsyncIterator[dict[str, An
 
 
 def _copied(response: Any, names: list[str]) -> dict[str, NDArray[Any]]:
-    """The outputs that this response carries. Copied: a view is read-only and keeps the message."""
+    """Copy the outputs of a response: a view is read-only and keeps the message."""
     arrays = {name: response.as_numpy(name) for name in names}
     return {name: np.array(array) for name, array in arrays.items() if array is not None}

@@ -1,10 +1,10 @@
-"""Triton config."""
+"""Triton's options, and whether its in-process API is available."""
 
 from workers.replica.triton_runtime import SHARED_MEMORY_BYTES
 
 
 def has_tritonserver() -> bool:
-    """Whether Triton's in-process API works here. Finding it is not enough: it links C++."""
+    """Return whether Triton's in-process API can be imported; it links C++ libraries."""
     try:
         import tritonserver  # noqa: F401  # NVIDIA's image has it
     except ImportError:
@@ -12,7 +12,8 @@ def has_tritonserver() -> bool:
     return True
 
 
-def _python_backend(prefix: str) -> dict[str, str]:
+def python_backend_config(prefix: str) -> dict[str, str]:
+    """Return the python backend's options; `prefix` names its shared memory."""
     return {
         "shm-region-prefix-name": prefix,
         "shm-default-byte-size": str(SHARED_MEMORY_BYTES),

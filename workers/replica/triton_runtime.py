@@ -1,4 +1,4 @@
-"""What Triton is made of on this machine: its binary, its processes, its shared memory."""
+"""Triton on this machine: its files, its processes, its shared memory."""
 
 import asyncio
 import contextlib
@@ -20,22 +20,22 @@ from uuid import uuid4
 from darkroom.errors import SetupError
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  # where Triton puts its regions
-SHARED_MEMORY_BYTES: Final = 32 << 20  # 40 images of 512x512; it grows by as much when it must
+SHARED_MEMORY_BYTES: Final = 32 << 20  # 40 images of 512x512; it grows by as much when needed
 STUB: Final = "triton_python_backend_stub"
 
-#: Run between fork and exec, in a Python of its own: `preexec_fn` may deadlock where threads are.
+#: Run between fork and exec, in a Python of its own: `preexec_fn` may deadlock with threads.
 LAUNCHER: Final = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG: SIGKILL me when the thread that forked me ends
 if os.getppid() != int(sys.argv[1]):
-    sys.exit("the process that wanted Triton is gone")  # it died before the prctl
+    sys.exit("the process that started Triton is dead")  # it died before the prctl
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The Triton that the nvidia-pytriton wheel carries, and the libpython its models run on."""
+    """The Triton in the nvidia-pytriton wheel, and the libpython that its models need."""
 
     server: Path
     caches: Path
@@ -45,10 +45,12 @@ class Bundle:
 
 
 def find_bundle() -> Bundle:
-    """Raises SetupError, saying what to install."""
+    """Find the bundle. Raises SetupError, which names what to install."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
-        raise SetupError("Triton is not here: pip install nvidia-pytriton, or use NVIDIA's image")
+        raise SetupError(
+            "Triton is not installed: pip install nvidia-pytriton, or use NVIDIA's image"
+        )
     package = Path(spec.submodule_search_locations[0])
     triton = package / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -70,7 +72,7 @@ def find_bundle() -> Bundle:
 
 
 def _libpython(version: str) -> Path:
-    """The shared library that the stub is linked to; a static Python comes without it."""
+    """Find the shared library that the stub is linked to; a static Python has none."""
     name = f"libpython{version}.so.1.0"
     folders = [
         Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib"),
@@ -89,7 +91,7 @@ def _libpython(version: str) -> Path:
 
 
 def lay_out_backends(bundle: Bundle, folder: Path) -> Path:
-    """A backend folder as Triton wants it, made of links, below `folder`. Returns it."""
+    """Create and return Triton's backend folder, made of links, below `folder`."""
     python = folder / "backends" / "python"
     python.mkdir(parents=True)
     for file in bundle.backend_files:
@@ -98,37 +100,37 @@ def lay_out_backends(bundle: Bundle, folder: Path) -> Path:
 
 
 def bundle_environment(bundle: Bundle, env: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment and `env`, with which the bundle finds libraries and Python."""
+    """Return this process's environment and `env`, with the paths that the bundle needs."""
     merged = {**os.environ, **env}
     libraries = [str(bundle.libraries), str(bundle.libpython.parent)]
     if inherited := merged.get("LD_LIBRARY_PATH"):
         libraries.append(inherited)
     merged["LD_LIBRARY_PATH"] = os.pathsep.join(libraries)
-    # The stub takes its packages from the first python3 of the PATH: the one that runs this.
+    # The stub takes its packages from the first python3 of the PATH: this interpreter.
     merged["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), merged.get("PATH", "")])
     return merged
 
 
 def owned_prefix() -> str:
-    """A name for what one host leaves on the machine, saying whose it is while that one lives.
+    """Return a prefix for one host's files and shared memory, which names their owner.
 
-    The process id is that of this process in its namespace: containers may share /dev/shm.
+    The process id is this process's in its namespace: containers may share /dev/shm.
     """
     return f"darkroom-{_pid_namespace()}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
-def sweep_leftovers(prefix: str | None = None) -> None:
+def remove_leftovers(prefix: str | None = None) -> None:
     """Remove shared memory and folders of `prefix`, or of every host whose process is dead.
 
-    A Triton that is killed leaves them, and the shared memory is memory. Those of other programs
-    and of other process namespaces stay: nobody here can say whether they are in use.
+    A killed Triton leaves them, and they occupy memory. Those of other programs and of other
+    process namespaces stay: this process cannot tell whether they are in use.
     """
-    for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
-        for leftover in place.glob(f"darkroom-{_pid_namespace()}-*"):
+    for folder in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+        for leftover in folder.glob(f"darkroom-{_pid_namespace()}-*"):
             owner = leftover.name.split("-")[2]
-            mine = prefix is not None and leftover.name.startswith(prefix)
-            orphaned = prefix is None and owner.isdigit() and not Path("/proc", owner).exists()
-            if not (mine or orphaned):
+            is_own = prefix is not None and leftover.name.startswith(prefix)
+            is_orphan = prefix is None and owner.isdigit() and not Path("/proc", owner).exists()
+            if not (is_own or is_orphan):
                 continue
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -141,23 +143,23 @@ def _pid_namespace() -> int:
 
 
 def stubs_of(parent: int) -> frozenset[int]:
-    """Process ids of the python models that `parent`, a Triton, has running."""
+    """Return the process ids of the python models that `parent`, a Triton, runs."""
     return frozenset(
         pid
         for pid, comm, state, ppid in _processes()
-        # the kernel keeps 15 letters of a name, and in process nobody buries the dead
+        # the kernel keeps 15 letters of a name; in process, dead children are not reaped
         if ppid == parent and STUB.startswith(comm) and state not in "ZX"
     )
 
 
 def is_alive(pid: int, parent: int) -> bool:
-    """Whether `pid` is still a child of `parent`, and not dead."""
+    """Return whether `pid` is still a child of `parent`, and not dead."""
     status = _status(pid)
     return status is not None and status[2] == parent and status[1] not in "ZX"
 
 
 def is_running(pid: int, parent: int) -> bool:
-    """Whether it is alive, and not stopped either."""
+    """Return whether it is alive and not stopped."""
     status = _status(pid)
     return is_alive(pid, parent) and status is not None and status[1] not in "Tt"
 
@@ -169,7 +171,7 @@ def _processes() -> Iterator[tuple[int, str, str, int]]:
 
 
 def _status(pid: int) -> tuple[str, str, int] | None:
-    """Name, state and parent, from proc_pid_stat(5). None when there is no such process."""
+    """Return name, state and parent, from proc_pid_stat(5); None for an unknown process."""
     try:
         line = Path("/proc", str(pid), "stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -180,14 +182,14 @@ def _status(pid: int) -> tuple[str, str, int] | None:
 
 
 def has_exited(process: subprocess.Popen[bytes]) -> bool:
-    """Asked without reaping it: so long, nobody else can be given its process id."""
+    """Check without reaping it: until then, its process id is not reused."""
     if process.returncode is not None:
         return True
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 async def end_process(process: subprocess.Popen[bytes], *, grace_s: float) -> None:
-    """Ask a group leader to stop; kill what is left of its group, after `grace_s` or before."""
+    """Terminate a group leader and wait up to `grace_s`, then kill the rest of its group."""
     if not has_exited(process):
         os.kill(process.pid, signal.SIGTERM)
     loop = asyncio.get_running_loop()

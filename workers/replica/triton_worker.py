@@ -1,21 +1,17 @@
-"""Draws microbatches with one Triton and one model: what a replica does, without Ray."""
+"""Generation of microbatches with one Triton and one model: a replica without Ray."""
 
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import Final, Literal
 
 from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed
 from darkroom.generation.model_registry import Model
 from darkroom.generation.params import GenerationParams
-from darkroom.jobs.progress import Steps
 from darkroom.settings import HOME
 from darkroom.storage import compiled_models
 from workers.generation.generator import (
@@ -23,70 +19,54 @@ from workers.generation.generator import (
     Canceled,
     Finished,
     GenerationEvent,
-    Image,
-    OutOfMemory,
-    Progress,
     RowFailed,
-    RowResult,
     Started,
 )
 from workers.replica.admission import AdmissionGate
-from workers.replica.cancel_flags import CancelFlags
-from workers.replica.model_host import ModelFailed, Tensors, TritonUnavailable
+from workers.replica.model_host import ModelFailed, TritonUnavailable
 from workers.replica.open_host import open_host
+from workers.replica.responses import ResponseTranslator
+from workers.replica.row_requests import TRITON_MODEL, Response, RowRequests, row_inputs
 
-TRITON_MODEL: Final = "stable_diffusion"
 REPOSITORY: Final = HOME / "model_repository"
-TOGETHER: Final = 2  #: microbatches that are with the model at once
-CHECKS_BEFORE_DEATH: Final = 3  #: in a row; then Ray, too, gives a replica up
-REPORT_EVERY_S: Final = 0.25  #: at most so often, and after the first step of a call at once
-
-Response: TypeAlias = Mapping[str, npt.NDArray[Any]]  #: see the model's config.pbtxt
-
-#: the model's codes that do not fail the job
-_ERROR_CODES: Final[Mapping[str, RowResult]] = {
-    "canceled": Canceled(),
-    "out_of_memory": OutOfMemory(),
-}
+CONCURRENT_MICROBATCHES: Final = 2  #: that are with the model at once
+CHECKS_BEFORE_DEATH: Final = 3  #: failed in a row; then Ray replaces the replica, too
 
 
 @dataclass(frozen=True)
 class TritonWorkerOptions:
-    """What it is told when it is deployed. Nothing secret: Ray keeps and shows it."""
+    """Options of a deployment. Nothing secret: Ray keeps and shows them."""
 
     model: Model
     triton_mode: Literal["auto", "inprocess", "subprocess"]
     device: Literal["cpu", "cuda"]
     runner: Literal["torch", "tensorrt"]
-    compiled_models: (
-        str | None
-    )  #: where compiled models are: a folder, s3://BUCKET/PREFIX, None: plans/
-    threads: int | None  #: of PyTorch on a CPU; None shares the machine's among its replicas
+    compiled_models: str | None  #: their place: a folder, s3://BUCKET/PREFIX; None: plans/
+    threads: int | None  #: of PyTorch on a CPU; None divides the machine's among its replicas
     replicas: int
     timeout_s: float  #: of one microbatch; shorter than the worker's
-    step_timeout_s: float  #: longest that the model may say nothing; shorter than the worker's
+    step_timeout_s: float  #: longest time without a response; shorter than the worker's
 
 
 class TritonWorker:
-    """All methods belong to one event loop."""
+    """Worker with one Triton. All methods belong to one event loop."""
 
     def __init__(self, options: TritonWorkerOptions) -> None:
         self._options = options
-        self._frozen = False
+        self._hung = False
         self._failed_checks = 0
-        # A microbatch joins the one that is drawn, as far as there are seats; the next waits here.
-        # When a prompt kills the model, all that are with it are suspects, and who waited is not.
-        self._turns = AdmissionGate(TOGETHER)
-        self._flags = CancelFlags()
-        environment = _engine_environment(options, self._flags.folder)
-        self._host = open_host(options.triton_mode, REPOSITORY, environment)
+        # A microbatch joins the one that is generated, as far as there is room; the next waits
+        # here. When a prompt kills the model, only the microbatches with the model are suspects.
+        self._gate = AdmissionGate(CONCURRENT_MICROBATCHES)
+        self._calls: dict[str, RowRequests] = {}
+        self._host = open_host(options.triton_mode, REPOSITORY, _engine_environment(options))
 
     async def start(self) -> None:
         """Start Triton and load the model.
 
         Raises TritonUnavailable, ModelFailed, StorageUnavailable.
         """
-        source = _plans(self._options)
+        source = _compiled_model(self._options)
         if self._options.runner == "tensorrt" and compiled_models.is_url(source):
             await asyncio.to_thread(
                 compiled_models.pull, source, compiled_models.local_folder(source)
@@ -94,70 +74,68 @@ class TritonWorker:
         await self._host.start()
         await self._host.load(TRITON_MODEL)
 
-    async def draw(
+    async def generate(
         self, call_id: str, microbatch: Sequence[GenerationParams], *, alone: bool = False
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """What becomes of the jobs, as it happens; one call of the model for all.
+        """Yield the events of the jobs as they happen.
 
-        `alone`: nobody else is with the model meanwhile, so that a crash is these jobs' doing.
-        Raises GeneratorUnavailable when Triton was down before it began, and MicrobatchCrashed
-        when it went down, or hung, in the course.
+        `alone`: no other microbatch is with the model meanwhile, so that a crash is due to these
+        jobs. Raises GeneratorUnavailable when Triton was down before the start, and
+        MicrobatchCrashed when it crashed or hung after it.
         """
-        with self._flags.kept(call_id, rows=len(microbatch)):
+        scheduler = self._options.model.scheduler
+        rows = RowRequests(self._host, [row_inputs(params, scheduler) for params in microbatch])
+        self._calls[call_id] = rows
+        try:
             yield Accepted()
-            async with self._turns.taken(alone=alone):
-                await self._refuse_when_down()
+            async with self._gate.admitted(alone=alone):
+                await self._require_triton()
                 yield Started()
-                async with aclosing(self._drawn(call_id, microbatch)) as happenings:
-                    async for happening in happenings:
-                        yield happening
+                async with rows, aclosing(self._events(rows, len(microbatch))) as events:
+                    async for event in events:
+                        yield event
+        finally:
+            del self._calls[call_id]
 
-    def withdraw(self, call_id: str, indices: Sequence[int]) -> bool:
-        """Leave these jobs out from the next step on; False when there is no such call here."""
-        return self._flags.withdraw(call_id, indices)
+    def cancel_rows(self, call_id: str, indices: Sequence[int]) -> bool:
+        """Leave these jobs out from the next step on. Return False for an unknown call."""
+        rows = self._calls.get(call_id)
+        if rows is not None:
+            rows.cancel(indices)
+        return rows is not None
 
-    async def _drawn(
-        self, call_id: str, microbatch: Sequence[GenerationParams]
-    ) -> AsyncGenerator[GenerationEvent, None]:
-        reporter = ResponseTranslator()
-        unanswered = set(range(len(microbatch)))
-        inputs = _inputs(call_id, microbatch, self._options.model.scheduler)
-        async with (
-            aclosing(self._host.infer(TRITON_MODEL, inputs)) as responses,
-            aclosing(self._timely(responses)) as timely,
-        ):
-            async for response in timely:
-                happening = reporter.happening(response)
-                if isinstance(happening, Finished):
-                    unanswered.discard(happening.index)
-                if happening is not None:
-                    yield happening
-        for index in unanswered:
-            yield Finished(index, RowFailed("model_no_output", "the model said nothing of it"))
-
-    async def _timely(self, responses: AsyncIterator[Response]) -> AsyncGenerator[Response, None]:
-        """The responses, as long as they keep coming. Raises MicrobatchCrashed."""
+    async def _events(self, rows: RowRequests, count: int) -> AsyncGenerator[GenerationEvent, None]:
+        translator = ResponseTranslator()
+        unfinished = set(range(count))
         deadline = time.monotonic() + self._options.timeout_s
-        while True:
-            patience_s = min(self._options.step_timeout_s, deadline - time.monotonic())
-            try:
-                async with asyncio.timeout(patience_s):
-                    response = await anext(responses, None)
-            except TimeoutError as error:
-                self._frozen = True
-                self._host.kill()
-                raise MicrobatchCrashed("the model hung") from error
-            except TritonUnavailable as error:
-                raise MicrobatchCrashed(str(error)) from error
-            except ModelFailed as error:
-                raise MicrobatchCrashed(f"the model failed: {error}") from error
-            if response is None:
-                return
-            if _waits(response):
+        while row_response := await self._next(rows, deadline):
+            index, response = row_response
+            event = _end(rows, index) if response is None else translator.event(index, response)
+            if isinstance(event, Started):
                 deadline = time.monotonic() + self._options.timeout_s
-            yield response
+            if isinstance(event, Finished):
+                if event.index not in unfinished:
+                    continue
+                unfinished.discard(event.index)
+            if event is not None:
+                yield event
 
-    async def _refuse_when_down(self) -> None:
+    async def _next(self, rows: RowRequests, deadline: float) -> tuple[int, Response | None] | None:
+        """Return the next response if it comes in time. Raises MicrobatchCrashed."""
+        timeout_s = min(self._options.step_timeout_s, deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await rows.next()
+        except TimeoutError as error:
+            self._hung = True
+            self._host.kill()
+            raise MicrobatchCrashed("the model hung") from error
+        except TritonUnavailable as error:
+            raise MicrobatchCrashed(str(error)) from error
+        except ModelFailed as error:
+            raise MicrobatchCrashed(f"the model failed: {error}") from error
+
+    async def _require_triton(self) -> None:
         try:
             await self.check()
         except TritonUnavailable as error:
@@ -165,96 +143,48 @@ class TritonWorker:
 
     async def check(self) -> None:
         """Raise TritonUnavailable if Triton is dead or the model hung: Ray replaces the replica."""
-        if self._frozen:
+        if self._hung:
             raise TritonUnavailable("a microbatch hung")
         try:
             await self._host.check()
         except TritonUnavailable:
             self._failed_checks += 1
             if self._failed_checks == CHECKS_BEFORE_DEATH:
-                self._host.kill()  # so that nobody waits for it: neither who draws now, nor `stop`
+                self._host.kill()  # so that neither the requests under way nor `stop` wait for it
             raise
         self._failed_checks = 0
 
     async def stop(self) -> None:
-        """Leave nothing behind. May be called twice."""
+        """Stop Triton and remove its files. May be called twice."""
         await self._host.stop()
-        self._flags.remove()
 
 
-class ResponseTranslator:
-    """Puts the model's responses into a worker's words, and its many steps into few."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._reported = 0.0
-        self._steps: dict[int, Steps] = {}
-
-    def happening(self, response: Response) -> GenerationEvent | None:
-        """None when it is too small to be told now."""
-        index = int(response["index"][0])
-        if _waits(response):
-            self._begun = time.monotonic()
-            return Started()
-        if "step" in response:
-            step, steps = response["step"].tolist()
-            return self._step(index, (step, steps))
-        if "image" in response:
-            elapsed_ms = round((time.monotonic() - self._begun) * 1000)
-            return Finished(index, Image(response["image"], elapsed_ms))
-        code, message = (text.decode() for text in response["error"])
-        return Finished(index, _ERROR_CODES.get(code) or RowFailed(code, message))
-
-    def _step(self, index: int, steps: Steps) -> Progress | None:
-        self._steps[index] = steps
-        if time.monotonic() - self._reported < REPORT_EVERY_S:
-            return None
-        self._reported = time.monotonic()
-        told, self._steps = self._steps, {}
-        return Progress(told)
+def _end(rows: RowRequests, index: int) -> Finished:
+    """Return the result of a row whose request has ended without one."""
+    if index in rows.canceled:
+        return Finished(index, Canceled())
+    return Finished(index, RowFailed("model_no_output", "the model returned no result"))
 
 
-def _waits(response: Response) -> bool:
-    """Whether it says no more than that the microbatch is not forgotten while it has no seat."""
-    return "step" in response and int(response["step"][0]) == 0
-
-
-def _plans(options: TritonWorkerOptions) -> str:
-    """The compiled model: a folder, or in S3."""
+def _compiled_model(options: TritonWorkerOptions) -> str:
+    """Return the place of the compiled model: a folder, or a prefix in S3."""
     return f"{(options.compiled_models or str(HOME / 'plans')).rstrip('/')}/{options.model.name}"
 
 
-def _engine_environment(options: TritonWorkerOptions, flags: Path) -> dict[str, str]:
-    # Said in any case: Ray starts its actors with OMP_NUM_THREADS=1, and the model inherits that.
+def _engine_environment(options: TritonWorkerOptions) -> dict[str, str]:
+    # Always set: Ray starts its actors with OMP_NUM_THREADS=1, which the model inherits.
     threads = options.threads or max(1, len(os.sched_getaffinity(0)) // options.replicas)
     rows = options.model.max_unet_rows
+    plans = compiled_models.local_folder(_compiled_model(options))
     return {
         "DARKROOM_ENGINE_MODEL_DIR": str(Path(options.model.folder).resolve()),
         "DARKROOM_ENGINE_DEVICE": options.device,
         "DARKROOM_ENGINE_DTYPE": options.model.precision,
         "DARKROOM_ENGINE_RUNNER": options.runner,
-        "DARKROOM_ENGINE_PLANS_DIR": str(compiled_models.local_folder(_plans(options)).resolve()),
+        "DARKROOM_ENGINE_PLANS_DIR": str(plans.resolve()),
         "DARKROOM_ENGINE_THREADS": str(threads),
         "DARKROOM_ENGINE_MAX_UNET_ROWS": "" if rows is None else str(rows),
-        "DARKROOM_ENGINE_FLAGS_DIR": str(flags),
         # PyTorch's threads wait for each other asleep: spinning, they take the core from the one
-        # they wait for as soon as anything else runs here (8 small pictures: 22 s instead of 2).
+        # they wait for as soon as anything else runs here (8 small images: 22 s instead of 2).
         "OMP_WAIT_POLICY": "PASSIVE",
-    }
-
-
-def _inputs(call_id: str, microbatch: Sequence[GenerationParams], scheduler: str) -> Tensors:
-    def texts(values: Sequence[str]) -> npt.NDArray[np.object_]:
-        return np.array([value.encode() for value in values], dtype=np.object_)
-
-    return {
-        "flags": texts([call_id]),
-        "prompt": texts([params.prompt for params in microbatch]),
-        "negative_prompt": texts([params.negative_prompt for params in microbatch]),
-        "scheduler": texts([scheduler] * len(microbatch)),
-        "seed": np.array([params.seed for params in microbatch], np.int64),
-        "num_inference_steps": np.array([p.num_inference_steps for p in microbatch], np.int32),
-        "guidance_scale": np.array([params.guidance_scale for params in microbatch], np.float32),
-        "width": np.array([params.width for params in microbatch], np.int32),
-        "height": np.array([params.height for params in microbatch], np.int32),
     }

@@ -1,4 +1,4 @@
-"""`python -m workers.webhooks.app`: Celery worker that sends webhooks.
+"""`python -m workers send-webhooks`: Celery worker that sends webhooks.
 
 It is a process of its own, with its own user and queue, because it connects to foreign servers: it
 holds no storage key, knows no replica, and a firewall can keep it from the private network
@@ -160,19 +160,19 @@ def celery_arguments() -> Sequence[str]:
     ]
 
 
-def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
+def main(arguments: Sequence[str]) -> int:  # noqa: RET503  # Celery's worker_main does not return
     """Send webhooks until SIGTERM; attempts in flight then finish."""
     parser = argparse.ArgumentParser(
-        prog="python -m workers.webhooks.app",
+        prog="python -m workers send-webhooks",
         description="Send webhooks: claim due deliveries, sign and POST them, store the results.",
         epilog="Configured by DARKROOM_* variables; see .env.example.",
     )
     parser.add_argument(
         "--check", action="store_true", help="only check that PostgreSQL and Redis answer"
     )
-    arguments = parser.parse_args()
+    asked = parser.parse_args(arguments)
     settings = load_settings()
-    if arguments.check:
+    if asked.check:
         sessions = open_sessions(settings.database_url.get_secret_value(), pool_size=1)
         checks = {
             "database": database_check(sessions),
@@ -193,7 +193,3 @@ def main() -> int:  # noqa: RET503  # Celery's worker_main does not return
 async def _check_settings(settings: Settings) -> None:
     """Fail at the start, in one line, for settings that cannot be used."""
     open_sender(settings)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

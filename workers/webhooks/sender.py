@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from darkroom.db.connection import Sessions, is_unavailable
-from darkroom.webhooks import deliveries, delivery_log, endpoints, payloads, signatures
+from darkroom.webhooks import deliveries, endpoints, payloads, signatures
 from darkroom.webhooks.deliveries import AttemptOutcome, Claim, Result
 from darkroom.webhooks.secret_box import SecretBox
 from workers.webhooks.circuit_breaker import MAX_DEFER_S, DestinationLimiter
@@ -35,7 +35,6 @@ _POLL_S: Final = 1.0  #: between claims without a wake-up
 _BATCH_WINDOW_S: Final = 0.02
 _RETRY_S: Final = 1.0  #: between attempts to reach the database
 _NO_SECRET_WAIT_S: Final = 60.0
-_CLEAN_UP_EVERY_S: Final = 600.0
 
 Returned = TypeVar("Returned")
 logger = logging.getLogger(__name__)
@@ -81,7 +80,6 @@ class Sender:
         self._stopping = asyncio.Event()
         self._results: asyncio.Queue[Result] = asyncio.Queue()
         self._sending: set[asyncio.Task[None]] = set()
-        self._clean_up_at = 0.0
 
     def wake(self) -> None:
         """Claim soon. Call it in the loop's own thread."""
@@ -137,7 +135,6 @@ class Sender:
 
         try:
             with self._sessions.begin() as session:
-                self._clean_up(session)
                 claims, due = deliveries.claim(session, limit=limit, lease=LEASE, admit=admit)
                 webhooks = self._render(session, claims)
         except BaseException:
@@ -171,11 +168,6 @@ class Sender:
             for claim in signable
             if claim.id in bodies
         ]
-
-    def _clean_up(self, session: Session) -> None:
-        if time.monotonic() > self._clean_up_at:
-            delivery_log.delete_expired(session)
-            self._clean_up_at = time.monotonic() + _CLEAN_UP_EVERY_S
 
     async def _send(self, webhook: OutgoingWebhook) -> None:
         claim = webhook.claim

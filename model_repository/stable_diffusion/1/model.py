@@ -1,15 +1,14 @@
-"""Triton's side of the engine: requests in, a stream of events out. See config.pbtxt.
+"""The engine as a Triton model: requests in, a stream of events out. See config.pbtxt.
 
 Read once, at load: DARKROOM_ENGINE_MODEL_DIR (a diffusers folder), DARKROOM_ENGINE_DEVICE (cpu or
-cuda), DARKROOM_ENGINE_DTYPE, DARKROOM_ENGINE_THREADS (optional; PyTorch's own choice without it),
-DARKROOM_ENGINE_FLAGS_DIR (optional; where the files are that `flags` names),
+cuda), DARKROOM_ENGINE_DTYPE, DARKROOM_ENGINE_THREADS (optional; default: PyTorch's),
 DARKROOM_ENGINE_MAX_UNET_ROWS, DARKROOM_ENGINE_RUNNER and DARKROOM_ENGINE_PLANS_DIR (optional;
-instead of the parameters in config.pbtxt).
+they override the parameters in config.pbtxt).
 """
 
 import json
 import os
-import re
+import threading
 import traceback
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -22,126 +21,154 @@ from transformers.utils import logging
 
 from engine.generate import generate
 from engine.loop import InferenceLoop
-from engine.requests import Event, Image, Row, RowFailed, Step
+from engine.requests import Canceled, Image, Row, RowEvent, RowFailed, Started, Step
 from engine.runner import NetworkRunner
 from engine.torch_runner import TorchRunner
 
 TEXTS = ("prompt", "negative_prompt", "scheduler")
 NUMBERS = ("seed", "num_inference_steps", "guidance_scale", "width", "height")
+CANCELLATION_POLL_S = 0.25
 
 
 class TritonPythonModel:
-    """The name and the methods are the python backend's."""
+    """The class that Triton's python backend loads; it sets the names of the methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        logging.disable_progress_bar()  # it would land in the middle of the server's log
+        """Load the networks and start the inference loop."""
+        logging.disable_progress_bar()  # it would break up the server's log
         parameters = json.loads(args["model_config"])["parameters"]
-        max_unet_rows = int(_said("MAX_UNET_ROWS", parameters))
-        self._flags_dir = os.environ.get("DARKROOM_ENGINE_FLAGS_DIR")
-        self._thread = ThreadPoolExecutor(1)  # a runner's calls all come from one
+        max_unet_rows = int(_option("MAX_UNET_ROWS", parameters))
+        self._thread = ThreadPoolExecutor(1)  # a runner belongs to one thread
         runner = self._thread.submit(_ready_runner, parameters, max_unet_rows).result()
         self._loop = InferenceLoop(runner, max_unet_rows=max_unet_rows)
         self._thread.submit(self._loop.run)
+        self._poller = CancellationPoller()
 
     def execute(self, requests: list[Any]) -> None:
-        """Only hands them to the loop: the next may come while these are drawn, and join them."""
+        """Submit the requests to the loop and return: later requests join the running batch."""
         for request in requests:
             sender = request.get_response_sender()
             try:
-                rows = _rows(request)
-                reply = _Reply(sender, flags=self._flags(request), rows=len(rows))
-            except Exception as failure:  # noqa: BLE001  # this request's; the next may be fine
-                _end(sender, failure)
+                row = _row(request)
+            except Exception as error:  # noqa: BLE001  # this request's; the next may be fine
+                _finish(sender, error)
             else:
-                self._loop.ask(rows, reply)
+                self._loop.submit([row], _TritonSink(sender, self._poller))
 
     def finalize(self) -> None:
+        """Stop after the current step."""
         self._loop.stop()
         self._thread.shutdown()
-
-    def _flags(self, request: Any) -> int:
-        """The file of this request's flags: one byte a row, not zero once it is withdrawn."""
-        named = pb.get_input_tensor_by_name(request, "flags")
-        path = Path(os.devnull)
-        if named is not None:
-            [name] = named.as_numpy().tolist()
-            path = _file_in(self._flags_dir, name.decode())
-        return os.open(path, os.O_RDONLY)
+        self._poller.stop()
 
 
-class _Reply:
-    """Triton's way back to who asked, as the drawing loop has it."""
+class _TritonSink:
+    """The ResponseSink of one Triton request."""
 
-    def __init__(self, sender: Any, *, flags: int, rows: int) -> None:
-        """`flags` is an open file, see `withdrawn`; it is closed at the end."""
+    def __init__(self, sender: Any, poller: "CancellationPoller") -> None:
         self._sender = sender
-        self._flags = flags
-        self._rows = rows
-        self._lost: Exception | None = None  # why it cannot be told; it is drawn no further then
+        self._poller = poller
+        self._lock = threading.Lock()  # Triton must not be asked about a finished request
+        self._is_closed = False
+        self._is_canceled = False
+        self._send_error: Exception | None = None  # no response can be sent: its rows are left out
+        poller.open_sinks.add(self)
 
-    def withdrawn(self) -> Collection[int]:
-        """See Asker."""
-        if self._lost is not None or self._sender.is_cancelled():
-            return range(self._rows)
-        return [at for at, flag in enumerate(os.pread(self._flags, self._rows, 0)) if flag]
+    def canceled(self) -> Collection[int]:
+        """See ResponseSink."""
+        return range(1) if self._send_error or self._is_canceled else ()
 
-    def tell(self, event: Event) -> None:
-        """See Asker."""
-        if self._lost is not None:
+    def send(self, event: RowEvent) -> None:
+        """See ResponseSink."""
+        if self._send_error is not None:
             return
         tensors = [pb.Tensor(name, value) for name, value in _outputs(event).items()]
         try:
             self._sender.send(pb.InferenceResponse(output_tensors=tensors))
-        except Exception as failure:  # noqa: BLE001  # no shared memory for a picture, say
-            self._lost = failure
+        except Exception as error:  # noqa: BLE001  # such as no shared memory for an image
+            self._send_error = error
 
-    def end(self, failure: Exception | None) -> None:
-        """See Asker."""
-        os.close(self._flags)
-        _end(self._sender, failure or self._lost)
+    def close(self, error: Exception | None) -> None:
+        """See ResponseSink."""
+        with self._lock:
+            self._is_closed = True
+        self._poller.open_sinks.discard(self)
+        _finish(self._sender, error or self._send_error)
+
+    def poll(self) -> None:
+        """Ask Triton whether the request is canceled."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_canceled = self._sender.is_cancelled()
 
 
-def _end(sender: Any, failure: Exception | None) -> None:
-    """The last that this request hears."""
+class CancellationPoller:
+    """Thread that asks Triton which requests are canceled.
+
+    One answer took 0.8 ms on a busy machine: too long to ask for each row before each step.
+    """
+
+    def __init__(self) -> None:
+        self.open_sinks: set[_TritonSink] = set()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cancellations", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop asking."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(CANCELLATION_POLL_S):
+            for sink in tuple(self.open_sinks):
+                try:
+                    sink.poll()
+                except Exception:  # noqa: BLE001  # this request's; it is asked about again
+                    pb.Logger.log_error(traceback.format_exc())
+
+
+def _finish(sender: Any, error: Exception | None) -> None:
+    """Send the final response, after the error if there is one."""
     try:
-        if failure is not None:
-            pb.Logger.log_error("".join(traceback.format_exception(failure)))
-            reason = pb.TritonError(f"{type(failure).__name__}: {failure}")
+        if error is not None:
+            pb.Logger.log_error("".join(traceback.format_exception(error)))
+            reason = pb.TritonError(f"{type(error).__name__}: {error}")
             sender.send(pb.InferenceResponse(error=reason))
         sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-    except Exception:  # noqa: BLE001  # nobody is there to be told
+    except Exception:  # noqa: BLE001  # the client is gone
         pb.Logger.log_error(traceback.format_exc())
 
 
 def _ready_runner(parameters: dict[str, dict[str, str]], max_unet_rows: int) -> NetworkRunner:
-    """Weights that cannot draw fail at load, and the first job does not pay for a cold start."""
+    """Generate once: broken weights fail at load, and the first job finds a warm model."""
     runner = _runner(parameters, max_unet_rows)
     width, height = min(runner.sizes or {(64, 64)})
-    trial = Row("", "", 0, num_inference_steps=1, guidance_scale=2, width=width, height=height)
-    *_, end = generate(runner, [trial], max_unet_rows=max_unet_rows)
-    if isinstance(end, RowFailed):
-        raise RuntimeError(f"the model cannot draw: {end.message}")  # noqa: TRY004  # no type error
+    row = Row("", "", 0, num_inference_steps=1, guidance_scale=2, width=width, height=height)
+    *_, last = generate(runner, [row], max_unet_rows=max_unet_rows)
+    if isinstance(last, RowFailed):
+        raise RuntimeError(f"the model cannot generate: {last.message}")  # noqa: TRY004  # no type error
     if isinstance(runner, TorchRunner) and runner.device.type == "cuda":
-        runner.warm(max_unet_rows)  # nor any other job for a first of its kind
+        runner.warm(max_unet_rows)  # nor does a later job pay for a new batch size
     return runner
 
 
 def _runner(parameters: dict[str, dict[str, str]], max_unet_rows: int) -> NetworkRunner:
-    """What the configuration asks for. Raises what the runners raise when they cannot load."""
+    """Load the configured runner. Raises what the runners raise when they cannot load."""
     model_dir = Path(os.environ["DARKROOM_ENGINE_MODEL_DIR"])
     device = os.environ.get("DARKROOM_ENGINE_DEVICE", "cpu")
-    kind = _said("RUNNER", parameters)
+    kind = _option("RUNNER", parameters)
     if kind == "tensorrt":
         from engine.tensorrt.runner import load_tensorrt_runner
 
         return load_tensorrt_runner(
             model_dir,
-            Path(_said("PLANS_DIR", parameters)),
+            Path(_option("PLANS_DIR", parameters)),
             device=device,
             max_unet_rows=max_unet_rows,
         )
     if kind != "torch":
-        raise ValueError(f"the parameter runner is {kind!r}; it is torch or tensorrt")
+        raise ValueError(f"the parameter runner is {kind!r}; it must be torch or tensorrt")
     threads = os.environ.get("DARKROOM_ENGINE_THREADS")
     return TorchRunner.load(
         model_dir,
@@ -151,36 +178,29 @@ def _runner(parameters: dict[str, dict[str, str]], max_unet_rows: int) -> Networ
     )
 
 
-def _said(name: str, parameters: dict[str, dict[str, str]]) -> str:
-    """By the environment, or else by config.pbtxt."""
-    said = os.environ.get(f"DARKROOM_ENGINE_{name}")
-    return said or parameters[name.lower()]["string_value"]
+def _option(name: str, parameters: dict[str, dict[str, str]]) -> str:
+    """Return the environment's value, or else that of config.pbtxt."""
+    value = os.environ.get(f"DARKROOM_ENGINE_{name}")
+    return value or parameters[name.lower()]["string_value"]
 
 
-def _file_in(folder: str | None, name: str) -> Path:
-    if folder is None or not re.fullmatch("[0-9a-f]{32}", name):
-        raise ValueError("flags must name a file in DARKROOM_ENGINE_FLAGS_DIR by 32 hex digits")
-    return Path(folder, name)
+def _row(request: Any) -> Row:
+    def value(name: str) -> Any:
+        return pb.get_input_tensor_by_name(request, name).as_numpy().item()
+
+    texts = {name: value(name).decode("utf-8", "replace") for name in TEXTS}
+    return Row(**texts, **{name: value(name) for name in NUMBERS})
 
 
-def _rows(request: Any) -> list[Row]:
-    """One row for each entry. Raises ValueError when the inputs are not of one length."""
-
-    def column(name: str) -> list[Any]:
-        return list(pb.get_input_tensor_by_name(request, name).as_numpy().tolist())
-
-    texts = [[text.decode("utf-8", "replace") for text in column(name)] for name in TEXTS]
-    entries = zip(*texts, *(column(name) for name in NUMBERS), strict=True)
-    return [Row(**dict(zip((*TEXTS, *NUMBERS), entry, strict=True))) for entry in entries]
-
-
-def _outputs(event: Event) -> dict[str, np.ndarray[Any, Any]]:
-    index = {"index": np.array([event.index], np.int32)}
+def _outputs(event: RowEvent) -> dict[str, np.ndarray[Any, Any]]:
     match event:
+        case Started():
+            return {"started": np.array([1], np.uint8)}
         case Step():
-            return index | {"step": np.array([event.step, event.steps], np.int32)}
+            return {"step": np.array([event.step, event.steps], np.int32)}
         case Image():
-            return index | {"image": event.pixels}
+            return {"image": event.pixels}
         case RowFailed():
-            words = [event.code.encode(), event.message.encode()]
-            return index | {"error": np.array(words, np.object_)}
+            return {"error": np.array([event.code.encode(), event.message.encode()], np.object_)}
+        case Canceled():
+            return {"canceled": np.array([1], np.uint8)}

@@ -1,4 +1,4 @@
-"""The networks as a GPU has them, on a CPU: the numbers are diffusers' own."""
+"""The optimized networks on a CPU: they compute diffusers' numbers."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ XL = {
 
 
 def network(kind, **config):
-    """With biases and norms that are not the ones of a fresh network, which do nothing."""
+    """Return a network with random biases and norms; those of a fresh one have no effect."""
     torch.manual_seed(1)
     made = kind(**config).eval().requires_grad_(False)
     for parameter in made.parameters():
@@ -41,7 +41,7 @@ def network(kind, **config):
 
 
 def extras(rows):
-    """What XL is told besides."""
+    """Return XL's additional inputs."""
     generator = torch.Generator().manual_seed(2)
     pooled = torch.randn((rows, 16), generator=generator)
     return pooled, torch.tensor([[64.0, 48, 0, 0, 64, 48]]).repeat(rows, 1)
@@ -97,6 +97,6 @@ def test_a_decoder_is_diffusers(attention):
         ({"resnet_skip_time_act": True}, "resnet_skip_time_act"),
     ],
 )
-def test_a_network_with_other_parts_is_refused_and_not_drawn_wrong(changed, complaint):
+def test_an_unsupported_network_is_rejected(changed, complaint):
     with pytest.raises(UnsupportedNetwork, match=complaint):
         UNet(network(UNet2DConditionModel, **{**STABLE_DIFFUSION, **changed}))
