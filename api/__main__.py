@@ -17,13 +17,13 @@ from darkroom.settings import Settings, load_settings
 
 
 def main() -> int:
-    """Serve until SIGTERM, which lets requests in flight finish."""
+    """Serve until SIGTERM; requests in flight are finished first."""
     parser = argparse.ArgumentParser(
         prog="python -m api",
-        description="The HTTP API: takes jobs and batches, answers polls.",
+        description="HTTP API: accepts jobs and batches, serves their results.",
         epilog="Configured by DARKROOM_* variables; see .env.example.",
     )
-    parser.add_argument("--check", action="store_true", help="only check what it would connect to")
+    parser.add_argument("--check", action="store_true", help="only check the connections")
     arguments = parser.parse_args()
     settings = load_settings()
     if arguments.check:
@@ -31,7 +31,7 @@ def main() -> int:
     try:
         require_loopback_without_auth(settings)
         app = create_app(settings)
-        _interleave()
+        _tune_interpreter()
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,18 +43,18 @@ def main() -> int:
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 * 2**10,
     )
-    server = Server(config, on_leaving=app.state.tools.streams.end)
-    with suppress(KeyboardInterrupt):  # which it raises again when it has shut down
+    server = Server(config, on_exit=app.state.deps.streams.end)
+    with suppress(KeyboardInterrupt):  # which uvicorn raises again after its shutdown
         server.run()
     return 0 if server.started else 1
 
 
-def _interleave() -> None:
-    """Let threads that mostly wait run soon, though another reads a file of 100,000 rows.
+def _tune_interpreter() -> None:
+    """Let threads that mostly wait run soon while another one imports 100,000 rows.
 
-    By default a thread that comes back from waiting is given the interpreter after 5 ms: the one
-    that feeds the database loses that long for each piece it has sent, and the event loop for each
-    request. What the process was built of lives as long as it: no need to search it for garbage.
+    By default a thread that returns from waiting gets the interpreter after 5 ms: the importer
+    loses that long for each chunk that it sends to the database, and the event loop for each
+    request. The objects made at start live as long as the process and need no garbage collection.
     """
     sys.setswitchinterval(0.0005)
     gc.collect()
@@ -62,25 +62,25 @@ def _interleave() -> None:
 
 
 class Server(uvicorn.Server):
-    """Says when it is about to leave: streams, which wait themselves, must not be waited for."""
+    """Server that ends event streams first: its shutdown would wait for them."""
 
-    def __init__(self, config: uvicorn.Config, *, on_leaving: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, *, on_exit: Callable[[], None]) -> None:
         super().__init__(config)
-        self._on_leaving = on_leaving
+        self._on_exit = on_exit
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Lets requests in flight finish."""
-        self._on_leaving()
+        """End the streams, then let requests in flight finish."""
+        self._on_exit()
         await super().shutdown(sockets)
 
 
 def require_loopback_without_auth(settings: Settings) -> None:
-    """Raises SetupError when anybody who reaches the port could use it without a key."""
+    """Raise SetupError if the port would be open to other machines without keys."""
     if settings.auth == "on" or _is_loopback(settings.api_host):
         return
     raise SetupError(
         f"DARKROOM_AUTH=off, but DARKROOM_API_HOST={settings.api_host} is not loopback: "
-        "anybody could submit jobs. Set DARKROOM_AUTH=on, or listen on 127.0.0.1"
+        "every host that reaches it could submit jobs. Set DARKROOM_AUTH=on or listen on 127.0.0.1"
     )
 
 

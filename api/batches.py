@@ -1,4 +1,4 @@
-"""/v1/batches: a file of rows in, a batch of jobs out."""
+"""/v1/batches: a file of rows becomes a batch of jobs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,17 @@ from http import HTTPStatus
 from typing import Annotated, Final, TypeAlias, TypeVar
 
 import anyio.to_thread
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from api.dependencies import Dependencies, Deps, TenantId
 from api.errors import documented
 from api.idempotency import Key, respond
-from api.jobs import Cursor, Limit
-from api.schemas.batches import BatchView, DryRunView
-from api.schemas.common import Page
+from api.parameters import BatchId, Cursor, Limit, next_cursor
+from api.rendering import render_batch, render_batches
+from api.schemas.batches import Batch, BatchList, DryRun
+from api.snapshot_cache import SnapshotCache
 from api.uploads import Upload, received
 from darkroom import batches, fault_points, idempotency
 from darkroom.db.connection import retry_on_serialization_failure
@@ -26,6 +29,7 @@ from darkroom.imports.importer import ImportSummary, Limits
 from darkroom.imports.row_validator import ImportOptions
 from darkroom.jobs import lifecycle
 from darkroom.media_types import Format
+from darkroom.settings import Settings
 from darkroom.status import BatchStatus, Expand, OnError, Priority
 from darkroom.webhooks import endpoints
 
@@ -58,7 +62,7 @@ _OPENAPI: Final = {
             "name": name,
             "in": "query",
             "required": False,
-            "description": "For all rows that say nothing else.",
+            "description": f"Default of the column `{name}` for rows that leave it empty.",
             "schema": {"type": "string"},
         }
         for name in row_validator.DEFAULTS
@@ -67,47 +71,64 @@ _OPENAPI: Final = {
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the query says of all rows."""
+class BatchOptions:
+    """Query parameters that apply to the batch as a whole."""
 
-    label: Annotated[Label | None, Query(description="Yours, to find the batch again.")] = None
+    label: Annotated[
+        Label | None,
+        Query(description="Your own label, returned with the batch and usable as a list filter."),
+    ] = None
     on_error: Annotated[
         OnError,
         Query(
-            description="`reject`: one bad row and nothing is created; `skip`: the good rows run."
+            description="`reject`: a file with a bad row creates nothing. `skip`: the good rows "
+            "become jobs."
         ),
     ] = OnError.REJECT
     dry_run: Annotated[
-        bool, Query(description="Only say what would become of the file; nothing is created.")
+        bool, Query(description="Only check the file and return the result; create nothing.")
     ] = False
     expand: Annotated[
         Expand | None,
         Query(
-            description="A row is a sweep: `{a|b}` in its prompts and `4|8` in its numbers are "
-            "choices, combined each with each (`product`) or in step (`zip`)."
+            description="Expand each row into a parameter sweep: `{a|b}` in prompts and `4|8` in "
+            "numbers are choices. `product` combines each with each, `zip` the first with the "
+            "first and so on."
         ),
     ] = None
     webhook_url: Annotated[
-        WebhookUrl | None, Query(description="POSTed to when the batch has ended.")
+        WebhookUrl | None,
+        Query(
+            description="URL that receives `batch.completed` or `batch.canceled`, signed with the "
+            "secret of GET /v1/webhook-secret."
+        ),
     ] = None
     retention_days: Annotated[
         int | None,
-        Query(ge=1, le=36_500, description="Days after which pictures and prompts are deleted."),
+        Query(
+            ge=1,
+            le=36_500,
+            description="Days after which images and prompts are deleted. Default: the tenant's.",
+        ),
     ] = None
 
 
-Done = TypeVar("Done")
-_Options: TypeAlias = Annotated[Options, Depends()]
-_OWN: Final = frozenset(Options.__dataclass_fields__)
+Result = TypeVar("Result")
+_Options: TypeAlias = Annotated[BatchOptions, Depends()]
+_OPTION_NAMES: Final = frozenset(BatchOptions.__dataclass_fields__)
 
 
 @router.post(
     "",
+    summary="Submit a batch",
     status_code=HTTPStatus.ACCEPTED,
-    response_model=BatchView,
+    response_model=Batch,
     openapi_extra=_OPENAPI,
     responses={
-        HTTPStatus.OK.value: {"model": DryRunView, "description": "The answer to a dry run."},
+        HTTPStatus.OK.value: {
+            "model": Batch | DryRun,
+            "description": "Repeated request or dry run; nothing was created",
+        },
         **documented(
             HTTPStatus.CONFLICT,
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -119,146 +140,175 @@ _OWN: Final = frozenset(Options.__dataclass_fields__)
 async def create_batch(
     request: Request, tenant_id: TenantId, deps: Deps, options: _Options, key: Key = None
 ) -> Response:
-    """Queue a file's rows: all of them, or none and a list of what is wrong.
+    """Queue the rows of a file: all of them, or with `on_error=reject` none if one is bad.
 
-    Every other parameter of the query is a default for all rows, by the name of its column.
+    Send the file as the body or as the part `file` of a form. A query parameter with the name of a
+    column is the default of that column.
     """
-    endpoints.check_own_url(options.webhook_url, deps.policy, loc=("query", "webhook_url"))
-    plan = _plan(request, deps, options)
+    endpoints.check_own_url(options.webhook_url, deps.url_policy, loc=("query", "webhook_url"))
+    import_options = _import_options(request, deps, options)
     async with received(request, max_bytes=deps.settings.max_upload_bytes) as upload:
         if options.dry_run:
-            return await _alone(deps, partial(_dry_run, deps, tenant_id, upload, plan))
+            check = partial(_dry_run, deps, tenant_id, upload, import_options)
+            return await _limited(deps.import_limiter, check)
         asked = b"\0".join((b"batch", upload.digest, upload.kind.encode(), _query(request)))
-        work = partial(_submit, deps, tenant_id, upload, plan, options, key, asked)
-        answer = await _alone(deps, partial(retry_on_serialization_failure, work))
+        submit = partial(_submit, deps, tenant_id, upload, import_options, options, key, asked)
+        stored = await _limited(
+            deps.import_limiter, partial(retry_on_serialization_failure, submit)
+        )
     deps.notifier.notify_workers()
-    return respond(answer)
+    return respond(stored)
 
 
-def _plan(request: Request, deps: Dependencies, options: Options) -> ImportOptions:
-    given = [item for item in request.query_params.multi_items() if item[0] not in _OWN]
+def _import_options(request: Request, deps: Dependencies, options: BatchOptions) -> ImportOptions:
+    given = [item for item in request.query_params.multi_items() if item[0] not in _OPTION_NAMES]
     defaults = row_validator.read_defaults(given, lists=options.expand is not None)
-    return ImportOptions(deps.registry, deps.policy, defaults, options.expand)
+    return ImportOptions(deps.registry, deps.url_policy, defaults, options.expand)
 
 
 def _query(request: Request) -> bytes:
-    """All of it, in one order."""
+    """Return the whole query in one order."""
     return repr(sorted(request.query_params.multi_items())).encode()
 
 
-async def _alone(deps: Dependencies, work: Callable[[], Done]) -> Done:
-    """Few imports at a time: more would only share the processor, and starve all else of it."""
-    return await anyio.to_thread.run_sync(work, limiter=deps.importers)
+async def _limited(limiter: CapacityLimiter, work: Callable[[], Result]) -> Result:
+    """Run an import in a thread, few at a time: each takes a core from all other requests."""
+    return await anyio.to_thread.run_sync(work, limiter=limiter)
 
 
-def _limits(deps: Dependencies) -> Limits:
-    return Limits(deps.settings.max_upload_rows, deps.settings.max_batch_jobs)
+def _limits(settings: Settings) -> Limits:
+    return Limits(settings.max_upload_rows, settings.max_batch_jobs)
 
 
-def _dry_run(deps: Dependencies, tenant_id: str, upload: Upload, plan: ImportOptions) -> Response:
-    table = formats.read_table(upload.file, upload.kind, lists=plan.expand is not None)
-    tally = importer.check(table, plan, limits=_limits(deps))
-    view = DryRunView.of(tally, _eta(deps, tenant_id, tally))
-    return Response(view.model_dump_json(), media_type="application/json")
+def _dry_run(
+    deps: Dependencies, tenant_id: str, upload: Upload, options: ImportOptions
+) -> Response:
+    table = formats.read_table(upload.file, upload.kind, lists=options.expand is not None)
+    summary = importer.check(table, options, limits=_limits(deps.settings))
+    result = DryRun.of(summary, _eta(deps.snapshot_cache, tenant_id, summary))
+    return Response(result.model_dump_json(), media_type="application/json")
 
 
-def _eta(deps: Dependencies, tenant_id: str, tally: ImportSummary) -> Eta | None:
-    """When a file's jobs will have ended, reckoned without them, who are not in the queue yet."""
-    look = deps.snapshot_cache.now()
-    return None if look is None else look.of_more(tenant_id, Priority.BULK, tally.cost)
+def _eta(cache: SnapshotCache, tenant_id: str, summary: ImportSummary) -> Eta | None:
+    """Return the ETA of a file's jobs, computed as if behind the queue of the snapshot."""
+    snapshot = cache.now()
+    return None if snapshot is None else snapshot.of_more(tenant_id, Priority.BULK, summary.cost)
 
 
 def _submit(
     deps: Dependencies,
     tenant_id: str,
     upload: Upload,
-    plan: ImportOptions,
-    options: Options,
+    import_options: ImportOptions,
+    options: BatchOptions,
     key: str | None,
     asked: bytes,
 ) -> StoredResponse:
     with deps.sessions.begin() as session:
-
-        def act() -> str:
-            table = formats.read_table(upload.file, upload.kind, lists=plan.expand is not None)
-            batch = batches.create(
-                session,
-                tenant_id,
-                label=options.label,
-                webhook_url=options.webhook_url,
-                retention_days=options.retention_days,
-            )
-            tally = importer.load(
-                session, batch, table, plan, on_error=options.on_error, limits=_limits(deps)
-            )
-            [counts] = batches.count(session, [batch])
-            eta = _eta(deps, tenant_id, tally)  # a look at a queue with these rows would be a scan
-            return BatchView.of(batch, counts, eta).model_dump_json()
-
-        answer = idempotency.once(session, tenant_id, key, request=asked, act=act)
+        act = partial(_create, deps, session, tenant_id, upload, import_options, options)
+        stored = idempotency.once(session, tenant_id, key, request=asked, act=act)
         fault_points.fault_point("before-submit-commit")
     fault_points.fault_point("after-submit-commit")
-    return answer
+    return stored
 
 
-@router.get("", responses=documented(HTTPStatus.UNPROCESSABLE_ENTITY))
+def _create(
+    deps: Dependencies,
+    session: Session,
+    tenant_id: str,
+    upload: Upload,
+    import_options: ImportOptions,
+    options: BatchOptions,
+) -> str:
+    """Create the batch and its jobs, and return its JSON."""
+    table = formats.read_table(upload.file, upload.kind, lists=import_options.expand is not None)
+    batch = batches.create(
+        session,
+        tenant_id,
+        label=options.label,
+        webhook_url=options.webhook_url,
+        retention_days=options.retention_days,
+    )
+    limits = _limits(deps.settings)
+    summary = importer.load(
+        session, batch, table, import_options, on_error=options.on_error, limits=limits
+    )
+    [counts] = batches.count(session, [batch])
+    # From the shared snapshot: one that includes these rows would take a scan of them.
+    eta = _eta(deps.snapshot_cache, tenant_id, summary)
+    return Batch.of(batch, counts, eta).model_dump_json()
+
+
+@router.get("", summary="List batches", responses=documented(HTTPStatus.UNPROCESSABLE_ENTITY))
 def list_batches(
     tenant_id: TenantId,
     deps: Deps,
-    status: BatchStatus | None = None,
-    label: Annotated[Label | None, Query()] = None,
+    status: Annotated[
+        BatchStatus | None, Query(description="Only batches with this status.")
+    ] = None,
+    label: Annotated[Label | None, Query(description="Only batches with this label.")] = None,
     limit: Limit = 20,
     cursor: Cursor = None,
-) -> Page[BatchView]:
-    """Newest first."""
+) -> BatchList:
+    """Return batches, newest first."""
     with deps.sessions.begin() as session:
         found = batches.page(
             session, tenant_id, limit=limit + 1, after=cursor, status=status, label=label
         )
-        views = deps.batch_views(session, found[:limit])
-    return Page(data=views, next_cursor=views[-1].id if len(found) > limit else None)
+        page = render_batches(deps, session, found[:limit])
+    return BatchList(data=page, next_cursor=next_cursor(found, limit))
 
 
-@router.get("/{batch_id}", responses=documented(HTTPStatus.NOT_FOUND))
-def show_batch(batch_id: str, tenant_id: TenantId, deps: Deps) -> BatchView:
-    """The batch and its counts now."""
+@router.get("/{batch_id}", summary="Get a batch", responses=documented(HTTPStatus.NOT_FOUND))
+def get_batch(batch_id: BatchId, tenant_id: TenantId, deps: Deps) -> Batch:
+    """Return the batch with its present counts."""
     with deps.sessions.begin() as session:
-        return deps.batch_view(session, batches.find(session, tenant_id, batch_id))
+        return render_batch(deps, session, batches.find(session, tenant_id, batch_id))
 
 
-@router.post("/{batch_id}/cancel", responses=documented(HTTPStatus.NOT_FOUND))
-def cancel_batch(batch_id: str, tenant_id: TenantId, deps: Deps) -> BatchView:
-    """Its queued jobs end at once, running ones within about a step; what is drawn stays."""
+@router.post(
+    "/{batch_id}/cancel", summary="Cancel a batch", responses=documented(HTTPStatus.NOT_FOUND)
+)
+def cancel_batch(batch_id: BatchId, tenant_id: TenantId, deps: Deps) -> Batch:
+    """Cancel queued jobs at once, running ones within about a step. Finished images stay."""
     with deps.sessions.begin() as session:
-        view = deps.batch_view(session, lifecycle.cancel_batch(session, tenant_id, batch_id))
+        canceled = lifecycle.cancel_batch(session, tenant_id, batch_id)
+        batch = render_batch(deps, session, canceled)
     deps.notifier.notify_webhook_senders()
-    return view
+    return batch
 
 
-@router.post("/{batch_id}/pause", responses=documented(HTTPStatus.NOT_FOUND))
-def pause_batch(batch_id: str, tenant_id: TenantId, deps: Deps) -> BatchView:
-    """Its queued jobs wait until it is resumed; running ones are finished."""
+@router.post(
+    "/{batch_id}/pause", summary="Pause a batch", responses=documented(HTTPStatus.NOT_FOUND)
+)
+def pause_batch(batch_id: BatchId, tenant_id: TenantId, deps: Deps) -> Batch:
+    """Keep queued jobs from workers until the batch is resumed. Running jobs are finished."""
     with deps.sessions.begin() as session:
-        return deps.batch_view(session, lifecycle.pause_batch(session, tenant_id, batch_id))
+        return render_batch(deps, session, lifecycle.pause_batch(session, tenant_id, batch_id))
 
 
-@router.post("/{batch_id}/resume", responses=documented(HTTPStatus.NOT_FOUND))
-def resume_batch(batch_id: str, tenant_id: TenantId, deps: Deps) -> BatchView:
-    """A paused batch goes on, in the places its jobs had."""
+@router.post(
+    "/{batch_id}/resume", summary="Resume a batch", responses=documented(HTTPStatus.NOT_FOUND)
+)
+def resume_batch(batch_id: BatchId, tenant_id: TenantId, deps: Deps) -> Batch:
+    """End the pause of a batch. Its jobs keep their queue positions."""
     with deps.sessions.begin() as session:
-        view = deps.batch_view(session, lifecycle.resume_batch(session, tenant_id, batch_id))
+        resumed = lifecycle.resume_batch(session, tenant_id, batch_id)
+        batch = render_batch(deps, session, resumed)
     deps.notifier.notify_workers()
-    return view
+    return batch
 
 
 @router.post(
     "/{batch_id}/retry",
+    summary="Retry a batch",
     status_code=HTTPStatus.ACCEPTED,
     responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
 )
-def retry_batch(batch_id: str, tenant_id: TenantId, deps: Deps) -> BatchView:
-    """A new batch of the failed jobs; asked again without new failures, it is the same one."""
+def retry_batch(batch_id: BatchId, tenant_id: TenantId, deps: Deps) -> Batch:
+    """Submit the failed jobs as a new batch. A second retry without new failures returns it."""
     with deps.sessions.begin() as session:
-        view = deps.batch_view(session, lifecycle.retry_batch(session, tenant_id, batch_id))
+        retried = lifecycle.retry_batch(session, tenant_id, batch_id)
+        batch = render_batch(deps, session, retried)
     deps.notifier.notify_workers()
-    return view
+    return batch

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from api.dependencies import Deps, TenantId
 from api.errors import documented
-from api.jobs import Limit
+from api.parameters import Limit
 from api.schemas.common import Moment, Page
 from darkroom.db import webhook_tables
 from darkroom.event_types import EventType

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems: one table from what happened to what the client reads."""
+"""Errors as RFC 9457 problems: one table from exceptions to status and code."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -41,19 +41,19 @@ logger = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details; `code` is stable, `detail` is for people."""
+    """Problem details (RFC 9457)."""
 
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    code: str
+    type: str = Field("about:blank", description="Always `about:blank`; `code` tells problems.")
+    title: str = Field(description="The HTTP status in words.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What is wrong and what to do, for people.")
+    code: str = Field(description="Stable name of the problem, in snake_case.")
     errors: list[ProblemItem] | None = Field(
-        None, description="Of input errors: all of them, or the first 10,000 of a large file's."
+        None, description="With `invalid_input`: every problem, or the first 10,000 of a file."
     )
-    error_count: int | None = Field(None, description="Of input errors: how many there are.")
-    id: str | None = Field(None, description="Of a 410: what was deleted.")
-    deleted_at: Moment | None = Field(None, description="Of a 410: when it was deleted.")
+    error_count: int | None = Field(None, description="With `invalid_input`: number of problems.")
+    id: str | None = Field(None, description="With 410: what was deleted.")
+    deleted_at: Moment | None = Field(None, description="With 410: when it was deleted.")
 
 
 _CODES: Final[dict[type[DarkroomError], tuple[HTTPStatus, str]]] = {
@@ -72,7 +72,7 @@ _CODES: Final[dict[type[DarkroomError], tuple[HTTPStatus, str]]] = {
 
 
 class ProblemException(Exception):
-    """A request that HTTP itself turns down: wrong type, too large, no key."""
+    """Request that the HTTP layer refuses, such as one of a wrong type, too large, or keyless."""
 
     def __init__(self, status: HTTPStatus, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -91,7 +91,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     tombstone: Deleted | None = None,
 ) -> JSONResponse:
-    """A problem+json response; 429 and 503 say when to come back."""
+    """Return a problem+json response; 429 and 503 say when to try again."""
     body = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -113,17 +113,17 @@ def problem(
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app a problem, the router's own 404 and 405 included."""
+    """Turn every error of the app into a problem, the router's own 404 and 405 included."""
     app.add_exception_handler(InvalidInput, _invalid_input)
     app.add_exception_handler(ValidationError, _invalid_model)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(Deleted, _deleted)
     app.add_exception_handler(DarkroomError, _known)
-    app.add_exception_handler(ProblemException, _refused)
+    app.add_exception_handler(ProblemException, _problem)
     app.add_exception_handler(DBAPIError, _database)
     app.add_exception_handler(PoolTimeout, _no_database)
     app.add_exception_handler(HTTPException, _router)
-    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(Exception, _bug)
 
 
@@ -166,7 +166,7 @@ async def _known(_: Request, error: Exception) -> JSONResponse:
     return problem(status, code, str(error))
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
+async def _problem(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ProblemException)
     challenge = {"WWW-Authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else {}
     return problem(error.status, error.code, error.detail, headers=challenge)
@@ -180,8 +180,8 @@ async def _database(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _no_database(_: Request, error: Exception) -> JSONResponse:
-    logger.warning("database unavailable: %s", type(error).__name__)
-    detail = "the database cannot be reached; nothing was accepted, try again"
+    logger.warning("database unavailable: %s; answering 503", type(error).__name__)
+    detail = "the database cannot be reached and nothing was accepted; try again"
     return problem(HTTPStatus.SERVICE_UNAVAILABLE, "database_unavailable", detail)
 
 
@@ -191,21 +191,23 @@ async def _router(_: Request, error: Exception) -> JSONResponse:
     return problem(error.status_code, code, str(error.detail), headers=error.headers)
 
 
-async def _gone(_: Request, error: Exception) -> JSONResponse:
+async def _disconnected(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ClientDisconnect)
     return problem(
-        HTTPStatus.BAD_REQUEST, "client_disconnected", "the request did not come to its end"
+        HTTPStatus.BAD_REQUEST,
+        "client_disconnected",
+        "the client disconnected before the request body was complete",
     )
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    detail = "this is a bug; the server's log says more"
+    detail = "the server failed to handle the request; its log has the traceback"
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail)
 
 
 def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
-    """`responses=` of a route: the problems it may answer with."""
+    """Return the `responses=` of a route that may answer with these problems, or 503."""
     return {
         status.value: {
             "description": status.phrase,

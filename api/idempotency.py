@@ -1,4 +1,4 @@
-"""Idempotency-Key: what the header may be, and how an answer to it is sent."""
+"""Idempotency-Key: the header's form, and the response to a repeated request."""
 
 from http import HTTPStatus
 from typing import Annotated
@@ -14,17 +14,17 @@ Key = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="Yours, unique to this request: sent again within 24 hours, it is answered "
-        "as the first time (200, `Idempotency-Replayed: true`) and nothing is created.",
+        description="Your own key, unique to this request. A repeated request within 24 hours "
+        "creates nothing and returns the first response (200, `Idempotency-Replayed: true`).",
     ),
 ]
 
 
-def respond(answer: StoredResponse) -> Response:
-    """202 for the first time, 200 for every other; the same body."""
+def respond(stored: StoredResponse) -> Response:
+    """Respond 202 to the first request and 200 to a repeated one, with the same body."""
     return Response(
-        answer.body,
-        HTTPStatus.OK if answer.replayed else HTTPStatus.ACCEPTED,
-        headers={"Idempotency-Replayed": "true"} if answer.replayed else {},
+        stored.body,
+        HTTPStatus.OK if stored.replayed else HTTPStatus.ACCEPTED,
+        headers={"Idempotency-Replayed": "true"} if stored.replayed else {},
         media_type="application/json",
     )

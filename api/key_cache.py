@@ -1,4 +1,4 @@
-"""API keys that were found good a moment ago, so that a request need not ask the database."""
+"""Cache of valid API keys, so that a request need not ask the database."""
 
 import hashlib
 import time
@@ -9,28 +9,28 @@ from darkroom.db.connection import Sessions
 from darkroom.db.tables import ApiKey
 
 TRUSTED_S: Final = 0.5  #: a revoked key is refused within a second, by every API process
-_MOST: Final = 10_000
+_CAPACITY: Final = 10_000
 
 
 class ApiKeyCache:
-    """The keys seen lately, by the hash of their secret."""
+    """Recently authenticated keys, by the hash of their secret."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._seen: dict[bytes, tuple[float, ApiKey]] = {}
 
     def recall(self, secret: str) -> ApiKey | None:
-        """The key, if it was found good within `TRUSTED_S`. Does not block."""
+        """Return the key if it was valid within `TRUSTED_S`. Does not block."""
         until, key = self._seen.get(_digest(secret), (0.0, None))
         return key if time.monotonic() < until else None
 
     def find(self, secret: str) -> ApiKey | None:
-        """The key, if it is good now. Asks the database."""
+        """Return the key if it is valid. Asks the database."""
         asked_at = time.monotonic()
         with self._sessions.begin() as session:
             key = api_keys.authenticate(session, secret)
         if key is not None:
-            if len(self._seen) >= _MOST:
+            if len(self._seen) >= _CAPACITY:
                 self._seen.clear()
             self._seen[_digest(secret)] = (asked_at + TRUSTED_S, key)
         return key

@@ -1,20 +1,19 @@
-"""/v1/models: what can be drawn with."""
+"""/v1/models: the models that jobs can name."""
 
 from fastapi import APIRouter
 
 from api.dependencies import Deps, TenantId
-from api.schemas.common import Page
-from api.schemas.models import ModelView
+from api.schemas.models import Model, ModelList
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
-@router.get("")
-def list_models(_: TenantId, deps: Deps) -> Page[ModelView]:
-    """Each model's parameters, defaults and limits."""
+@router.get("", summary="List models")
+def list_models(_: TenantId, deps: Deps) -> ModelList:
+    """Return every model with the defaults and limits of its parameters."""
     registry = deps.registry
-    views = [
-        ModelView.of(model, is_default=model.name == registry.default)
+    models = [
+        Model.of(model, is_default=model.name == registry.default)
         for model in registry.models.values()
     ]
-    return Page(data=views, next_cursor=None)
+    return ModelList(data=models, next_cursor=None)

@@ -1,4 +1,4 @@
-"""A request's file of rows, kept on disk while it comes in: as the body, or as a part of a form."""
+"""Receives a file of rows, as the body or as a part of a form, and keeps it on disk."""
 
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -17,14 +17,14 @@ from api.errors import ProblemException
 from darkroom.imports.formats import format_of_body, format_of_file
 from darkroom.media_types import MEDIA_TYPES, Format
 
-_IN_MEMORY_BYTES: Final = 2**20  # larger files go to disk while they come in
+_IN_MEMORY_BYTES: Final = 2**20  # larger files go to disk during the upload
 _ENVELOPE_BYTES: Final = 2**16  # of a multipart body, besides the file
 _FORM: Final = "multipart/form-data"
 
 
 @dataclass(frozen=True)
 class Upload:
-    """The file from its beginning, how its rows are written, and its SHA-256."""
+    """File at its beginning, its format, and its SHA-256."""
 
     file: IO[bytes]
     kind: Format
@@ -33,11 +33,11 @@ class Upload:
 
 @asynccontextmanager
 async def received(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]:
-    """The request's file for the length of the block. Refuses what is no file, or too large."""
+    """Yield the request's file. Raise ProblemException for another type or a larger file."""
     content_type = request.headers.get("content-type", "")
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
-        detail = f"send the file as it is, not in Content-Encoding: {encoding[:32]}"
+        detail = f"Content-Encoding {encoding[:32]!r} is not supported; send the file uncompressed"
         raise ProblemException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     if content_type.partition(";")[0].strip().lower() == _FORM:
         async with _from_form(request, max_bytes) as upload:
@@ -46,7 +46,8 @@ async def received(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]
     kind = format_of_body(content_type)
     if kind is None:
         detail = (
-            f"send the file as the body, with Content-Type {', '.join(MEDIA_TYPES)}; or {_FORM}"
+            f"Content-Type {content_type[:64]!r} is not supported; send the file as the body with "
+            f"{', '.join(MEDIA_TYPES)}, or as the part file of {_FORM}"
         )
         raise ProblemException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
     with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as file:
@@ -59,9 +60,9 @@ async def received(request: Request, *, max_bytes: int) -> AsyncIterator[Upload]
 
 
 async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes, no further than the limit."""
-    promised = request.headers.get("content-length", "0")
-    seen = int(promised) if promised.isdecimal() else 0
+    """Yield the body as it arrives, up to the limit. Raise ProblemException beyond it."""
+    announced = request.headers.get("content-length", "0")
+    seen = int(announced) if announced.isdecimal() else 0
     if seen <= max_bytes:
         seen = 0
         async for chunk in request.stream():
@@ -70,7 +71,7 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
                 break
             yield chunk
     if seen > max_bytes:
-        detail = f"the file is larger than {max_bytes:,} bytes; send it in parts"
+        detail = f"the file is larger than {max_bytes:,} bytes; split it into several batches"
         raise ProblemException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail)
 
 
@@ -86,12 +87,12 @@ async def _from_form(request: Request, max_bytes: int) -> AsyncIterator[Upload]:
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        detail = f"the form cannot be read: {error.message[:200]}"
+        detail = f"the form is malformed: {error.message[:200]}"
         raise ProblemException(HTTPStatus.BAD_REQUEST, "malformed_form", detail) from error
     try:
         file = form.get("file")
         if list(form.keys()) != ["file"] or not isinstance(file, UploadFile):
-            detail = "the form must hold one part, file=…; all else goes into the query"
+            detail = "the form must have exactly the part file; send options in the query"
             raise ProblemException(HTTPStatus.UNPROCESSABLE_ENTITY, "malformed_form", detail)
         kind = format_of_file(file.filename or "", file.content_type or "")
         digest = await run_in_threadpool(hashlib.file_digest, file.file, "sha256")  # type: ignore[arg-type]

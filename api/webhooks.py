@@ -17,7 +17,7 @@ from api.deliveries import (
 )
 from api.dependencies import Deps, OwnerId, TenantId
 from api.errors import documented
-from api.jobs import Limit
+from api.parameters import Limit
 from api.schemas.common import Moment, Page
 from darkroom.db import webhook_tables
 from darkroom.event_types import SUBSCRIBABLE, EventType
@@ -127,7 +127,7 @@ def create_webhook(
     asked: NewWebhookEndpoint, tenant_id: TenantId, deps: Deps
 ) -> WebhookEndpointWithSecret:
     """Send events to a URL, signed as in Standard Webhooks. The secret is shown only now."""
-    endpoints.check_own_url(asked.url, deps.policy, loc=("body", "url"))
+    endpoints.check_own_url(asked.url, deps.url_policy, loc=("body", "url"))
     with deps.sessions.begin() as session:
         created = endpoints.create(
             session,

@@ -1,1 +1,1 @@
-"""Pydantic models of what clients send and read."""
+"""Shapes of what clients send and receive, as the OpenAPI document names them."""

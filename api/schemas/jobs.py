@@ -1,188 +1,92 @@
-"""Jobs."""
+"""Jobs, as HTTP shows them: to their tenant, to an operator, and in an event."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas.common import Moment, _eta
-from darkroom.db.tables import Job
-from darkroom.forecast.eta import Forecast
-from darkroom.forecast.snapshot import QueueSnapshot
-from darkroom.generation.image_codec import CONTENT_TYPES
-from darkroom.generation.params import GenerationParams
+from api.schemas.common import Moment, Page
+from api.schemas.job_parts import (
+    Image,
+    JobError,
+    JobUrls,
+    Microbatch,
+    QueuePosition,
+    ResolvedJobInput,
+    StepProgress,
+    Timings,
+)
+from darkroom.db import tables
+from darkroom.events.feed import FeedEvent
 from darkroom.jobs.progress import Steps
-from darkroom.status import OutputFormat, Priority, Status
+from darkroom.status import Status
 from darkroom.storage.images import ImageStore
 
 
-class JobInputView(GenerationParams):
-    """What the job draws, with every default and the seed filled in."""
-
-    priority: Priority
-
-
-class QueuePosition(BaseModel):
-    """A job's place in the queue, while it waits, and how long it will take until its end.
-
-    `position` 1 is next. It is exact up to 1,000, by and large behind; up to 5 seconds old in
-    an answer to a POST and in lists. Half of all jobs are done within `eta_s_p50` seconds, nine of
-    ten within `eta_s_p90`; both are null until something has been drawn whose rate can be
-    measured, and while the queue or the batch is paused. `will_meet_deadline` is false when half of
-    all jobs in this place would miss `start_within_s` or `deadline_s`, and null where there is
-    nothing to say.
-    """
-
-    position: int | None
-    eta_s_p50: float | None
-    eta_s_p90: float | None
-    will_meet_deadline: bool | None
-
-    @classmethod
-    def of(cls, job: Job, look: QueueSnapshot | None, position: int | None = None) -> Self | None:
-        """Of a job that waits; `position`: where it is known better than from the look."""
-        if job.status != Status.QUEUED:
-            return None
-        if look is None:
-            return cls(position=position, eta_s_p50=None, eta_s_p90=None, will_meet_deadline=None)
-        found = look.ask(job)
-        return cls(
-            position=position or found.position,
-            **_eta(found.eta),
-            will_meet_deadline=_will_meet_deadline(job, found),
-        )
-
-
-def _will_meet_deadline(job: Job, found: Forecast) -> bool | None:
-    if found.eta is None or found.starts_in_s is None or job.expires_at is None:
-        return None
-    now = datetime.now(UTC)
-    begun = found.starts_in_s <= (job.expires_at - now).total_seconds()
-    if job.deadline_at is None:
-        return begun
-    return begun and found.eta.p50_s <= (job.deadline_at - now).total_seconds()
-
-
-class StepProgress(BaseModel):
-    """Denoise steps, while running. `step` is null where it is not known."""
-
-    step: int | None
-    steps: int
-
-
-class ImageView(BaseModel):
-    """The finished picture. The URL works without a key until `url_expires_at`."""
-
-    url: str
-    url_expires_at: Moment
-    sha256: str
-    width: int
-    height: int
-    content_type: str
-    bytes: int
-
-
-class ErrorView(BaseModel):
-    """Why a job failed. `retryable`: the same job may succeed another time."""
-
-    code: str
-    message: str
-    retryable: bool
-
-
-class MicrobatchView(BaseModel):
-    """The company a job was drawn in, and what they had to have in common."""
-
-    size: int
-    key: str
-
-
-class Timings(BaseModel):
-    """Milliseconds: waiting for a worker, drawing, storing."""
-
-    queued_ms: int | None
-    inference_ms: int | None
-    upload_ms: int | None
-
-
-class JobUrls(BaseModel):
-    """Where to ask for more, and where to withdraw it."""
-
-    self: str
-    events: str
-    image: str
-    cancel: str
-
-    @classmethod
-    def of(cls, job_id: str) -> Self:
-        """Paths on this API."""
-        path = f"/v1/jobs/{job_id}"
-        return cls(
-            self=path, events=f"{path}/events", image=f"{path}/image", cancel=f"{path}/cancel"
-        )
-
-
-class JobView(BaseModel):
+class Job(BaseModel):
     """One prompt, one image."""
 
     model_config = ConfigDict(protected_namespaces=())
 
-    id: str
+    id: str = Field(description="`job_…`; ids sort by submission time.")
     object: Literal["job"] = "job"
-    status: Status
-    model: str
-    input: JobInputView
-    label: str | None
-    metadata: dict[str, str]
-    batch_id: str | None
-    row_number: int | None
-    custom_id: str | None
-    queue: QueuePosition | None
-    progress: StepProgress | None
-    image: ImageView | None
-    error: ErrorView | None
-    attempt: int
-    retried_from: str | None
-    microbatch: MicrobatchView | None
+    status: Status = Field(
+        description="`succeeded`, `failed`, `canceled` and `expired` are final; a running job may "
+        "be queued again."
+    )
+    model: str = Field(description="Name of the model.")
+    input: ResolvedJobInput
+    label: str | None = Field(description="Your own label, usable as a list filter.")
+    metadata: dict[str, str] = Field(description="Your own pairs of strings.")
+    batch_id: str | None = Field(description="Batch of the job. Null for a single job.")
+    row_number: int | None = Field(description="Row of the batch's file, from 1.")
+    custom_id: str | None = Field(description="Your own id from the row, unique in its file.")
+    queue: QueuePosition | None = Field(description="Position and ETA. Null unless queued.")
+    progress: StepProgress | None = Field(description="Denoise steps. Null unless running.")
+    image: Image | None = Field(description="The image. Null unless succeeded.")
+    error: JobError | None = Field(description="Why the job failed. Null unless failed.")
+    attempt: int = Field(description="Starts so far, except those undone by faults of the server.")
+    retried_from: str | None = Field(description="Job that this one retries.")
+    microbatch: Microbatch | None = Field(description="Null until the job has run.")
     timings: Timings
-    created_at: Moment
-    started_at: Moment | None
-    finished_at: Moment | None
-    expires_at: Moment | None
+    created_at: Moment = Field(description="When the job was submitted.")
+    started_at: Moment | None = Field(description="When the last attempt started.")
+    finished_at: Moment | None = Field(description="When the job reached a final status.")
+    expires_at: Moment | None = Field(
+        description="When the job expires: unless started by then while queued, unless finished by "
+        "then while running. Null without a deadline."
+    )
     urls: JobUrls
 
     @classmethod
     def of(
         cls,
-        job: Job,
+        job: tables.Job,
         *,
         queue: QueuePosition | None,
         steps: Steps | None,
         store: ImageStore,
         url_ttl_s: int,
     ) -> Self:
-        """The job as clients see it; its image gets a fresh URL. `steps`: of a job that runs."""
+        """Render a job for its tenant; `steps` are those of a running job."""
         return cls(
             id=job.id,
             status=Status(job.status),
             model=job.model,
-            input=JobInputView(
-                **GenerationParams.model_validate(job).model_dump(),
-                priority=Priority.from_rank(job.priority),
-            ),
+            input=ResolvedJobInput.of(job),
             label=job.label,
             metadata=job.metadata_,
             batch_id=job.batch_id,
             row_number=job.row_number,
             custom_id=job.custom_id,
             queue=queue,
-            progress=_progress(job, steps),
-            image=_image(job, store, url_ttl_s),
+            progress=StepProgress.of(job, steps),
+            image=Image.of(job, store, url_ttl_s),
             error=_error(job),
             attempt=job.attempt,
             retried_from=job.retried_from,
-            microbatch=_microbatch(job),
-            timings=_timings(job),
+            microbatch=Microbatch.of(job),
+            timings=Timings.of(job),
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
@@ -191,52 +95,82 @@ class JobView(BaseModel):
         )
 
 
-def _progress(job: Job, known: Steps | None) -> StepProgress | None:
-    if job.status != Status.RUNNING:
-        return None
-    step, steps = known or (None, job.num_inference_steps)
-    return StepProgress(step=step, steps=steps)
-
-
-def _expires_at(job: Job) -> datetime | None:
-    """When it will expire, should it not have got further by then."""
+def _expires_at(job: tables.Job) -> datetime | None:
     if job.status == Status.QUEUED:
         return job.expires_at
     return job.deadline_at if job.status == Status.RUNNING else None
 
 
-def _image(job: Job, store: ImageStore, url_ttl_s: int) -> ImageView | None:
-    if job.image_key is None or job.image_sha256 is None or job.image_bytes is None:
-        return None
-    return ImageView(
-        url=store.presign(job.image_key, ttl_s=url_ttl_s),
-        url_expires_at=datetime.now(UTC) + timedelta(seconds=url_ttl_s),
-        sha256=job.image_sha256,
-        width=job.width,
-        height=job.height,
-        content_type=CONTENT_TYPES[OutputFormat(job.output_format)],
-        bytes=job.image_bytes,
-    )
+def _error(job: tables.Job | FeedEvent) -> JobError | None:
+    return JobError.of(job.error_code, job.error_message, retryable=job.error_retryable)
 
 
-def _error(job: Job) -> ErrorView | None:
-    if job.error_code is None or job.error_message is None:
-        return None
-    return ErrorView(
-        code=job.error_code, message=job.error_message, retryable=bool(job.error_retryable)
-    )
+class JobList(Page[Job]):
+    """Jobs of a page."""
 
 
-def _microbatch(job: Job) -> MicrobatchView | None:
-    if job.microbatch_size is None:
-        return None
-    return MicrobatchView(size=job.microbatch_size, key=job.microbatch_key)
+class FailedJob(BaseModel):
+    """Failed job of any tenant. Excludes the prompt and all other input."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: str = Field(description="`job_…`.")
+    object: Literal["failed_job"] = "failed_job"
+    tenant_id: str = Field(description="Owner of the job.")
+    batch_id: str | None = Field(description="Batch of the job. Null for a single job.")
+    model: str = Field(description="Name of the model.")
+    microbatch_key: str = Field(description="What the jobs of its microbatch have in common.")
+    attempt: int = Field(description="Starts, except those undone by faults of the server.")
+    error: JobError
+    created_at: Moment = Field(description="When the job was submitted.")
+    finished_at: Moment = Field(description="When the job failed.")
+
+    @classmethod
+    def of(cls, job: tables.Job) -> Self:
+        """Render a failed job for an operator."""
+        error = _error(job)
+        assert job.finished_at is not None  # the CHECK finished_iff_terminal
+        assert error is not None  # the CHECK error_code_iff
+        return cls(
+            id=job.id,
+            tenant_id=job.tenant_id,
+            batch_id=job.batch_id,
+            model=job.model,
+            microbatch_key=job.microbatch_key,
+            attempt=job.attempt,
+            error=error,
+            created_at=job.created_at,
+            finished_at=job.finished_at,
+        )
 
 
-def _timings(job: Job) -> Timings:
-    queued = None if job.started_at is None else job.started_at - job.created_at
-    return Timings(
-        queued_ms=None if queued is None else round(queued.total_seconds() * 1000),
-        inference_ms=job.inference_ms,
-        upload_ms=job.upload_ms,
-    )
+class FailedJobList(Page[FailedJob]):
+    """Failed jobs of a page."""
+
+
+class JobEventData(BaseModel):
+    """Job of an event, with its status and error from that event on."""
+
+    id: str = Field(description="`job_…`.")
+    object: Literal["job"] = "job"
+    status: Status = Field(description="Status from this event on.")
+    batch_id: str | None = Field(description="Batch of the job. Null for a single job.")
+    row_number: int | None = Field(description="Row of the batch's file, from 1.")
+    custom_id: str | None = Field(description="Your own id from the row.")
+    error: JobError | None = Field(description="Why the job failed. Null unless failed.")
+    urls: JobUrls
+
+    @classmethod
+    def of(cls, event: FeedEvent) -> Self:
+        """Render the job of a job's event."""
+        assert event.job_id is not None
+        assert event.status is not None  # both because it is a job's event
+        return cls(
+            id=event.job_id,
+            status=event.status,
+            batch_id=event.batch_id,
+            row_number=event.row_number,
+            custom_id=event.custom_id,
+            error=_error(event) if event.status is Status.FAILED else None,
+            urls=JobUrls.of(event.job_id),
+        )

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Response
 
 from api.app import create_app
 from api.dependencies import Deps, TenantId
+from api.rendering import render_job
 from darkroom.db.tables import Job
 from darkroom.generation import params
 from darkroom.generation.params import JobInput
@@ -42,7 +43,7 @@ def task_app(settings: Settings) -> FastAPI:
             paused=False,
             created_at=now,
         )
-        body = use.job_view(queued).model_dump_json()
+        body = render_job(use, queued).model_dump_json()
         return Response(body, HTTPStatus.ACCEPTED, media_type="application/json")
 
     app.post("/v1/jobs")(create_job)

@@ -30,10 +30,10 @@ class IntLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    default: int
-    minimum: int
-    maximum: int
-    multiple_of: int = 1
+    default: int = Field(description="Value of a job that names none.")
+    minimum: int = Field(description="Smallest value.")
+    maximum: int = Field(description="Largest value.")
+    multiple_of: int = Field(1, description="Values are multiples of it.")
 
 
 class FloatLimits(BaseModel):
@@ -41,9 +41,9 @@ class FloatLimits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    default: float
-    minimum: float
-    maximum: float
+    default: float = Field(description="Value of a job that names none.")
+    minimum: float = Field(description="Smallest value.")
+    maximum: float = Field(description="Largest value.")
 
 
 class Model(BaseModel):

@@ -1,14 +1,10 @@
-"""What an operator says to the whole installation, and what is told of the queue."""
+"""Control of the whole installation, and the queue as clients and Prometheus see it."""
 
 import os
-import time
-import uuid
 
 import httpx2
-import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import text
 from typer.testing import CliRunner
 
 from darkroom.accounts import api_keys
@@ -17,54 +13,21 @@ from darkroom.db.tables import DEFAULT_TENANT
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Failed
 from darkroom.status import Scope
-from tests.support.api_server import CSV, assert_problem, serve, stop
+from tests.support.api_server import CSV, assert_problem, until
 
 JOB = {"prompt": "a red apple", "width": 64, "height": 64, "num_inference_steps": 4}
 ROWS = "prompt,width,height\n" + "a red apple,64,64\n" * 3
 
 
-@pytest.fixture(scope="module")
-def database_url(_postgres, migrated_template):
-    """A database of this module's own: what is said here is said to all."""
-    name = f"admin_{uuid.uuid4().hex}"
-    with psycopg.connect(_postgres.url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
-    return f"{_postgres.url.rpartition('/')[0]}/{name}"
-
-
-@pytest.fixture(scope="module")
-def environment(api_environment, database_url):
-    return api_environment | {"DARKROOM_DATABASE_URL": database_url}
-
-
-@pytest.fixture(scope="module")
-def own_api_url(environment, tmp_path_factory):
-    process, url = serve(environment, tmp_path_factory.mktemp("admin") / "log")
-    yield url
-    stop(process)
-
-
 @pytest.fixture
-def http(own_api_url, sessions):
-    """A client; nothing waits, nothing was said, nothing is known."""
-    with sessions.begin() as session:
-        session.execute(text("TRUNCATE job, batch, dispatch, fair_share, idempotency_key CASCADE"))
-        session.execute(text("UPDATE queue_control SET paused_at = NULL, draining_at = NULL"))
-    with httpx2.Client(base_url=own_api_url, timeout=30) as client:
-        until(lambda: client.get("/v1/queue").json()["queued"] == 0)
-        yield client
-
-
-def until(true):
-    """Looks at the queue are as old as a scan of it may be."""
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+def http(http, empty_queue):  # noqa: ARG001  # before the client looks at it
+    """A client that sees an empty queue: its snapshot counts at most every 2 s."""
+    until(lambda: http.get("/v1/queue").json().get("queued") == 0)
+    return http
 
 
 def darkroom(http, *arguments):
-    """The command, asked of that API."""
+    """Run the command against that API."""
     return CliRunner(env={**os.environ, "DARKROOM_API": str(http.base_url)}).invoke(app, arguments)
 
 
@@ -76,32 +39,32 @@ def fail_some(sessions, claim):
     return [job.id for job in taken]
 
 
-def test_a_waiting_job_is_told_its_place_and_once_a_rate_is_known_its_time(http, sessions, claim):
+def test_a_queued_job_has_its_position_and_once_a_rate_is_known_its_eta(http, sessions, claim):
     ids = [http.post("/v1/jobs", json=JOB).json()["id"] for _ in range(20)]
     places = [http.get(f"/v1/jobs/{job_id}").json()["queue"] for job_id in ids]
     assert [place["position"] for place in places] == list(range(1, 21))
     assert {place["eta_s_p50"] for place in places} == {None}
 
     fail_some(sessions, claim)
-    hurried = http.post("/v1/jobs", json=JOB | {"deadline_s": 3600}).json()
+    urgent = http.post("/v1/jobs", json=JOB | {"deadline_s": 3600}).json()
     assert http.get(f"/v1/jobs/{ids[8]}").json()["queue"]["position"] == 1
     assert http.get(f"/v1/jobs/{ids[0]}").json()["queue"] is None
-    told = {}
+    queue = {}
 
     def forecast():
-        told.update(http.get(f"/v1/jobs/{hurried['id']}").json()["queue"])
-        return told["eta_s_p50"] is not None
+        queue.update(http.get(f"/v1/jobs/{urgent['id']}").json()["queue"])
+        return queue["eta_s_p50"] is not None
 
     until(forecast)
-    assert 0 <= told["eta_s_p50"] <= told["eta_s_p90"]
-    assert told["will_meet_deadline"] is True
+    assert 0 <= queue["eta_s_p50"] <= queue["eta_s_p90"]
+    assert queue["will_meet_deadline"] is True
     batch = http.post("/v1/batches", content=ROWS, headers=CSV).json()
-    assert batch["eta_s_p90"] >= batch["eta_s_p50"] >= told["eta_s_p50"]
+    assert batch["eta_s_p90"] >= batch["eta_s_p50"] >= queue["eta_s_p50"]
     dry = http.post("/v1/batches?dry_run=true", content=ROWS, headers=CSV).json()
     assert dry["eta_s_p50"] is not None
 
 
-def test_the_queue_tells_how_much_waits_by_class_and_model(http):
+def test_the_queue_is_counted_by_priority_and_model(http):
     http.post("/v1/jobs", json=JOB)
     http.post("/v1/batches", content=ROWS, headers=CSV)
 
@@ -114,7 +77,7 @@ def test_the_queue_tells_how_much_waits_by_class_and_model(http):
     assert darkroom(http, "queue").exit_code == 0
 
 
-def test_metrics_are_what_prometheus_reads(http):
+def test_metrics_are_in_the_format_of_prometheus(http):
     http.post("/v1/jobs", json=JOB)
     until(lambda: http.get("/v1/queue").json()["queued"] == 1)
     answer = http.get("/metrics")
@@ -123,10 +86,13 @@ def test_metrics_are_what_prometheus_reads(http):
     found = {family.name: family for family in text_string_to_metric_families(answer.text)}
     [waiting] = found["darkroom_queue_jobs"].samples
     assert (waiting.labels, waiting.value) == ({"priority": "normal", "model": "darkroom-demo"}, 1)
+    assert found["darkroom_queue_snapshot_up"].samples[0].value == 1
+    assert "darkroom_jobs_finished" in found
+    assert found["darkroom_build_info"].samples[0].labels["version"]
     assert found["process_resident_memory_bytes"].samples[0].value > 0
 
 
-def test_while_paused_nothing_is_claimed_and_jobs_are_taken(http, sessions, claim):
+def test_while_paused_jobs_are_accepted_and_not_claimed(http, sessions, claim):
     assert http.post("/v1/admin/pause").json()["paused"] is True
     job = http.post("/v1/jobs", json=JOB)
 
@@ -138,7 +104,7 @@ def test_while_paused_nothing_is_claimed_and_jobs_are_taken(http, sessions, clai
     assert [each.id for each in claim()] == [job.json()["id"]]
 
 
-def test_while_draining_nothing_new_is_taken_and_what_waits_is_claimed(http, claim):
+def test_while_draining_new_jobs_are_rejected_and_queued_ones_claimed(http, claim):
     kept = {"Idempotency-Key": "one"}
     job = http.post("/v1/jobs", json=JOB, headers=kept).json()
     assert http.post("/v1/admin/drain").json()["draining"] is True
@@ -156,7 +122,7 @@ def test_while_draining_nothing_new_is_taken_and_what_waits_is_claimed(http, cla
     assert http.post("/v1/jobs", json=JOB).status_code == 202
 
 
-def test_a_purge_wants_to_be_confirmed_and_cancels_all_that_waits(http, claim):
+def test_a_purge_must_be_confirmed_and_cancels_every_queued_job(http, claim):
     running = http.post("/v1/jobs", json=JOB).json()["id"]
     assert [each.id for each in claim()] == [running]
     waits = http.post("/v1/jobs", json=JOB).json()["id"]
@@ -174,7 +140,7 @@ def test_a_purge_wants_to_be_confirmed_and_cancels_all_that_waits(http, claim):
         assert http.get(f"/v1/batches/{batch_id}").json()["counts"]["canceled"] == 3
 
 
-def test_what_failed_is_listed_until_it_is_retried(http, sessions, claim):
+def test_a_failed_job_is_listed_until_it_is_retried(http, sessions, claim):
     http.post("/v1/batches", content=ROWS, headers=CSV)
     failed = fail_some(sessions, claim)
 
@@ -191,17 +157,15 @@ def test_what_failed_is_listed_until_it_is_retried(http, sessions, claim):
     assert_problem(http.post(f"/v1/admin/failed/job_{'0' * 32}/retry"), 404)
 
 
-def test_admin_wants_a_key_of_that_scope(environment, sessions, tmp_path):
+def test_admin_needs_a_key_with_its_scope(keyed_api, sessions):
     with sessions.begin() as session:
         plain = api_keys.create(session, DEFAULT_TENANT, [Scope.SUBMIT, Scope.READ]).secret
         admin = api_keys.create(session, DEFAULT_TENANT, [Scope.ADMIN]).secret
-    process, url = serve(environment | {"DARKROOM_AUTH": "on"}, tmp_path / "log")
-    with httpx2.Client(base_url=url, timeout=30) as http:
+    with httpx2.Client(base_url=keyed_api.url, timeout=30) as http:
         for path in ("drain", "pause", "resume", "purge"):
             assert_problem(http.post(f"/v1/admin/{path}"), 401)
             refused = http.post(f"/v1/admin/{path}", headers={"Authorization": f"Bearer {plain}"})
             assert_problem(refused, 403, "missing_scope")
-        let_in = http.get("/v1/admin/failed", headers={"Authorization": f"Bearer {admin}"})
-        assert let_in.status_code == 200
+        allowed = http.get("/v1/admin/failed", headers={"Authorization": f"Bearer {admin}"})
+        assert allowed.status_code == 200
         assert http.get("/metrics").status_code == 200
-    stop(process)

@@ -1,102 +1,65 @@
-"""Following jobs and batches as clients do: a real API process, its events written by hand."""
+"""Event streams as clients follow them: a real API process, its events written by hand."""
 
 import asyncio
 import signal
 import threading
-import uuid
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
 
 import httpx2
 import psutil
-import psycopg
 import pytest
 from redis import Redis
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
 
-from api.schemas.jobs import StepProgress
-from api.stream_hub import LiveValue, StreamHub
 from darkroom.accounts import api_keys
-from darkroom.db.connection import open_sessions
 from darkroom.db.tables import DEFAULT_TENANT, Tenant
-from darkroom.event_types import EventType
-from darkroom.events.feed import EventCursor, EventScope, FeedEvent
+from darkroom.ids import new_id
 from darkroom.jobs import lifecycle, progress
 from darkroom.queue import claims, dispatches
 from darkroom.queue.outcomes import Failed, Succeeded
 from darkroom.status import Scope
 from tests.conftest import LEASE, LIMITS
-from tests.support.api_server import CSV, assert_problem, serve, stop
+from tests.support.api_server import CSV, assert_problem, serve, stop, without_forecast
 
 SOON_S = 30
-FORECAST = {"queue", "eta_s_p50", "eta_s_p90"}
 UNLIMITED = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
 
 
-@pytest.fixture(scope="module")
-def database(_postgres, migrated_template):
-    """A database of this module's own: nobody else's jobs are claimed here."""
-    name = f"streams_{uuid.uuid4().hex}"
-    with psycopg.connect(_postgres.url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
-    return f"{_postgres.url.rpartition('/')[0]}/{name}"
-
-
-@pytest.fixture(scope="module")
-def environment(api_environment, database):
-    return api_environment | {"DARKROOM_DATABASE_URL": database}
-
-
-@pytest.fixture(scope="module")
-def server(environment, tmp_path_factory):
-    process, url = serve(environment, tmp_path_factory.mktemp("streams") / "log")
-    yield process, url
-    stop(process)
-
-
-@pytest.fixture
-def http(server):
-    with httpx2.Client(base_url=server[1], timeout=SOON_S) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def sessions(database):
-    opened = open_sessions(database, pool_size=2)
-    yield opened
-    opened.kw["bind"].dispose()
-
-
 @pytest.fixture(scope="module", autouse=True)
-def heartbeat(server, sessions):
-    """Set when a stream on which nothing happens has sent a sign of life; open from the start."""
-    with httpx2.Client(base_url=server[1]) as client:
-        held = submit_batch(client, 1)
-    with sessions.begin() as session:
-        lifecycle.pause_batch(session, DEFAULT_TENANT, held["id"])
-    alive = threading.Event()
+def keep_alive(api_url, api_sessions):
+    """Set when a stream without events has sent a sign of life, every 15 s; open from the start."""
+    with httpx2.Client(base_url=api_url) as client:
+        batch = submit_batch(client, 1)
+    with api_sessions.begin() as session:
+        lifecycle.pause_batch(session, DEFAULT_TENANT, batch["id"])
+    opened, alive = threading.Event(), threading.Event()
 
     def listen():
-        url = server[1] + held["urls"]["events"]
         with (
-            suppress(httpx2.TransportError),  # the server may leave before it has to send one
-            httpx2.stream("GET", url, timeout=SOON_S) as response,
+            suppress(httpx2.TransportError),  # the server may exit before it has to send one
+            httpx2.stream("GET", api_url + batch["urls"]["events"], timeout=SOON_S) as response,
         ):
+            opened.set()
             for line in response.iter_lines():
                 if line.startswith(":"):
                     alive.set()
                     return
 
     threading.Thread(target=listen, daemon=True).start()
+    assert opened.wait(SOON_S)
     return alive
 
 
-@pytest.fixture
-def draw(sessions):
-    """Claims all that waits; `settle=True` then has it all drawn."""
+@pytest.fixture(autouse=True)
+def _queue(empty_queue):
+    """Only the jobs of the test can be claimed."""
 
-    def work(*, settle=True):
+
+@pytest.fixture
+def work(sessions):
+    """Claim every queued job; with `settle=True` all of them succeed."""
+
+    def run(*, settle=True):
         taken = []
         while True:
             with sessions.begin() as session:
@@ -107,7 +70,7 @@ def draw(sessions):
             if settle:
                 finish(sessions, claimed)
 
-    return work
+    return run
 
 
 def finish(sessions, claimed, **failed):
@@ -131,34 +94,29 @@ def submit_batch(http, total):
 
 
 @contextmanager
-def following(http, thing, seen=None):
-    """The stream of a job or batch, from its urls; iterates over what comes."""
-    headers = {} if seen is None else {"Last-Event-ID": seen}
+def following(http, thing, last_id=None):
+    """The stream of a job or batch, from its urls."""
+    headers = {} if last_id is None else {"Last-Event-ID": last_id}
     with http.sse(thing["urls"]["events"], headers=headers) as stream:
         assert stream.response.status_code == 200, stream.response.read()
         yield iter(stream)
 
 
-def follow(http, thing, seen=None):
-    with following(http, thing, seen) as stream:
+def follow(http, thing, last_id=None):
+    with following(http, thing, last_id) as stream:
         return list(stream)
 
 
 def numbered(received):
-    """Without what is not sent again: progress and counts."""
+    """Without what has no id: progress and counts."""
     return [event for event in received if event.event not in {"progress", "counts"}]
 
 
-def without_forecast(resource):
-    """Without what changes from one look at the queue to the next."""
-    return {key: value for key, value in resource.items() if key not in FORECAST}
-
-
-def test_a_job_is_followed_from_its_snapshot_to_its_last_event(http, sessions, draw):
+def test_a_job_is_followed_from_its_snapshot_to_its_last_event(http, sessions, work):
     job = submit(http)
     with following(http, job) as stream:
         first = next(stream)
-        [running] = draw(settle=False)
+        [running] = work(settle=False)
         started = next(stream)
         finish(sessions, [running])
         rest = numbered(stream)
@@ -166,9 +124,9 @@ def test_a_job_is_followed_from_its_snapshot_to_its_last_event(http, sessions, d
     assert (first.event, without_forecast(first.json())) == ("snapshot", without_forecast(job))
     assert started.event == "job.started"
     assert [event.event for event in rest] == ["job.succeeded"]
-    told = rest[0].json()
-    assert (told["id"], told["object"], told["type"]) == (rest[0].id, "event", "job.succeeded")
-    assert told["data"] == {
+    data = rest[0].json()
+    assert [data[key] for key in ("id", "object", "type")] == [rest[0].id, "event", rest[0].event]
+    assert data["data"] == {
         "id": job["id"],
         "object": "job",
         "status": "succeeded",
@@ -182,9 +140,9 @@ def test_a_job_is_followed_from_its_snapshot_to_its_last_event(http, sessions, d
     assert first.retry >= 1000
 
 
-def test_a_stream_says_what_kind_it_is_and_that_nobody_is_to_keep_it(http, draw):
+def test_a_stream_has_its_media_type_and_may_not_be_cached(http, work):
     job = submit(http)
-    draw()
+    work()
     with http.sse(job["urls"]["events"]) as stream:
         headers = stream.response.headers
 
@@ -193,53 +151,55 @@ def test_a_stream_says_what_kind_it_is_and_that_nobody_is_to_keep_it(http, draw)
     assert headers["x-accel-buffering"] == "no"
 
 
-def test_a_job_that_has_ended_is_a_snapshot_and_no_more(http, draw):
+def test_a_finished_job_is_a_snapshot_and_no_more(http, work):
     job = submit(http)
-    draw()
+    work()
     [only] = follow(http, job)
 
     assert (only.event, only.json()["status"]) == ("snapshot", "succeeded")
 
 
-def test_a_failure_tells_why(http, sessions, draw):
+def test_a_failed_job_has_its_error_in_the_event(http, sessions, work):
     job = submit(http)
     with following(http, job) as stream:
         next(stream)
-        finish(sessions, draw(settle=False), code="invalid_output", message="no picture")
+        finish(sessions, work(settle=False), code="invalid_output", message="no image")
         [*_, last] = stream
 
     assert last.event == "job.failed"
     assert last.json()["data"]["error"] == {
         "code": "invalid_output",
-        "message": "no picture",
+        "message": "no image",
         "retryable": False,
     }
 
 
-def test_a_batch_is_followed_with_its_jobs_and_counts_to_its_end(http, draw):
+def test_a_batch_is_followed_with_its_jobs_and_counts_to_its_end(http, work):
     batch = submit_batch(http, 20)
     with following(http, batch) as stream:
         first = next(stream)
-        draw()
+        work()
         received = list(stream)
 
     assert (first.event, without_forecast(first.json())) == ("snapshot", without_forecast(batch))
-    told = numbered(received)
-    assert sorted(event.event for event in told[:-1]) == (
+    events = numbered(received)
+    assert sorted(event.event for event in events[:-1]) == (
         ["job.started"] * 20 + ["job.succeeded"] * 20
     )
-    rows = [event.json()["data"]["row_number"] for event in told if event.event == "job.succeeded"]
+    rows = [
+        event.json()["data"]["row_number"] for event in events if event.event == "job.succeeded"
+    ]
     assert sorted(rows) == list(range(1, 21))
-    assert told[-1].event == "batch.completed"
-    assert told[-1].json()["data"]["status"] == "completed"
-    assert len({event.id for event in told}) == 41
+    assert events[-1].event == "batch.completed"
+    assert events[-1].json()["data"]["status"] == "completed"
+    assert len({event.id for event in events}) == 41
 
 
-def test_counts_come_when_they_change_and_again_when_they_change_again(http, sessions, draw):
+def test_counts_are_sent_at_each_change(http, sessions, work):
     batch = submit_batch(http, 8)
     with following(http, batch) as stream:
         next(stream)
-        running = draw(settle=False)
+        running = work(settle=False)
         counts = next(event for event in stream if event.event == "counts")
         finish(sessions, running)
         rest = numbered(stream)
@@ -254,23 +214,23 @@ def test_a_canceled_batch_ends_its_stream(http, sessions):
         next(stream)
         with sessions.begin() as session:
             lifecycle.cancel_batch(session, DEFAULT_TENANT, batch["id"])
-        told = numbered(stream)
+        events = numbered(stream)
 
-    assert [event.event for event in told] == ["job.canceled"] * 3 + ["batch.canceled"]
-    assert told[-1].json()["data"]["status"] == "canceled"
+    assert [event.event for event in events] == ["job.canceled"] * 3 + ["batch.canceled"]
+    assert events[-1].json()["data"]["status"] == "canceled"
 
 
-def test_steps_are_told_while_a_job_runs_and_only_when_they_change(
-    http, sessions, draw, redis_server
+def test_progress_is_sent_while_a_job_runs_and_only_when_it_changes(
+    http, sessions, work, redis_server
 ):
     job = submit(http)
-    with Redis.from_url(redis_server.url) as board, following(http, job) as stream:
+    with Redis.from_url(redis_server.url) as progress_redis, following(http, job) as stream:
         next(stream)
-        [running] = draw(settle=False)
+        [running] = work(settle=False)
         assert next(stream).event == "job.started"
-        progress.publish(board, {running.dispatch_id: {job["id"]: (3, 12)}})
+        progress.publish(progress_redis, {running.dispatch_id: {job["id"]: (3, 12)}})
         third = next(stream)
-        progress.publish(board, {running.dispatch_id: {job["id"]: (4, 12)}})
+        progress.publish(progress_redis, {running.dispatch_id: {job["id"]: (4, 12)}})
         fourth = next(stream)
         finish(sessions, [running])
         rest = [event.event for event in stream]
@@ -283,24 +243,24 @@ def test_steps_are_told_while_a_job_runs_and_only_when_they_change(
     assert rest == ["job.succeeded"]
 
 
-def test_whatever_was_received_last_the_rest_comes_without_gap_or_repetition(http, draw):
+def test_after_any_last_event_the_rest_comes_without_gap_or_repetition(http, work):
     batch = submit_batch(http, 3)
     with following(http, batch) as stream:
         everything = [next(stream)]
-        draw()
+        work()
         everything += numbered(stream)
 
     for number, event in enumerate(everything[:-1], start=1):
-        rest = numbered(follow(http, batch, seen=event.id))
+        rest = numbered(follow(http, batch, last_id=event.id))
         assert [again.id for again in rest] == [later.id for later in everything[number:]]
     last = http.get(batch["urls"]["events"], headers={"Last-Event-ID": everything[-1].id})
     assert (last.status_code, last.content) == (204, b"")
 
 
-def test_a_place_that_this_database_never_reached_is_answered_with_a_snapshot(http, draw):
+def test_an_unknown_last_event_is_answered_with_a_snapshot(http, work):
     job = submit(http)
-    draw()
-    [only] = follow(http, job, seen="evt_" + "f" * 32)
+    work()
+    [only] = follow(http, job, last_id="evt_" + "f" * 32)
 
     assert only.event == "snapshot"
 
@@ -316,21 +276,21 @@ def serving(environment, log):
         stop(process)
 
 
-def test_a_stream_survives_the_restart_of_the_api(environment, sessions, draw, tmp_path):
-    with serving(environment, tmp_path / "one") as (process, http):
+def test_a_stream_survives_the_restart_of_the_api(api_environment, sessions, work, tmp_path):
+    with serving(api_environment, tmp_path / "one") as (process, http):
         batch = submit_batch(http, 3)
         with following(http, batch) as stream:
             received = [next(stream)]
-            running = draw(settle=False)
+            running = work(settle=False)
             received.append(next(stream))
             process.send_signal(signal.SIGTERM)
             received += stream  # to its end, which is no error
         process.wait(SOON_S)
     assert "graceful shutdown exceeded" not in (tmp_path / "one").read_text()
     finish(sessions, running)
-    with serving(environment, tmp_path / "two") as (_, http):
+    with serving(api_environment, tmp_path / "two") as (_, http):
         seen = numbered(received)
-        seen += numbered(follow(http, batch, seen=seen[-1].id))
+        seen += numbered(follow(http, batch, last_id=seen[-1].id))
 
     assert [event.event for event in seen] == [
         "snapshot",
@@ -356,25 +316,18 @@ def test_what_cannot_be_followed_is_a_problem(http, path, headers, status):
     assert_problem(http.get(path, headers=headers), status)
 
 
-@pytest.fixture(scope="module")
-def guarded_url(environment, tmp_path_factory):
-    """An API process that asks for keys."""
-    log = tmp_path_factory.mktemp("guarded") / "log"
-    with serving(environment | {"DARKROOM_AUTH": "on"}, log) as (_, client):
-        yield str(client.base_url)
-
-
-def test_another_tenants_job_cannot_be_followed(guarded_url, sessions, http):
+def test_another_tenants_job_cannot_be_followed(keyed_api, sessions, http):
     job, batch = submit(http), submit_batch(http, 1)
+    other_tenant = new_id("ten")
     with sessions.begin() as session:
-        session.add(Tenant(id="ten_other", name="other"))
+        session.add(Tenant(id=other_tenant, name=other_tenant))
         session.flush()
         mine = api_keys.create(session, DEFAULT_TENANT, [Scope.READ]).secret
-        other = api_keys.create(session, "ten_other", [Scope.READ]).secret
+        other = api_keys.create(session, other_tenant, [Scope.READ]).secret
 
     def ask(thing, secret):
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        url = guarded_url + thing["urls"]["events"]
+        url = keyed_api.url + thing["urls"]["events"]
         with httpx2.stream("GET", url, headers=headers) as response:
             if response.is_error:
                 response.read()
@@ -386,13 +339,13 @@ def test_another_tenants_job_cannot_be_followed(guarded_url, sessions, http):
         assert_problem(ask(thing, None), 401)
 
 
-def test_a_stream_ends_when_its_key_is_revoked(guarded_url, sessions, http):
+def test_a_stream_ends_when_its_key_is_revoked(keyed_api, sessions, http):
     batch = submit_batch(http, 1)
     with sessions.begin() as session:
         key = api_keys.create(session, DEFAULT_TENANT, [Scope.READ])
     headers = {"Authorization": f"Bearer {key.secret}"}
     with (
-        httpx2.Client(base_url=guarded_url, headers=headers, timeout=SOON_S) as client,
+        httpx2.Client(base_url=keyed_api.url, headers=headers, timeout=SOON_S) as client,
         following(client, batch) as stream,
     ):
         assert next(stream).event == "snapshot"
@@ -401,14 +354,13 @@ def test_a_stream_ends_when_its_key_is_revoked(guarded_url, sessions, http):
         assert numbered(stream) == []
 
 
-def test_waiting_streams_hold_no_threads_and_no_connections(server, sessions, http, draw):
-    process, url = server
+def test_idle_streams_hold_no_threads_and_no_connections(api, sessions, http, work):
     batch = submit_batch(http, 1)
     held = []
 
     async def follow_all(number):
-        """Opens them all, looks at the server while they wait, and reads them to their ends."""
-        async with httpx2.AsyncClient(base_url=url, timeout=SOON_S, limits=UNLIMITED) as client:
+        """Open them all, look at the server while they wait, and read them to their ends."""
+        async with httpx2.AsyncClient(base_url=api.url, timeout=SOON_S, limits=UNLIMITED) as client:
             opened, ended = asyncio.Semaphore(0), []
 
             async def one():
@@ -421,8 +373,8 @@ def test_waiting_streams_hold_no_threads_and_no_connections(server, sessions, ht
             waiting = [asyncio.create_task(one()) for _ in range(number)]
             for _ in waiting:
                 await asyncio.wait_for(opened.acquire(), SOON_S)
-            held.append((psutil.Process(process.pid).num_threads(), connections(sessions)))
-            await asyncio.to_thread(draw)
+            held.append((psutil.Process(api.process.pid).num_threads(), connections(sessions)))
+            await asyncio.to_thread(work)
             await asyncio.wait_for(asyncio.gather(*waiting), SOON_S)
             return ended
 
@@ -439,121 +391,5 @@ def connections(sessions):
         )
 
 
-def test_a_stream_on_which_nothing_happens_is_kept_alive(heartbeat):
-    assert heartbeat.wait(SOON_S)
-
-
-def streams_of(since, **more):
-    """Streams that are fed by a function instead of a database."""
-    return StreamHub(stirred=lambda _: (0, None), since=since, **more)
-
-
-def happening(sequence, type_=EventType.JOB_STARTED):
-    now = datetime.now(UTC)
-    about = (now, "job_1", "bat_1", None, None, None, None, None)
-    return FeedEvent(sequence, f"evt_{sequence}", type_, *about)
-
-
-def test_a_slow_reader_is_given_a_page_when_it_has_passed_on_the_last():
-    place = EventCursor(EventScope("ten", "bat_1"), 0)
-    read = []
-
-    def pages(places):
-        read.extend(places)
-        return {at: [happening(at.sequence + number) for number in (1, 2, 3)] for at in places}
-
-    async def follow():
-        streams = streams_of(pages)
-        feeding = asyncio.create_task(streams.run())
-        with streams.open(place) as slow, streams.open(place) as fast:
-            theirs = aiter(slow)
-            seen = [(await anext(theirs)).sequence]
-            async for event in fast:
-                if event.sequence == 9:
-                    break
-            assert read.count(place) == 1  # for both at once
-            assert [at.sequence for at in read] == [0, 3, 6]  # for the fast one alone
-            seen += [(await anext(theirs)).sequence for _ in range(5)]
-        feeding.cancel()
-        return seen
-
-    assert asyncio.run(asyncio.wait_for(follow(), SOON_S)) == [1, 2, 3, 4, 5, 6]
-
-
-def test_only_streams_of_what_has_stirred_are_read_on_and_now_and_then_all():
-    places = [EventCursor(EventScope("ten", f"bat_{number}"), 0) for number in range(3)]
-    looks, read = iter([(5, {"bat_1"}), (6, {"bat_2"}), (6, set()), (6, set())]), []
-
-    def since(asked):
-        read.append({place.subject.id for place in asked})
-        return {}
-
-    async def follow():
-        streams = StreamHub(stirred=lambda _: next(looks), since=since)
-        with ExitStack() as stack:
-            for place in places:
-                stack.enter_context(streams.open(place))
-            await streams._hand_out(now=100)  # new ones may all have missed something
-            await streams._hand_out(now=101)
-            await streams._hand_out(now=102)
-            await streams._hand_out(now=105)
-
-    asyncio.run(follow())
-    assert read == [{"bat_0", "bat_1", "bat_2"}, {"bat_2"}, {"bat_0", "bat_1", "bat_2"}]
-
-
-def test_streams_go_on_when_the_database_is_back():
-    answers = iter([OperationalError("", {}, Exception()), RuntimeError("a bug"), None])
-
-    def read(places):
-        answer = next(answers)
-        if answer is not None:
-            raise answer
-        return {place: [happening(7, EventType.JOB_SUCCEEDED)] for place in places}
-
-    async def follow():
-        streams = streams_of(read)
-        feeding = asyncio.create_task(streams.run())
-        with streams.open(EventCursor(EventScope("ten", "job_" + "0" * 32), 0)) as stream:
-            received = [event.sequence async for event in stream]
-        feeding.cancel()
-        return received
-
-    assert asyncio.run(asyncio.wait_for(follow(), SOON_S)) == [7]
-
-
-def test_nobody_is_kept_waiting_by_a_process_that_leaves():
-    async def follow():
-        streams = streams_of(lambda _: {})
-        with streams.open(EventCursor(EventScope("ten", "bat_1"), 0)) as before:
-            streams.end()
-            with streams.open(EventCursor(EventScope("ten", "bat_1"), 0)) as after:
-                return [event async for event in before], [event async for event in after]
-
-    assert asyncio.run(asyncio.wait_for(follow(), SOON_S)) == ([], [])
-
-
-def test_a_gauge_is_read_of_what_moves_and_told_when_it_changed():
-    moving, still = EventScope("ten", "bat_1"), EventScope("ten", "bat_2")
-    asked = []
-
-    def measure(subjects):
-        asked.extend(subjects)
-        return {subject: StepProgress(step=len(asked) // 3, steps=9) for subject in subjects}
-
-    async def follow():
-        gauge = LiveValue("progress", of_jobs=False, every_s=0, read=measure, rests=False)
-        streams = streams_of(lambda _: {}, gauges=[gauge])
-        feeding = asyncio.create_task(streams.run())
-        with (
-            streams.open(EventCursor(moving, 0)) as stream,
-            streams.open(EventCursor(still, 0), moving=False),
-        ):
-            told = aiter(stream)
-            received = [(await anext(told)).value.step for _ in range(3)]
-        feeding.cancel()
-        return received
-
-    assert asyncio.run(asyncio.wait_for(follow(), SOON_S)) == [0, 1, 2]
-    assert set(asked) == {moving}
-    assert len(asked) > 3
+def test_a_stream_without_events_is_kept_alive(keep_alive):
+    assert keep_alive.wait(SOON_S)
