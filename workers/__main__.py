@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=text, add_help=False)
     chosen, rest = parser.parse_known_args(arguments)
     module, _ = COMMANDS[chosen.command]
-    return int(importlib.import_module(module).main(rest))
+    code: int = importlib.import_module(module).main(rest)
+    return code
 
 
 if __name__ == "__main__":

@@ -250,7 +250,7 @@ def celery_arguments(settings: Settings) -> Sequence[str]:
     ]
 
 
-def main(arguments: Sequence[str]) -> int:  # noqa: RET503  # Celery's worker_main does not return
+def main(arguments: Sequence[str]) -> int:
     """Run until SIGTERM; microbatches that finish soon may, the other jobs are requeued."""
     parser = argparse.ArgumentParser(
         prog="python -m workers run",
@@ -275,4 +275,4 @@ def main(arguments: Sequence[str]) -> int:  # noqa: RET503  # Celery's worker_ma
     )
     process = open_worker_process(settings, generator, publish_backlog=publish)
     app = worker_app(settings, process, ready_file=Path(ready_file) if ready_file else None)
-    app.worker_main(list(celery_arguments(settings)))  # ends the process itself
+    return int(app.start(argv=list(celery_arguments(settings))) or 0)  # None after a warm shutdown

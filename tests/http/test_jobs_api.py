@@ -33,7 +33,7 @@ def test_a_job_is_accepted_with_every_default_filled_in(http):
         ({"prompt": "a\x1bb"}, "prompt"),
         ({}, "prompt"),
         ({"prompt": 7}, "prompt"),
-        ({"prompt": "a", "colour": "red"}, "colour"),
+        ({"prompt": "a", "color": "red"}, "color"),
         ({"prompt": "a", "model": "none"}, "model"),
         ({"prompt": "a", "width": 97}, "width"),
         ({"prompt": "a", "width": 100_000}, "width"),
@@ -194,7 +194,7 @@ def test_a_batch_is_paged_in_the_order_of_its_rows(http):
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ("prompt,colour\na,b\n", "colour"),
+        ("prompt,color\na,b\n", "color"),
         ("prompt,seed\na\n", 1),
         ('prompt\na\n"b\n', 2),
         ("prompt,width\na,256\nb,97\n", "width"),

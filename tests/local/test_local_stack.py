@@ -25,6 +25,7 @@ from darkroom.local.postgres import postgres
 from darkroom.local.process import ProcessSpec
 from darkroom.local.supervisor import STOP_TIMEOUT_S
 from darkroom.local.up import run
+from darkroom.settings import HOME
 from tests.support.servers import Server
 
 
@@ -251,7 +252,10 @@ def start_launcher(folder: Path, *words: str) -> Launcher:
     printed = folder.parent / f"{folder.name}-{time.monotonic_ns()}.out"
     with printed.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, __file__, str(folder), *words], stdout=out, stderr=out
+            [sys.executable, __file__, str(folder), *words],
+            stdout=out,
+            stderr=out,
+            env=os.environ | {"PYTHONPATH": str(HOME)},  # it imports tests.support
         )
     return Launcher(folder, process, printed)
 

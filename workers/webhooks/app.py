@@ -160,7 +160,7 @@ def celery_arguments() -> Sequence[str]:
     ]
 
 
-def main(arguments: Sequence[str]) -> int:  # noqa: RET503  # Celery's worker_main does not return
+def main(arguments: Sequence[str]) -> int:
     """Send webhooks until SIGTERM; attempts in flight then finish."""
     parser = argparse.ArgumentParser(
         prog="python -m workers send-webhooks",
@@ -187,7 +187,7 @@ def main(arguments: Sequence[str]) -> int:  # noqa: RET503  # Celery's worker_ma
         return 2
     sender = SenderThread(settings)
     app = webhook_app(settings, sender, ready_file=Path(ready_file) if ready_file else None)
-    app.worker_main(list(celery_arguments()))  # ends the process itself
+    return int(app.start(argv=list(celery_arguments())) or 0)  # None after a warm shutdown
 
 
 async def _check_settings(settings: Settings) -> None:
