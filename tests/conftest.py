@@ -50,8 +50,11 @@ LEASE = timedelta(seconds=30)
 LIMITS = {"darkroom-demo": 8}
 
 
-#: folders whose tests start Ray or Triton, import PyTorch or break whole stacks
-HEAVY = ("chaos", "compile", "engine", "gpu", "recipes", "replica", "stack")
+#: what `--fast` leaves out: tests that start Ray, Triton or whole processes, or import PyTorch
+HEAVY = {
+    *("chaos", "compile", "deploy", "engine", "gpu", "local", "recipes", "replica", "stack"),
+    *("webhooks/test_faults.py", "webhooks/test_ssrf.py", "worker/test_celery_wakeup.py"),
+}
 
 
 def pytest_addoption(parser):
@@ -72,7 +75,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _is_wanted(item, config):
-    if config.getoption("--fast") and item.path.parent.name in HEAVY:
+    folder, file = item.path.parts[-2:]
+    if config.getoption("--fast") and HEAVY & {folder, f"{folder}/{file}"}:
         return False
     return all(
         config.getoption(f"--{marker}") or item.get_closest_marker(marker) is None

@@ -275,4 +275,5 @@ def main(arguments: Sequence[str]) -> int:
     )
     process = open_worker_process(settings, generator, publish_backlog=publish)
     app = worker_app(settings, process, ready_file=Path(ready_file) if ready_file else None)
-    return int(app.start(argv=list(celery_arguments(settings))) or 0)  # None after a warm shutdown
+    start: Callable[[list[str]], int | None] = app.start  # its types say that it never returns
+    return start(list(celery_arguments(settings))) or 0  # None after a warm shutdown

@@ -42,8 +42,8 @@ def label():
     return uuid.uuid4().hex
 
 
-@pytest.fixture(scope="session")
-def worker(api_sessions, api_environment):
+@pytest.fixture
+def worker(api_sessions, api_environment, empty_queue):  # noqa: ARG001  # it runs what is queued
     return FakeWorker(api_sessions, store_of(api_environment))
 
 

@@ -11,7 +11,6 @@ from tests.support.fake_worker import FakeWorker
 
 
 def test_the_command_line_submits_watches_and_retries_a_batch(darkroom, worker, tmp_path):
-    worker.run()
     stopped = threading.Event()
     working = threading.Thread(target=worker.run_until, args=(stopped,))
     working.start()

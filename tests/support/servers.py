@@ -115,15 +115,50 @@ def migrated_template(_postgres: Server) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def _shared_database(_postgres: Server, migrated_template: str) -> str:
+    """URL of the database that the tests of this process use one after the other."""
+    name = "shared_darkroom"
+    with psycopg.connect(_postgres.url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+    return _in_database(_postgres.url, name)
+
+
 @pytest.fixture
-def database_url(_postgres: Server, migrated_template: str) -> Iterator[str]:
-    """A migrated, empty database of the test's own."""
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(_postgres.url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {migrated_template} STRATEGY FILE_COPY")
-    yield _in_database(_postgres.url, name)
-    with psycopg.connect(_postgres.url, autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+def database_url(_shared_database: str) -> str:
+    """A migrated database without rows. Emptying it takes 20 ms, a copy of the template 130 ms."""
+    with psycopg.connect(_shared_database, autocommit=True) as connection:
+        connection.execute(_DISCONNECT_OTHERS)
+        connection.execute(_RESET)
+    return _shared_database
+
+
+_DISCONNECT_OTHERS = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+#: the rows that the migrations insert, all others gone, identities from 1 again
+_RESET = """
+DO $$
+DECLARE
+  name text;
+BEGIN
+  EXECUTE format('ALTER DATABASE %I RESET ALL', current_database());
+  SET LOCAL session_replication_role = replica;  -- no trigger, no foreign key
+  FOR name IN SELECT tablename FROM pg_tables
+    WHERE schemaname = 'public' AND tablename <> 'alembic_version'
+  LOOP
+    EXECUTE format('DELETE FROM %I', name);
+  END LOOP;
+  FOR name IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'public' LOOP
+    EXECUTE format('ALTER SEQUENCE %I RESTART', name);
+  END LOOP;
+  INSERT INTO tenant (id, name) VALUES ('ten_default', 'default');
+  INSERT INTO priority_class (priority) VALUES (0), (1), (2);
+  INSERT INTO queue_control (id) VALUES (1);
+END $$
+"""
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -187,7 +187,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     sender = SenderThread(settings)
     app = webhook_app(settings, sender, ready_file=Path(ready_file) if ready_file else None)
-    return int(app.start(argv=list(celery_arguments())) or 0)  # None after a warm shutdown
+    start: Callable[[list[str]], int | None] = app.start  # its types say that it never returns
+    return start(list(celery_arguments())) or 0  # None after a warm shutdown
 
 
 async def _check_settings(settings: Settings) -> None:
