@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Processes that share the tests: each has servers of its own, and imports PyTorch.
 TESTERS ?= 2
-PARALLEL = -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+PARALLEL = --dist loadfile --no-loadscope-reorder -n
 EXTRAS := api,workers,engine,triton,local,compile,demo-model,docs,dev
 
 .DEFAULT_GOAL := help
@@ -33,10 +33,10 @@ up: $(STAMP)  ## the whole stack in the foreground until Ctrl-C, data in .darkro
 	@$(BIN)/darkroom up
 
 test-fast: $(STAMP)  ## tests without Ray, Triton and PyTorch, in two minutes
-	@$(BIN)/pytest --fast $(PARALLEL) $(ARGS)
+	@$(BIN)/pytest --fast $(PARALLEL) 4 $(ARGS)
 
 test: $(STAMP)  ## every test that a change can break, or those that ARGS names
-	@$(BIN)/pytest $(or $(ARGS),$(PARALLEL))
+	@$(BIN)/pytest $(or $(ARGS),$(PARALLEL) $(TESTERS))
 
 test-all: $(STAMP)  ## `make test`, the slow tests and the whole fault suite: an hour
 	@$(BIN)/pytest --slow --chaos $(ARGS)

@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,12 @@ def pytest_addoption(parser):
     parser.addoption("--chaos-seed", default="1", help="seed of every random choice of the suite")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Not even import what `--fast` leaves out."""
+    name = "/".join(collection_path.parts[len(Path(__file__).parent.parts) :])
+    return True if config.getoption("--fast") and name in HEAVY else None
+
+
 def pytest_collection_modifyitems(config, items):
     left_out = [item for item in items if not _is_wanted(item, config)]
     if left_out:
@@ -75,9 +82,6 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _is_wanted(item, config):
-    folder, file = item.path.parts[-2:]
-    if config.getoption("--fast") and HEAVY & {folder, f"{folder}/{file}"}:
-        return False
     return all(
         config.getoption(f"--{marker}") or item.get_closest_marker(marker) is None
         for marker in ("slow", "chaos")
