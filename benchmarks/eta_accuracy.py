@@ -102,7 +102,7 @@ class RecordedForecast:
 
 
 @dataclass
-class Replica:
+class SimulatedReplica:
     """Replica that generates one microbatch after the other."""
 
     free_at_s: float = 0.0
@@ -116,7 +116,7 @@ class Simulation:
     sessions: Sessions
     registry: ModelRegistry
     rng: random.Random
-    replicas: list[Replica]
+    replicas: list[SimulatedReplica]
     sources: tuple[Source, ...] = SOURCES
     now_s: float = 0.0
     events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
@@ -181,12 +181,12 @@ class Simulation:
                 linger_s = max(claims.LINGER).total_seconds()
                 self.at(self.now_s + linger_s, lambda it=replica: self.after_linger(it))  # type: ignore[misc]
 
-    def after_linger(self, replica: Replica) -> None:
+    def after_linger(self, replica: SimulatedReplica) -> None:
         """Claim a microbatch however full it is."""
         if replica.in_flight < IN_FLIGHT:
             self.claim(replica, lingering=False)
 
-    def claim(self, replica: Replica, *, lingering: bool) -> bool:
+    def claim(self, replica: SimulatedReplica, *, lingering: bool) -> bool:
         """Claim a microbatch. Return whether there was one."""
         limits = {model.name: model.max_microbatch for model in self.registry.models.values()}
         idle = not (lingering and replica.in_flight)
@@ -208,7 +208,7 @@ class Simulation:
         slow = 1 + 0.1 * math.sin(2 * math.pi * self.now_s / 1200)
         return (0.4 + 0.05 * cost) * slow * self.rng.lognormvariate(0, 0.15)
 
-    def settle(self, replica: Replica, jobs: Sequence[Job]) -> None:
+    def settle(self, replica: SimulatedReplica, jobs: Sequence[Job]) -> None:
         """Finish a microbatch."""
         replica.in_flight -= 1
         outcomes = [
@@ -288,7 +288,7 @@ def simulate(
 ) -> Simulation:
     """Run one simulation."""
     simulation = Simulation(
-        prepare(url), registry, random.Random(seed), [Replica() for _ in range(replicas)]
+        prepare(url), registry, random.Random(seed), [SimulatedReplica() for _ in range(replicas)]
     )
     for source in simulation.sources:
         first_s = simulation.rng.expovariate(1 / source.every_s)

@@ -89,18 +89,18 @@ class ModelRegistry:
     def find(self, name: str) -> Model | None:
         """Return a model by NAME, or by NAME@REVISION if that revision was kept."""
         name, _, revision = name.partition("@")
-        return self._kept(name, revision) if revision else self.models.get(name)
+        return self._older_revision(name, revision) if revision else self.models.get(name)
 
     def model_for(self, name: str, key: str) -> Model:
         """Return the model for a job of this model and key: the key's revision, if it was kept."""
-        return self._kept(name, revision_in(key)) or self.models[name]
+        return self._older_revision(name, revision_in(key)) or self.models[name]
 
     def model_for_key(self, key: str) -> Model | None:
         """Return the model for jobs of this microbatch key; None if it was removed."""
         name = model_of(key)
         return self.model_for(name, key) if name in self.models else None
 
-    def _kept(self, name: str, revision: str) -> Model | None:
+    def _older_revision(self, name: str, revision: str) -> Model | None:
         for model in self.models.values():
             if model.revision == revision and name in {model.name, model.revision_of}:
                 return model

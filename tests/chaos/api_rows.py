@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.chaos.client import ExpectedImage, Load, SentRequest
+from tests.chaos.client import ExpectedImage, RequestLoad, SentRequest
 from tests.chaos.report import percentile
 from tests.chaos.run import FaultRun
 
@@ -103,7 +103,7 @@ def flooded(run: FaultRun, *, jobs: int, probes: int) -> None:
         )
         for at in range(0, jobs, 1000)
     ]
-    load = Load(run.client, flood, threads=2)
+    load = RequestLoad(run.client, flood, threads=2)
     run.wait_for_backlog(min(jobs // 2, 1000))
     run.injections += 1
     slots = 2 * len(run.system.workers)

@@ -62,7 +62,7 @@ class RecordedResponse:
     elapsed_s: float
 
 
-class Client:
+class RecordingClient:
     """Two tenants' worth of requests to one API; one label marks all of it."""
 
     def __init__(self, url: str, keys: Sequence[str], label: str, log: Path) -> None:
@@ -182,10 +182,12 @@ def plan(
     return submissions
 
 
-class Load:
+class RequestLoad:
     """A plan that is submitted in the background by a few threads."""
 
-    def __init__(self, client: Client, submissions: Sequence[SentRequest], *, threads: int = 4):
+    def __init__(
+        self, client: RecordingClient, submissions: Sequence[SentRequest], *, threads: int = 4
+    ):
         self._pool = ThreadPoolExecutor(threads)
         self._waiting = [self._pool.submit(client.submit, each) for each in submissions]
         self._pool.shutdown(wait=False)

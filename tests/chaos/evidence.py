@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from darkroom.db.connection import Sessions
 from darkroom.generation.image_codec import METADATA_KEY
-from tests.chaos.client import Client, RecordedResponse, SentRequest
+from tests.chaos.client import RecordedResponse, RecordingClient, SentRequest
 from tests.support.webhook_receiver import Received
 
 ENDS = ("job.succeeded", "job.failed", "job.canceled", "job.expired")
@@ -96,7 +96,7 @@ def read_jobs(sessions: Sessions, label: str) -> list[JobRow]:
         return [JobRow(**row._mapping) for row in found]
 
 
-def read_batches(sessions: Sessions, client: Client) -> dict[str, BatchRow]:
+def read_batches(sessions: Sessions, client: RecordingClient) -> dict[str, BatchRow]:
     """Those that the client knows of, with the counts that the API shows it."""
     owners = {each.id: each.tenant for each in client.submissions if each.as_batch and each.id}
     with sessions.begin() as session:
@@ -138,7 +138,7 @@ def read_deliveries(got: Sequence[Received]) -> dict[str, list[str]]:
     return deliveries
 
 
-def read_trespasses(client: Client, *, at_most: int = 5) -> list[tuple[str, int]]:
+def read_trespasses(client: RecordingClient, *, at_most: int = 5) -> list[tuple[str, int]]:
     """Return what each tenant can read of the other's objects."""
     paths = [
         (f"/v1/{'batches' if each.as_batch else 'jobs'}/{each.id}", 1 - each.tenant)

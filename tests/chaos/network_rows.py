@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from tests.chaos.network import OURS, NetworkSegment, TcpProxy, connections_to, moved
 from tests.chaos.run import FaultRun
 from tests.chaos.worker_rows import wait_for_recovery
-from tests.support.servers import Server
+from tests.support.servers import ServerProcess
 
 NOTICED_WITHIN_S = 5
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
@@ -53,7 +53,11 @@ def cut_off(
 
 
 def pull(
-    run: FaultRun, segment: NetworkSegment, worker: Server, relay: TcpProxy, way: dict[str, bool]
+    run: FaultRun,
+    segment: NetworkSegment,
+    worker: ServerProcess,
+    relay: TcpProxy,
+    way: dict[str, bool],
 ) -> None:
     cut_at, held, jobs = run.system.now(), run.held_by(worker), run.jobs_of(worker)
     before = connections_to(worker.running.process.pid, relay.port)
@@ -73,7 +77,7 @@ def pull(
     run.wait_for_backlog(0)
 
 
-def until_gone(run: FaultRun, worker: Server, relay: TcpProxy, before: set[str]) -> float:
+def until_gone(run: FaultRun, worker: ServerProcess, relay: TcpProxy, before: set[str]) -> float:
     """How long a worker took to drop all connections that led to a database no more."""
     began = time.monotonic()
     pid = worker.running.process.pid

@@ -11,9 +11,9 @@ from itertools import islice
 
 from tests.chaos import evidence
 from tests.chaos.checks import FINISHED, Violation, violations
-from tests.chaos.client import Client, ExpectedImage, Load, SentRequest, plan
+from tests.chaos.client import ExpectedImage, RecordingClient, RequestLoad, SentRequest, plan
 from tests.chaos.system import SystemUnderTest
-from tests.support.servers import Server
+from tests.support.servers import ServerProcess
 from tests.support.webhook_receiver import Receiver
 
 QUIET_WITHIN_S = 180
@@ -65,11 +65,11 @@ class FaultRun:
         self.label = f"{self.row}-{uuid.uuid4().hex[:12]}"
         self.began = time.monotonic()
         log = self.system.folder / f"{self.label}.jsonl"
-        self.client = Client(self.system.url, self.system.keys, self.label, log)
+        self.client = RecordingClient(self.system.url, self.system.keys, self.label, log)
 
-    def load(self, jobs: int, **how: object) -> Load:
+    def load(self, jobs: int, **how: object) -> RequestLoad:
         """So many jobs, asked for in the background."""
-        return Load(self.client, plan(self.rng, jobs, **how))
+        return RequestLoad(self.client, plan(self.rng, jobs, **how))
 
     def submit(self, *wanted: ExpectedImage, tenant: int = 0) -> str:
         """One job, or a batch of several; its id."""
@@ -106,30 +106,30 @@ class FaultRun:
         """Until so many wait or run: a fault in an idle system shows nothing."""
         assert self.system.wait_until(lambda: self.unfinished() >= jobs)
 
-    def wait_for_running(self, workers: Sequence[Server] = ()) -> None:
+    def wait_for_running(self, workers: Sequence[ServerProcess] = ()) -> None:
         """Until each of these, or anybody, holds an open dispatch."""
         for server in workers or (None,):
             assert self.system.wait_until(lambda server=server: self.held_by(server) != [])
 
-    def held_by(self, server: Server | None = None) -> list[int]:
+    def held_by(self, server: ServerProcess | None = None) -> list[int]:
         """The open dispatches of a worker, or of all."""
         worker = "%" if server is None else f"%:{server.running.process.pid}:%"
         statement = "SELECT id FROM dispatch WHERE status = 'running' AND worker_id LIKE :worker"
         return [row.id for row in self.system.rows(statement, worker=worker)]
 
-    def jobs_of(self, server: Server) -> list[str]:
+    def jobs_of(self, server: ServerProcess) -> list[str]:
         """What a worker that has just died leaves running."""
         held = "SELECT id FROM job WHERE status = 'running' AND dispatch_id = ANY(:held)"
         return [row.id for row in self.system.rows(held, held=self.held_by(server))]
 
-    def quiet(self, load: Load | None = None) -> bool:
+    def quiet(self, load: RequestLoad | None = None) -> bool:
         """All that was asked for has ended; False when patience did first."""
         deadline = self.quiet_within_s
         return (load is None or self.system.wait_until(lambda: load.done, within_s=deadline)) and (
             self.system.wait_until(lambda: self.unfinished() == 0, within_s=deadline)
         )
 
-    def refused(self, server: Server) -> int:
+    def refused(self, server: ServerProcess) -> int:
         """How many late settlements of this worker changed nothing, as its log says."""
         return self.system.log_of(server).count("was fenced out")
 

@@ -17,12 +17,12 @@ from darkroom.queue import celery_app
 from tests.chaos.network import TcpProxy, moved
 from tests.chaos.report import percentile
 from tests.chaos.run import FaultRun
-from tests.support.servers import Server
+from tests.support.servers import ServerProcess
 
 HINTS = "darkroom:generate"  #: the list that Celery's hints lie in
 
 
-def restarted(run: FaultRun, server: Server, *, jobs: int, times: int = 1) -> None:
+def restarted(run: FaultRun, server: ServerProcess, *, jobs: int, times: int = 1) -> None:
     """Asked to end in the midst of work, as often as that, and started again."""
     load = run.load(jobs, prompts=["slow:0.02 a tree"])
     for _ in range(times):
@@ -34,7 +34,7 @@ def restarted(run: FaultRun, server: Server, *, jobs: int, times: int = 1) -> No
     assert run.quiet(load)
 
 
-def killed(run: FaultRun, server: Server, *, jobs: int, times: int = 1) -> None:
+def killed(run: FaultRun, server: ServerProcess, *, jobs: int, times: int = 1) -> None:
     """kill -9 in the midst of work, as often as that, and started again."""
     load = run.load(jobs, prompts=["slow:0.02 a tree"])
     for _ in range(times):
@@ -330,7 +330,10 @@ def powered_off(run: FaultRun, *, jobs: int, times: int) -> None:
     for _ in range(times):
         load = run.load(jobs, prompts=["slow:0.05 a lamp"], largest=100)
         run.wait_for_running()
-        everything: Sequence[Server] = (*run.system.processes, *run.system.backing_servers.servers)
+        everything: Sequence[ServerProcess] = (
+            *run.system.processes,
+            *run.system.backing_servers.servers,
+        )
         for server in everything:
             server.kill()
             run.injections += 1

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from darkroom.db.tables import DEFAULT_TENANT
 from tests.chaos.system import DatabaseView
-from tests.support.servers import Server
-from tests.support.stack import Stack
+from tests.support.servers import ServerProcess
+from tests.support.stack import RunningStack
 
 
 class StackUnderTest(DatabaseView):
@@ -17,12 +17,12 @@ class StackUnderTest(DatabaseView):
     keys = ("", "")
     tenants = (DEFAULT_TENANT, DEFAULT_TENANT)
 
-    def __init__(self, stack: Stack, folder: Path) -> None:
+    def __init__(self, stack: RunningStack, folder: Path) -> None:
         self.stack, self.folder = stack, folder
         self.url = str(stack.http.base_url)
         self.sessions = stack.sessions
         self.bucket = stack.data_dir / "objects" / "darkroom"
-        self.workers: list[Server] = []
+        self.workers: list[ServerProcess] = []
 
     def recover(self) -> None:
         """What was stopped goes on; what is dead is the launcher's affair."""

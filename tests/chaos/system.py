@@ -26,7 +26,7 @@ from darkroom.status import Scope
 from darkroom.webhooks import endpoints as webhook_endpoints
 from darkroom.webhooks.secret_box import SecretBox
 from tests.chaos import replica
-from tests.support.servers import S3Settings, Server
+from tests.support.servers import S3Settings, ServerProcess
 from tests.support.webhook_receiver import Receiver, receiving
 
 LEASE_S = 4
@@ -40,15 +40,15 @@ ROOT = Path(__file__).resolve().parents[2]
 class BackingServers:
     """Servers behind the system."""
 
-    postgres: Server
-    redis: Server
-    s3: Server
+    postgres: ServerProcess
+    redis: ServerProcess
+    s3: ServerProcess
     s3_settings: S3Settings
     objects: Path
     template: str  #: a migrated database, to be copied
 
     @property
-    def servers(self) -> tuple[Server, ...]:
+    def servers(self) -> tuple[ServerProcess, ...]:
         return self.postgres, self.redis, self.s3
 
 
@@ -124,8 +124,8 @@ class SystemUnderTest(DatabaseView):
         self.sessions: Sessions = open_sessions(self.database_url, pool_size=2)
         self.tenants, self.keys = _two_tenants(self.sessions)
         self.restarts = 0
-        self._kept: list[Server] = []
-        self._workers: list[Server] = []
+        self._kept: list[ServerProcess] = []
+        self._workers: list[ServerProcess] = []
         self.port = free_port()
         self.api = self._launch(self._api())
         self.workers = [self.start_worker() for _ in range(workers)]
@@ -220,7 +220,7 @@ class SystemUnderTest(DatabaseView):
         keep: bool = True,
         module: str = "tests.chaos.worker",
         within: tuple[str, ...] = (),
-    ) -> Server:
+    ) -> ServerProcess:
         """A worker, launched. One that is kept is started again whenever it dies.
 
         `module` is what it runs; `within` a command that runs it somewhere else.
@@ -237,23 +237,23 @@ class SystemUnderTest(DatabaseView):
         self._workers.append(self._launch(spec, keep=keep))
         return self._workers[-1]
 
-    def _launch(self, spec: child_process.ProcessSpec, *, keep: bool = True) -> Server:
-        server = Server(child_process.launch(spec))
+    def _launch(self, spec: child_process.ProcessSpec, *, keep: bool = True) -> ServerProcess:
+        server = ServerProcess(child_process.launch(spec))
         if keep:
             self._kept.append(server)
         return server
 
-    def stop_worker(self, server: Server) -> None:
+    def stop_worker(self, server: ServerProcess) -> None:
         """Ask it to end, and wait for that."""
         self.forget(server)
         child_process.stop(server.running)
 
-    def forget(self, server: Server) -> None:
+    def forget(self, server: ServerProcess) -> None:
         """Whatever becomes of it, it is not started again."""
         if server in self._kept:
             self._kept.remove(server)
 
-    def keep(self, server: Server) -> None:
+    def keep(self, server: ServerProcess) -> None:
         """From now on it is started again when it dies."""
         if server not in self._kept:
             self._kept.append(server)
@@ -265,7 +265,7 @@ class SystemUnderTest(DatabaseView):
                 self.restarts += 1
                 server.running = child_process.launch(server.running.spec)
 
-    def wait_ready(self, *servers: Server) -> None:
+    def wait_ready(self, *servers: ServerProcess) -> None:
         """Until these, or all that are kept, are ready."""
         for server in servers or tuple(self._kept):
             ready = self.wait_until(server.running.spec.ready, within_s=90)
@@ -282,7 +282,7 @@ class SystemUnderTest(DatabaseView):
         self.wait_ready()
 
     @property
-    def processes(self) -> list[Server]:
+    def processes(self) -> list[ServerProcess]:
         """All that are kept: the API, workers, a sender."""
         return list(self._kept)
 
@@ -313,7 +313,7 @@ class SystemUnderTest(DatabaseView):
                 orphans.append(process.pid)
         return orphans
 
-    def log_of(self, server: Server) -> str:
+    def log_of(self, server: ServerProcess) -> str:
         return server.running.spec.log.read_text(errors="replace")
 
 

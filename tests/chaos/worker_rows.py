@@ -8,7 +8,7 @@ from tests.chaos.client import ExpectedImage
 from tests.chaos.report import percentile
 from tests.chaos.run import FaultRun
 from tests.chaos.system import LEASE_S
-from tests.support.servers import Server
+from tests.support.servers import ServerProcess
 
 WORKER_POINTS = (
     "before-claim-commit",
@@ -24,7 +24,7 @@ def killed_at(run: FaultRun, points: Sequence[str], *, jobs_each: int = 24) -> N
     victims = [run.system.start_worker(fault_at(run, point), keep=False) for point in points]
     run.system.wait_ready(*victims)
     run.load(jobs_each * len(points), prompts=["slow:0.1 a red apple"], largest=jobs_each)
-    held: dict[Server, tuple[datetime, list[str]]] = {}
+    held: dict[ServerProcess, tuple[datetime, list[str]]] = {}
     while len(held) < len(victims):
         for victim in victims:
             if victim not in held and victim.running.process.poll() is not None:
@@ -94,7 +94,7 @@ def all_killed(run: FaultRun, *, jobs: int, down_s: float) -> None:
 
 
 def frozen(
-    run: FaultRun, *, jobs: int, sleeper: Server | None = None, patience_s: float = 30
+    run: FaultRun, *, jobs: int, sleeper: ServerProcess | None = None, patience_s: float = 30
 ) -> None:
     """A worker sleeps past its lease with microbatches in hand, and wakes when others drew them."""
     load = run.load(jobs, prompts=["slow:0.2 a dog"], largest=40)

@@ -26,7 +26,7 @@ from darkroom.local.process import ProcessSpec
 from darkroom.local.supervisor import STOP_TIMEOUT_S
 from darkroom.local.up import run
 from darkroom.settings import HOME
-from tests.support.servers import Server
+from tests.support.servers import ServerProcess
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,9 @@ def test_a_command_runs_against_the_stack_and_its_code_is_ours(tmp_path: Path) -
         assert "at http://api.test" in stack.output()
 
 
-def test_postgres_keeps_its_rows_when_all_its_processes_are_killed(postgres_server: Server) -> None:
+def test_postgres_keeps_its_rows_when_all_its_processes_are_killed(
+    postgres_server: ServerProcess,
+) -> None:
     with psycopg.connect(postgres_server.url, autocommit=True) as session:
         session.execute("CREATE TABLE survivors AS SELECT 1 AS row")
     postgres_server.kill()
@@ -188,7 +190,7 @@ def test_postgres_keeps_its_rows_when_all_its_processes_are_killed(postgres_serv
         session.execute("DROP TABLE survivors")
 
 
-def test_postgres_asks_for_its_password(postgres_server: Server) -> None:
+def test_postgres_asks_for_its_password(postgres_server: ServerProcess) -> None:
     user, _, place = postgres_server.url.rpartition("@")
     wrong = user.rpartition(":")[0] + ":wrong@" + place
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 
 from darkroom.db.tables import Dispatch
 from darkroom.queue import dispatches
-from tests.support.servers import Server
+from tests.support.servers import ServerProcess
 from workers.generation.heartbeat import LeaseHeartbeat
 
 LEASE = timedelta(seconds=0.9)
@@ -74,7 +74,7 @@ def test_the_holder_is_told_that_its_dispatch_was_lost(sessions, queue_jobs, cla
         assert call.canceled.wait(10)
 
 
-@pytest.mark.parametrize("fault", [Server.kill, Server.freeze])
+@pytest.mark.parametrize("fault", [ServerProcess.kill, ServerProcess.freeze])
 def test_what_cannot_be_renewed_is_given_up(heartbeat, postgres_server, fault):
     call = Call()
     with heartbeat.keep(1) as in_flight, in_flight.generating(call, ["job"]):

@@ -19,7 +19,7 @@ import pytest
 
 from darkroom.local.ports import free_port
 from tests.support.api_process import run_api
-from tests.support.servers import S3Settings, Server
+from tests.support.servers import S3Settings, ServerProcess
 
 CSV = {"Content-Type": "text/csv"}
 START_S = 90
@@ -100,7 +100,7 @@ def _running(environment: Mapping[str, str], folder: Path) -> Iterator[RunningAp
 
 
 @pytest.fixture(scope="session")
-def api_database(_postgres: Server, migrated_template: str) -> str:
+def api_database(_postgres: ServerProcess, migrated_template: str) -> str:
     """URL of one database for all tests of this process; tests look at what they made."""
     name = f"api_{uuid.uuid4().hex}"
     with psycopg.connect(_postgres.url, autocommit=True) as admin:
@@ -110,7 +110,7 @@ def api_database(_postgres: Server, migrated_template: str) -> str:
 
 @pytest.fixture(scope="session")
 def api_environment(
-    api_database: str, _redis: Server, _s3: tuple[Server, S3Settings]
+    api_database: str, _redis: ServerProcess, _s3: tuple[ServerProcess, S3Settings]
 ) -> dict[str, str]:
     _, s3 = _s3
     return os.environ | {

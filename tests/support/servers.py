@@ -23,7 +23,7 @@ from darkroom.storage.images import S3Store
 
 
 @dataclass(eq=False)  # two are never the same, whatever they hold
-class Server:
+class ServerProcess:
     """A server that a test may freeze, kill or start again; its address never changes."""
 
     running: RunningProcess
@@ -74,8 +74,8 @@ def server_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _server(spec: child_process.ProcessSpec) -> Iterator[Server]:
-    server = Server(child_process.launch(spec))
+def _server(spec: child_process.ProcessSpec) -> Iterator[ServerProcess]:
+    server = ServerProcess(child_process.launch(spec))
     try:
         child_process.wait_ready(server.running)
         yield server
@@ -84,7 +84,7 @@ def _server(spec: child_process.ProcessSpec) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def _postgres(server_dir: Path, pytestconfig: pytest.Config) -> Iterator[Server]:
+def _postgres(server_dir: Path, pytestconfig: pytest.Config) -> Iterator[ServerProcess]:
     folder = server_dir / "postgres"
     password = secrets.token_urlsafe(16)
     log = server_dir / "postgres.log"
@@ -97,14 +97,14 @@ def _postgres(server_dir: Path, pytestconfig: pytest.Config) -> Iterator[Server]
 
 
 @pytest.fixture
-def postgres_server(_postgres: Server) -> Iterator[Server]:
+def postgres_server(_postgres: ServerProcess) -> Iterator[ServerProcess]:
     """`.url` is an administrator's; it answers again after the test, whatever was done to it."""
     yield _postgres
     _postgres.recover()
 
 
 @pytest.fixture(scope="session")
-def migrated_template(_postgres: Server) -> str:
+def migrated_template(_postgres: ServerProcess) -> str:
     """Name of a database at the newest migration, to be copied: migrating takes longer."""
     from darkroom.db.connection import migrate
 
@@ -116,7 +116,7 @@ def migrated_template(_postgres: Server) -> str:
 
 
 @pytest.fixture(scope="session")
-def _shared_database(_postgres: Server, migrated_template: str) -> str:
+def _shared_database(_postgres: ServerProcess, migrated_template: str) -> str:
     """URL of the database that the tests of this process use one after the other."""
     name = "shared_darkroom"
     with psycopg.connect(_postgres.url, autocommit=True) as admin:
@@ -162,7 +162,7 @@ END $$
 
 
 @pytest.fixture
-def empty_database_url(_postgres: Server) -> Iterator[str]:
+def empty_database_url(_postgres: ServerProcess) -> Iterator[str]:
     """A database without a table, for tests of the migrations themselves."""
     name = f"test_{uuid.uuid4().hex}"
     with psycopg.connect(_postgres.url, autocommit=True) as admin:
@@ -177,21 +177,21 @@ def _in_database(url: str, name: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def _redis(server_dir: Path) -> Iterator[Server]:
+def _redis(server_dir: Path) -> Iterator[ServerProcess]:
     password = secrets.token_urlsafe(16)
     folder, log = server_dir / "redis", server_dir / "redis.log"
     yield from _server(servers.redis(folder, port=free_port(), password=password, log=log))
 
 
 @pytest.fixture
-def redis_server(_redis: Server) -> Iterator[Server]:
+def redis_server(_redis: ServerProcess) -> Iterator[ServerProcess]:
     """To freeze, kill and restart; it answers again after the test."""
     yield _redis
     _redis.recover()
 
 
 @pytest.fixture
-def redis_url(redis_server: Server) -> str:
+def redis_url(redis_server: ServerProcess) -> str:
     """Of an empty Redis."""
     from redis import Redis
 
@@ -201,7 +201,7 @@ def redis_url(redis_server: Server) -> str:
 
 
 @pytest.fixture(scope="session")
-def _s3(server_dir: Path) -> Iterator[tuple[Server, S3Settings]]:
+def _s3(server_dir: Path) -> Iterator[tuple[ServerProcess, S3Settings]]:
     key_id, key = "darkroom-tests", secrets.token_urlsafe(16)
     spec = servers.s3(
         server_dir / "objects",
@@ -216,7 +216,7 @@ def _s3(server_dir: Path) -> Iterator[tuple[Server, S3Settings]]:
 
 
 @pytest.fixture
-def s3_server(_s3: tuple[Server, S3Settings]) -> Iterator[Server]:
+def s3_server(_s3: tuple[ServerProcess, S3Settings]) -> Iterator[ServerProcess]:
     """To freeze, kill and restart; it answers again after the test."""
     server, _ = _s3
     yield server
@@ -224,7 +224,7 @@ def s3_server(_s3: tuple[Server, S3Settings]) -> Iterator[Server]:
 
 
 @pytest.fixture
-def s3_settings(_s3: tuple[Server, S3Settings]) -> S3Settings:
+def s3_settings(_s3: tuple[ServerProcess, S3Settings]) -> S3Settings:
     """Endpoint, keys and an empty bucket of the test's own."""
     _, shared = _s3
     bucket = f"test-{uuid.uuid4().hex}"

@@ -22,7 +22,7 @@ POISON = "cyanide"  # a prompt with this word kills the model, in these stacks o
 HANGS_S = 240  # after which a wait has failed; a busy machine may need half of it
 
 
-class Stack:
+class RunningStack:
     """`darkroom up` in a process of its own."""
 
     def __init__(self, data_dir: Path, *, workers: int = 1) -> None:
@@ -144,9 +144,9 @@ def dead(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def running_stack(data_dir: Path, *, workers: int = 1) -> Iterator[Stack]:
+def running_stack(data_dir: Path, *, workers: int = 1) -> Iterator[RunningStack]:
     """Run a stack during the block; check that it leaves no process behind."""
-    stack = Stack(data_dir, workers=workers)
+    stack = RunningStack(data_dir, workers=workers)
     try:
         yield stack
     finally:
