@@ -17,7 +17,10 @@ from workers.replica.open_host import open_host
 
 pytest.importorskip("onnxruntime", reason="needs the extra `compile`")
 pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra `compile`")
-pytestmark = pytest.mark.timeout(600)  # the first test that uses `compiled` waits for its exports
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),  # the first test that uses `compiled` waits for its exports
+]
 
 
 def compile_main(*arguments):

@@ -204,6 +204,7 @@ def test_a_flushed_redis_loses_nothing(stack):
     assert statuses(stack.wait(ids)) == ["succeeded"] * 30
 
 
+@pytest.mark.slow
 def test_a_worker_that_slept_past_its_lease_is_refused(stack):
     ids = [stack.submit(num_inference_steps=20, width=256, height=256) for _ in range(3)]
     stack.wait_until_running(ids)
@@ -233,6 +234,7 @@ def test_a_worker_that_slept_past_its_lease_is_refused(stack):
     assert sorted(map(tuple, events)) == sorted((job_id, "job.succeeded") for job_id in ids)
 
 
+@pytest.mark.slow
 def test_without_storage_jobs_wait_and_finish_when_it_is_back(stack):
     [store] = stack.find("rclone", "serve")
     store.send_signal(signal.SIGSTOP)
@@ -246,6 +248,7 @@ def test_without_storage_jobs_wait_and_finish_when_it_is_back(stack):
     assert statuses(stack.wait(ids)) == ["succeeded"] * 4
 
 
+@pytest.mark.slow
 def test_a_database_that_restarts_during_generation_costs_no_job(stack):
     ids = [stack.submit(num_inference_steps=10, width=256, height=256) for _ in range(3)]
     stack.wait_until_running(ids)
@@ -257,6 +260,7 @@ def test_a_database_that_restarts_during_generation_costs_no_job(stack):
     assert statuses(stack.wait(ids)) == ["succeeded"] * 3
 
 
+@pytest.mark.slow
 def test_with_redis_frozen_and_then_empty_queued_jobs_finish_by_themselves(stack):
     [redis] = stack.find("redis-server") + stack.find("valkey-server")
     redis.send_signal(signal.SIGSTOP)
@@ -270,6 +274,7 @@ def test_with_redis_frozen_and_then_empty_queued_jobs_finish_by_themselves(stack
     assert statuses(stack.wait(ids)) == ["succeeded"] * 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["triton_python_backend_stub", "tritonserver"])
 def test_jobs_outlive_the_death_of_their_model(stack, victim):
     ids = [stack.submit(num_inference_steps=40, width=256, height=256) for _ in range(2)]
@@ -280,6 +285,7 @@ def test_jobs_outlive_the_death_of_their_model(stack, victim):
     assert statuses(stack.wait(ids)) == ["succeeded"] * 2
 
 
+@pytest.mark.slow
 def test_a_prompt_that_kills_the_model_fails_alone(stack):
     # three microbatches: one or two of them run when the poison does
     lines = [f"{POISON if seed == 5 else 'a dog'},{seed},4,64,64" for seed in range(24)]
@@ -299,6 +305,7 @@ def test_a_prompt_that_kills_the_model_fails_alone(stack):
     assert (ended["status"], ended["outcome"]) == ("completed", "partial")
 
 
+@pytest.mark.slow
 def test_jobs_outlive_their_replica(stack):
     ids = [stack.submit(num_inference_steps=40, width=256, height=256) for _ in range(2)]
     stack.wait_until_running(ids)
