@@ -31,7 +31,7 @@ def test_a_microbatch_is_accepted_started_and_finished_row_by_row(worker, run):
     assert (first, second) == (Accepted(), Started())
     assert [event.index for event in others if isinstance(event, Finished)] == [0, 1]
     steps = [event.steps for event in others if isinstance(event, Progress)]
-    assert steps[0] == {0: (1, 2)}
+    assert steps[0] in ({0: (1, 2)}, {1: (1, 5)})  # of either row
     assert all(step <= total for reported in steps for step, total in reported.values())
 
 

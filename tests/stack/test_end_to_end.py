@@ -221,7 +221,7 @@ def test_a_worker_that_slept_past_its_lease_is_refused(stack):
     assert statuses(jobs) == ["succeeded"] * 3
 
     before = [(job["image"]["sha256"], job["attempt"]) for job in jobs]
-    refused = f"dispatch {running.id} was fenced out"
+    refused = f"dispatch {running.id} lost its lease"
     stack.until(lambda: refused in stack.log("worker-1") + stack.log("worker-2"), within_s=30)
     after = [stack.job(job_id) for job_id in ids]
     assert [(job["image"]["sha256"], job["attempt"]) for job in after] == before
@@ -239,13 +239,20 @@ def test_without_storage_jobs_wait_and_finish_when_it_is_back(stack):
     [store] = stack.find("rclone", "serve")
     store.send_signal(signal.SIGSTOP)
     try:
+        refusals = storage_refusals(stack)
         ids = [stack.submit(seed=seed) for seed in range(4)]
-        stack.wait_until_generating(ids, steps=SMALL["num_inference_steps"])  # uploads are next
+        stack.until(lambda: storage_refusals(stack) > refusals)
         assert not {"succeeded", "failed"} & set(statuses(map(stack.job, ids)))
     finally:
         store.kill()  # the launcher starts it again, on the same port
 
     assert statuses(stack.wait(ids)) == ["succeeded"] * 4
+
+
+def storage_refusals(stack):
+    """Count how often a worker found the store unavailable, before a claim or for an image."""
+    logs = stack.log("worker-1") + stack.log("worker-2")
+    return logs.count("StorageUnavailable") + logs.count("could not store the image")
 
 
 @pytest.mark.slow
