@@ -98,6 +98,16 @@ def low_memory_worker(run: Run, options: TritonWorkerOptions) -> Iterator[Triton
 
 
 @pytest.fixture
+def one_row_worker(
+    run: Run, options: TritonWorkerOptions, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TritonWorker]:
+    """Return a worker with memory for one row of the UNet: no guided row fits."""
+    monkeypatch.setenv("DARKROOM_FAULT_MAX_ROWS", "1")
+    with started(run, options) as worker:
+        yield worker
+
+
+@pytest.fixture
 def hanging_worker(
     run: Run, options: TritonWorkerOptions, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[TritonWorker]:

@@ -9,7 +9,14 @@ import pytest
 from darkroom.errors import GeneratorUnavailable, MicrobatchCrashed
 from tests.support.generation_runs import LONG, GenerationRun, generated, kinds, occupied, params
 from tests.support.triton_hosts import server_pid
-from workers.generation.generator import Accepted, Canceled, Image, Progress, Started
+from workers.generation.generator import (
+    Accepted,
+    Canceled,
+    Image,
+    OutOfMemory,
+    Progress,
+    Started,
+)
 from workers.replica.model_host import TritonUnavailable
 from workers.replica.triton_runtime import stubs_of
 from workers.replica.triton_worker import CHECKS_BEFORE_DEATH, CONCURRENT_MICROBATCHES
@@ -31,6 +38,13 @@ def test_a_job_without_memory_beside_others_waits_for_it(low_memory_worker, run)
         {0: Image},
         {0: Image, 1: Image},
     ]
+
+
+def test_a_row_that_does_not_fit_alone_fails_for_lack_of_memory(one_row_worker, run):
+    guided, unguided = params(guidance_scale=4.0), params(guidance_scale=1.0)
+
+    results = run(generated(one_row_worker, guided, unguided))
+    assert kinds(results) == {0: OutOfMemory, 1: Image}
 
 
 def test_a_bug_that_one_prompt_triggers_is_a_crash_of_its_microbatch(low_memory_worker, run):
