@@ -76,7 +76,6 @@ def test_the_command_line_page_has_each_command():
         assert f"# `darkroom {command}`" in page
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)  # it hangs: a build takes 10 s
 def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
     done = subprocess.run(
