@@ -131,7 +131,7 @@ class FaultRun:
 
     def refused(self, server: ServerProcess) -> int:
         """How many late settlements of this worker changed nothing, as its log says."""
-        return self.system.log_of(server).count("was fenced out")
+        return self.system.log_of(server).count("lost its lease")
 
     def evidence(self) -> evidence.Evidence:
         """All that can be found out now. Waits for what may still be on its way out."""
