@@ -5,7 +5,7 @@ import time
 from datetime import timedelta
 
 from darkroom.db.connection import Sessions
-from darkroom.db.locks import AdvisoryLock, try_lock
+from darkroom.db.locks import AdvisoryLock, try_lock_in_transaction
 from darkroom.jobs import lifecycle
 from darkroom.queue import claims, dispatches
 from darkroom.queue.notifier import WorkNotifier
@@ -32,8 +32,7 @@ class Reaper:
         worker could renew.
         """
         try:
-            with try_lock(self._sessions, AdvisoryLock.REAP) as leads:
-                claimable = leads and self._expire()
+            claimable = self._expire()
         except Exception:
             self._expire_from = time.monotonic() + self._lease_s
             raise
@@ -41,8 +40,10 @@ class Reaper:
             self._notifier.notify_workers()
 
     def _expire(self) -> bool:
-        """Expire leases and overdue jobs; return whether a job can be claimed."""
+        """Expire leases and overdue jobs, unless another process does; return whether jobs wait."""
         with self._sessions.begin() as session:
+            if not try_lock_in_transaction(session, AdvisoryLock.REAP):
+                return False
             expired = 0
             if time.monotonic() >= self._expire_from:
                 expired = dispatches.expire_leases(session, max_attempts=self._max_attempts)
