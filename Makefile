@@ -33,7 +33,7 @@ up: $(STAMP)  ## the whole stack in the foreground until Ctrl-C, data in .darkro
 	@$(BIN)/darkroom up
 
 test-fast: $(STAMP)  ## tests without Ray, Triton and PyTorch, in two minutes
-	@$(BIN)/pytest --fast $(PARALLEL) 4 $(ARGS)
+	@$(BIN)/pytest --fast $(PARALLEL) 3 $(ARGS)
 
 test: $(STAMP)  ## every test that a change can break, or those that ARGS names
 	@$(BIN)/pytest $(or $(ARGS),$(PARALLEL) $(TESTERS))

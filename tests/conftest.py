@@ -53,7 +53,8 @@ LIMITS = {"darkroom-demo": 8}
 
 #: what `--fast` leaves out: tests that start Ray, Triton or whole processes, or import PyTorch
 HEAVY = {
-    *("chaos", "compile", "deploy", "engine", "gpu", "local", "recipes", "replica", "stack"),
+    *("chaos", "compile", "deploy", "docs", "engine", "gpu", "local"),
+    *("recipes", "replica", "stack"),
     *("webhooks/test_faults.py", "webhooks/test_ssrf.py", "worker/test_celery_wakeup.py"),
 }
 
