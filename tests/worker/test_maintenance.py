@@ -1,6 +1,8 @@
 """Maintenance passes: one process leads, lapsed leases are requeued, old rows are deleted."""
 
+import threading
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -88,6 +90,43 @@ def test_only_the_leader_runs_a_pass(ctx, reaper, queue_jobs, claim):
     reaper.reap()
 
     assert job(ctx, job_id).status == "queued"
+
+
+class SilentSessions:
+    """Transactions of a process whose network is gone in the middle of the first."""
+
+    def __init__(self, sessions):
+        self.kw, self._sessions = sessions.kw, sessions
+        self.silent, self.back = threading.Event(), threading.Event()
+
+    @contextmanager
+    def begin(self):
+        session = self._sessions()
+        yield session
+        self.silent.set()
+        self.back.wait()
+        session.invalidate()
+
+
+def test_a_leader_that_falls_silent_in_a_pass_loses_the_lead(ctx, reaper, queue_jobs, claim):
+    sessions = SilentSessions(ctx.sessions)
+    leader = Reaper(sessions, ctx.notifier, lease=timedelta(seconds=30), max_attempts=3)
+    thread = threading.Thread(target=leader.reap)
+    thread.start()
+    try:
+        assert sessions.silent.wait(30)
+        [job_id] = queue_jobs({})
+        claim()
+        lapse_leases(ctx)
+        deadline = time.monotonic() + 60  # it hangs: PostgreSQL ends an idle transaction after 5 s
+        while job(ctx, job_id).status == "running":
+            assert time.monotonic() < deadline
+            reaper.reap()
+            time.sleep(0.05)
+        assert job(ctx, job_id).status == "queued"
+    finally:
+        sessions.back.set()
+        thread.join()
 
 
 def test_old_idempotency_keys_are_deleted(ctx, cleaner):
